@@ -1,0 +1,8 @@
+"""The one exception that a user is meant to read."""
+
+
+class MolaError(Exception):
+    """Bad input, said in one line that names the field or file and the fix.
+
+    The command line prints the message without a traceback and exits with code 2.
+    """
