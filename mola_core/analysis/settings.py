@@ -19,11 +19,11 @@ class VerdictSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     hypotheses: tuple[QuestionId, ...] = Field(("depth-slope", "2468-vs-8642"), min_length=1)
-    """Questions whose answer is the study's headline, the first one that the methods allow. Each claims that its
-    estimate is above zero: `depth-slope` that accuracy rises with the experts' centre of depth."""
+    """Questions whose answer is the study's headline, the first one that the methods allow. Each claims that
+    its estimate is above zero: `depth-slope` that accuracy rises with the experts' centre of depth."""
 
     questions: tuple[QuestionId, ...] | None = None
-    """Question ids to answer (the hypotheses are always among them); by default, all that the methods allow."""
+    """Ids of the questions to answer, the hypotheses always among them; default: all that the methods allow."""
 
     level: float = Field(0.05, gt=0, lt=0.5)
     """Significance level, two-sided, after Holm's correction within each family of questions."""
@@ -46,7 +46,7 @@ class VerdictSettings(BaseModel):
         for name in ids or ():
             if not QUESTION.fullmatch(name):
                 raise ValueError(
-                    f"{name!r} is not a question; write depth-slope, spread (with -BUDGET where it is not 20), "
+                    f"{name!r} is not a question; write depth-slope, spread (with -BUDGET unless it is 20), "
                     "routing-SHAPE, placement-SHAPE-vs-SHAPE or METHOD-vs-METHOD"
                 )
         if ids is not None and len(set(ids)) < len(ids):
