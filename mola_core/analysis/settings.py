@@ -5,10 +5,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-SHAPE = r"[0-9a-z]+(?:-[0-9a-z]+)*?"
-QUESTION = re.compile(
-    rf"(?:depth-slope|spread)(?:-\d+)?|routing-{SHAPE}|placement-{SHAPE}-vs-{SHAPE}|{SHAPE}-vs-{SHAPE}"
-)
+NAME = r"[A-Za-z0-9_.+-]+"
+QUESTION = re.compile(rf"(?:depth-slope|spread)(?:-\d+)?|routing-{NAME}|(?:placement-)?{NAME}-vs-{NAME}")
 
 QuestionId = Annotated[str, Field(min_length=1)]
 
@@ -23,7 +21,7 @@ class VerdictSettings(BaseModel):
     its estimate is above zero: `depth-slope` that accuracy rises with the experts' centre of depth."""
 
     questions: tuple[QuestionId, ...] | None = None
-    """Ids of the questions to answer, the hypotheses always among them; default: all that the methods allow."""
+    """Questions to answer, the hypotheses always among them; by default all that the methods allow."""
 
     level: float = Field(0.05, gt=0, lt=0.5)
     """Significance level, two-sided, after Holm's correction within each family of questions."""
