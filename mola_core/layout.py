@@ -1,0 +1,40 @@
+"""Where a study's files are: the one place that knows the folders of `results/`."""
+
+import dataclasses
+from pathlib import Path
+
+from mola_core.data import data_identity
+from mola_core.models import model_identity
+from mola_core.provenance import digest
+from mola_core.study import Cell, Study
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Paths of one study's files below `root` (normally `results`).
+
+    Prepared models and data are shared by all studies; their folders carry the first digits of their identity, so
+    that two studies with the same names and other contents never meet in one folder.
+    """
+
+    study: Study
+    root: Path = Path("results")
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.study.name
+
+    @property
+    def model(self) -> Path:
+        return self.root / "models" / f"{self.study.model.name}-{digest(model_identity(self.study.model))[:8]}"
+
+    def data(self, task: str) -> Path:
+        source = self.study.data
+        return self.root / "data" / f"{source.source}-{digest(data_identity(task, source))[:8]}" / task
+
+    def cell(self, cell: Cell) -> Path:
+        return self.folder / "cells" / cell.path
+
+    def checkpoints(self, training_digest: str) -> Path:
+        """Checkpoints stand outside the cell's folder because Snakemake deletes declared outputs before a job."""
+        return self.root / "checkpoints" / training_digest[:16]

@@ -1,0 +1,127 @@
+"""What a study can train: method names, and the PEFT config that each becomes.
+
+| name                     | what it is                                                                        |
+| ------------------------ | --------------------------------------------------------------------------------- |
+| `base`                   | the base model, untrained                                                         |
+| `lora-r<k>`              | plain LoRA of rank k in every layer                                               |
+| `lora-matched-<shape>`   | plain LoRA whose rank in each layer is rank × experts: the same capacity in the   |
+|                          | same place, without routing                                                       |
+| `mola-<shape>`           | LoRA experts per layer by shape, with a top-k router                              |
+| `mola` with `experts`    | the same, the experts of each layer listed                                        |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import TYPE_CHECKING, Any
+
+from mola_core.shapes import SHAPE_PATTERN, experts_per_layer, parse_shape
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+    from mola_core.study import AdapterSettings, MethodSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A method name taken apart."""
+
+    kind: str
+    """`base`, `lora`, `lora-matched` or `mola`."""
+    rank: int | None = None
+    """Rank of a plain LoRA."""
+    shape: str | None = None
+
+
+FORMS = {
+    "base": r"base",
+    "lora": r"lora-r(?P<rank>[1-9]\d*)",
+    "lora-matched": rf"lora-matched-(?P<shape>{SHAPE_PATTERN})",
+    "mola": rf"mola(?:-(?P<shape>{SHAPE_PATTERN}))?",
+}
+
+
+def parse_method(settings: MethodSettings) -> Method:
+    """Take a method's name apart. Raises ValueError (pydantic adds the field) for one that does not exist."""
+    name = settings.method
+    for kind, form in FORMS.items():
+        match = re.fullmatch(form, name)
+        if match:
+            groups = match.groupdict()
+            rank = groups.get("rank")
+            method = Method(kind, int(rank) if rank else None, groups.get("shape"))
+            break
+    else:
+        if re.match(r"(mola|lora-matched)-", name):
+            parse_shape(name.removeprefix("mola-").removeprefix("lora-matched-"))
+        raise ValueError(f"unknown method {name!r}; use base, lora-r<k>, lora-matched-<shape> or mola-<shape>")
+    if (name == "mola") != (settings.experts is not None):
+        raise ValueError(f"method {name!r}: `experts` goes with method `mola`, one count for each layer")
+    return method
+
+
+def layer_experts(settings: MethodSettings, depth: int) -> list[int] | None:
+    """Experts of each layer (rank of a matched LoRA divided by the expert rank), None for methods without.
+
+    Raises ValueError where listed experts do not fit the depth.
+    """
+    method = parse_method(settings)
+    if settings.experts is not None:
+        if len(settings.experts) != depth:
+            raise ValueError(
+                f"method {settings.label!r}: experts lists {len(settings.experts)} layers, the model has {depth}"
+            )
+        return list(settings.experts)
+    return experts_per_layer(method.shape, depth) if method.shape else None
+
+
+def peft_config(settings: MethodSettings, adapter: AdapterSettings, depth: int) -> PeftConfig | None:
+    """The PEFT config of a method on a model `depth` layers deep; None for the base model.
+
+    The scale of every update is the study's alpha / rank, so that methods differ in placement, not in step size.
+    Raises ValueError where the settings do not fit together.
+    """
+    from peft import LoraConfig
+
+    from mola_core.adapter import MolaConfig
+
+    method = parse_method(settings)
+    experts = layer_experts(settings, depth)
+    common: dict[str, Any] = {
+        "task_type": "CAUSAL_LM",
+        "target_modules": list(adapter.target_modules),
+        "lora_dropout": adapter.dropout,
+    }
+    scale = adapter.alpha / adapter.rank
+    if method.kind == "mola":
+        assert experts is not None
+        if adapter.top_k > min(experts):
+            raise ValueError(
+                f"method {settings.label!r}: top_k {adapter.top_k} is above the {min(experts)} experts of a layer;"
+                " lower top_k or give every layer more experts"
+            )
+        return MolaConfig(
+            num_experts=experts,
+            top_k=adapter.top_k,
+            r=adapter.rank,
+            lora_alpha=adapter.alpha,
+            router_aux_loss_coef=adapter.balance_loss,
+            **common,
+        )
+    if method.kind == "lora":
+        assert method.rank is not None
+        return LoraConfig(r=method.rank, lora_alpha=method.rank * scale, **common)
+    if method.kind == "lora-matched":
+        assert experts is not None
+        # PEFT matches these keys against whole module names; the layer's number is the only numeric part of one.
+        ranks = {rf"\D+\.{layer}\.\D+": adapter.rank * count for layer, count in enumerate(experts)}
+        return LoraConfig(
+            r=adapter.rank,
+            lora_alpha=adapter.alpha,
+            rank_pattern=ranks,
+            alpha_pattern={key: rank * scale for key, rank in ranks.items()},
+            **common,
+        )
+    return None
