@@ -1,0 +1,203 @@
+"""Train the adapter of one cell with the Hugging Face Trainer."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from mola_core.batches import Collator, Encoded, LengthGrouped
+from mola_core.errors import MolaError
+from mola_core.files import atomic_write, read_json, remove, write_json, write_text
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+    from mola_core.study import TrainingSettings
+
+MARKER = "complete.json"
+"""Written into a checkpoint after everything else: a checkpoint without it was cut short and is not resumed."""
+
+
+class Progress(TrainerCallback):
+    """Reports steps, loss, tokens/s and time left; asks for a checkpoint whenever one is due."""
+
+    def __init__(self, settings: TrainingSettings, seconds_before: float, sampler: LengthGrouped) -> None:
+        self.settings = settings
+        self.sampler = sampler
+        self.started = time.monotonic() - seconds_before
+        self.saved = time.monotonic()
+        self.first_step: int | None = None
+        self.spoken = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, those before a restart included."""
+        return time.monotonic() - self.started
+
+    def on_epoch_begin(self, args, state, control, **kwargs):  # noqa: ANN001, ANN201
+        # accelerate does not hand the epoch to the sampler of a resumed, partly skipped epoch.
+        self.sampler.set_epoch(state.global_step // -(-len(self.sampler) // self.settings.batch_size))
+
+    def on_step_end(self, args, state, control, **kwargs):  # noqa: ANN001, ANN201
+        if time.monotonic() - self.saved > 60 * self.settings.checkpoint_minutes:
+            control.should_save = True
+            self.saved = time.monotonic()
+
+    def on_save(self, args, state, control, **kwargs):  # noqa: ANN001, ANN201
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        write_json(folder / MARKER, {"step": state.global_step, "seconds": self.seconds})
+
+    def on_log(self, args, state, control, logs=None, **kwargs):  # noqa: ANN001, ANN201
+        if not logs or "loss" not in logs:
+            return
+        logs["tokens"] = int(state.num_input_tokens_seen)
+        logs["seconds"] = round(self.seconds, 3)
+        last = state.global_step == state.max_steps
+        if last or time.monotonic() - self.spoken > 5:
+            self.spoken = time.monotonic()
+            left = self.seconds / state.global_step * (state.max_steps - state.global_step)
+            print(
+                f"step {state.global_step}/{state.max_steps}  loss {float(logs['loss']):.4f}  "
+                f"{logs['tokens'] / self.seconds:.0f} tokens/s  {left / 60:.1f} min left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+class CellTrainer(Trainer):
+    """The Trainer with this project's order of documents (`LengthGrouped`)."""
+
+    def __init__(self, sampler: LengthGrouped, **kwargs: Any) -> None:
+        self.sampler = sampler
+        super().__init__(**kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGrouped:
+        return self.sampler
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; those that were not are deleted."""
+    whole = []
+    for checkpoint in folder.glob("checkpoint-*"):
+        if (checkpoint / MARKER).is_file():
+            whole.append((int(checkpoint.name.removeprefix("checkpoint-")), checkpoint))
+        else:
+            remove(checkpoint)
+    return max(whole)[1] if whole else None
+
+
+def train(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[Encoded],
+    settings: TrainingSettings,
+    seed: int,
+    checkpoints: Path,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Train `model` in place, going on from the last whole checkpoint in `checkpoints` if there is one.
+
+    Returns the record of the training (steps, tokens, seconds, peak memory) and the log, one entry per logged step.
+    Raises `MolaError` where the settings leave nothing to train or the loss is no longer finite.
+    """
+    steps_per_epoch = -(-len(documents) // settings.batch_size)
+    steps = settings.max_steps or int(settings.last_epoch * steps_per_epoch)
+    if steps < 1:
+        raise MolaError(f"training.epochs: {settings.epochs} gives no step with {len(documents)} documents; raise it")
+    if settings.warmup_steps >= steps:
+        raise MolaError(
+            f"training.warmup_steps: {settings.warmup_steps} is not below the {steps} steps of this cell; lower it"
+        )
+    checkpoint = last_checkpoint(checkpoints)
+    seconds_before = read_json(checkpoint / MARKER)["seconds"] if checkpoint else 0.0
+    lengths = [len(document.tokens) for document in documents]
+    sampler = LengthGrouped(lengths, settings.batch_size, seed)
+    progress = Progress(settings, seconds_before, sampler)
+    on_gpu = torch.cuda.is_available()
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=steps,
+        per_device_train_batch_size=settings.micro_batch_size,
+        gradient_accumulation_steps=settings.batch_size // settings.micro_batch_size,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.scheduler,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        optim="adamw_torch_fused",
+        bf16=settings.precision == "bf16",
+        fp16=settings.precision == "fp16",
+        gradient_checkpointing=settings.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
+        logging_steps=max(1, steps // 200),
+        include_num_input_tokens_seen="non_padding",
+        save_strategy="no",
+        save_total_limit=1,
+        seed=seed,
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=on_gpu,
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+        full_determinism=settings.deterministic,
+    )
+    # Dropout draws from the global generators: their state must not depend on what was initialised before.
+    set_seed(seed)
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    trainer = CellTrainer(
+        sampler,
+        model=model,
+        args=arguments,
+        train_dataset=documents,
+        data_collator=Collator(tokenizer.pad_token_id, settings.loss_on),
+        callbacks=[progress],
+    )
+    trainer.remove_callback("PrinterCallback")
+    model.config.use_cache = False
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    if not all(torch.isfinite(torch.tensor(float(entry["loss"]))) for entry in log):
+        raise MolaError("training: the loss is not finite; lower training.learning_rate or use precision fp32")
+    tokens = int(trainer.state.num_input_tokens_seen)
+    return {
+        "documents": len(documents),
+        "steps": trainer.state.global_step,
+        "epochs": round(trainer.state.global_step / steps_per_epoch, 4),
+        "tokens": tokens,
+        "seconds": round(progress.seconds, 3),
+        "tokens_per_second": round(tokens / progress.seconds, 2),
+        "final_loss": round(float(log[-1]["loss"]), 6),
+        "peak_memory_bytes": peak_memory(),
+        "resumed": checkpoint is not None,
+    }, log
+
+
+def peak_memory() -> int:
+    """Bytes: allocated on the GPU where there is one, resident in this process otherwise."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def save_adapter(model: PeftModel, folder: Path, base: str) -> None:
+    """Write the adapter as PEFT does, whole or not at all; `base` is the base model's name, not this machine's path."""
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = base
+    with atomic_write(folder) as temporary:
+        model.save_pretrained(str(temporary), save_embedding_layers=False)
+        # PEFT's model card would name this machine's paths.
+        remove(temporary / "README.md")
+
+
+def write_log(path: Path, log: Sequence[dict[str, Any]]) -> None:
+    """One JSON object per logged step."""
+    write_text(path, "".join(json.dumps(entry) + "\n" for entry in log))
