@@ -57,12 +57,16 @@ def evaluation_facts(study: Study, cell: Cell) -> dict[str, Any]:
     }
 
 
-def training_digest(study: Study, cell: Cell) -> str:
-    return digest(training_facts(study, cell))
+@dataclasses.dataclass(frozen=True)
+class Digests:
+    """The names of a cell's training and of its scores: they change when, and only when, what decides them does."""
+
+    training: str
+    evaluation: str
 
 
-def evaluation_digest(study: Study, cell: Cell) -> str:
-    return digest(evaluation_facts(study, cell))
+def digests(study: Study, cell: Cell) -> Digests:
+    return Digests(digest(training_facts(study, cell)), digest(evaluation_facts(study, cell)))
 
 
 @dataclasses.dataclass
@@ -118,17 +122,21 @@ class Workbench:
         method = study.method_by_label[cell.method]
         if method.learning_rate:
             settings = settings.model_copy(update={"learning_rate": method.learning_rate})
-        name = training_digest(study, cell)
+        name = digests(study, cell).training
         checkpoints = self.layout.checkpoints(name)
         documents = [
             encode(self.tokenizer, e.prompt, e.completion, settings.max_length, end=study.protocol == "generate")
             for e in examples(self.task(cell.task), "train")[: settings.documents]
         ]
-        config = peft_config(method, method.adapter(study.adapter), self.base.config.get_text_config().num_hidden_layers)
-        if config is None:
-            raise MolaError(f"method {cell.method}: the base model is not trained")
         set_seed(cell.seed)
-        model = get_peft_model(self.base, config)
+        try:
+            depth = self.base.config.get_text_config().num_hidden_layers
+            config = peft_config(method, method.adapter(study.adapter), depth)
+            if config is None:
+                raise MolaError(f"method {cell.method}: the base model is not trained")
+            model = get_peft_model(self.base, config)
+        except ValueError as error:
+            raise MolaError(f"method {cell.method}: {error}") from None
         try:
             trainable, total = model.get_nb_trainable_parameters()
             record, log = train(model, self.tokenizer, documents, settings, cell.seed, checkpoints)
@@ -179,7 +187,7 @@ class Workbench:
             "study": self.study.name,
             "model": self.study.model.name,
             **dataclasses.asdict(cell),
-            "digest": evaluation_digest(self.study, cell),
+            "digest": digests(self.study, cell).evaluation,
             "stand_in": self.study.stand_in,
             "settings": evaluation_facts(self.study, cell),
             "model_files": read_json(self.layout.model / "model.json"),
@@ -199,11 +207,11 @@ class Workbench:
 
     def is_trained(self, cell: Cell) -> bool:
         record = self.layout.cell(cell) / "training.json"
-        return record.is_file() and read_json(record)["digest"] == training_digest(self.study, cell)
+        return record.is_file() and read_json(record)["digest"] == digests(self.study, cell).training
 
     def is_complete(self, cell: Cell) -> bool:
         manifest = self.layout.cell(cell) / "manifest.json"
-        return manifest.is_file() and read_json(manifest)["digest"] == evaluation_digest(self.study, cell)
+        return manifest.is_file() and read_json(manifest)["digest"] == digests(self.study, cell).evaluation
 
 
 def _environment() -> dict[str, Any]:

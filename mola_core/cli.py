@@ -112,9 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     try:
         parsed.action(parsed)
-    except (MolaError, ValueError) as error:
-        if not isinstance(error, MolaError) and type(error) is not ValueError:
-            raise
+    except MolaError as error:
         print(f"mola {parsed.verb}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

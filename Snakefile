@@ -1,0 +1,39 @@
+# One study from its base model to its verdict:
+#   snakemake --cores N [--config study=NAME-or-file data_root=DIR results=DIR]
+# The rules only wire; every one is a call of `mola <verb>`, and all logic is in mola_core.
+import sys
+from pathlib import Path
+
+from snakemake.utils import min_version
+
+from mola_core import cells
+from mola_core.errors import MolaError
+from mola_core.layout import Layout
+from mola_core.study import load_study
+
+min_version("9.27")
+
+try:
+    layout = Layout(
+        load_study(config.get("study", "quickstart"), config.get("data_root")),
+        Path(config.get("results", "results")),
+    )
+    study = layout.study
+    digests = {cell: cells.digests(study, cell) for cell in study.cells()}
+except MolaError as error:
+    sys.exit(f"snakemake: {error}")
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/prepare.smk"
+include: "workflow/rules/cells.smk"
+include: "workflow/rules/results.smk"
+
+
+rule all:
+    input:
+        folder("summary.md"),
+        rules.figures.output,
+        rules.verdict.output,
+        rules.reanalysis.output,
+    default_target: True

@@ -1,0 +1,91 @@
+# From finished cells to what a person reads. Everything here is computed from the cells' files without a model.
+from mola_core.analysis.figures import FIGURES
+from mola_core.analysis.tables import TABLES
+from mola_core.analysis.verdict_figures import FIGURES as VERDICT_FIGURES
+
+manifests = [str(layout.cell(cell) / "manifest.json") for cell in study.cells()]
+
+
+rule collect:
+    input:
+        manifests,
+    output:
+        scores=folder("scores.parquet"),
+        cells=folder("cells.csv"),
+    log:
+        folder("logs/collect.log"),
+    shell:
+        "{mola} collect {options} 2>&1 | tee {log}"
+
+
+rule tables:
+    input:
+        rules.collect.output,
+    output:
+        report(
+            expand(folder("tables/{table}.md"), table=TABLES),
+            caption="../report/tables.rst",
+            category="Tables",
+        ),
+        expand(folder("tables/{table}.{kind}"), table=TABLES, kind=["csv", "tex"]),
+    log:
+        folder("logs/tables.log"),
+    shell:
+        "{mola} tables {options} 2>&1 | tee {log}"
+
+
+rule figures:
+    input:
+        rules.collect.output,
+    output:
+        report(
+            expand(folder("figures/{figure}.svg"), figure=FIGURES),
+            caption="../report/figures.rst",
+            category="Figures",
+        ),
+        expand(folder("figures/{figure}.png"), figure=FIGURES),
+    log:
+        folder("logs/figures.log"),
+    shell:
+        "{mola} figures {options} 2>&1 | tee {log}"
+
+
+rule verdict:
+    input:
+        rules.collect.output,
+    output:
+        folder("verdict.json"),
+        report(folder("verdict.md"), caption="../report/verdict.rst", category="Verdict"),
+        report(
+            expand(folder("figures/{figure}.svg"), figure=VERDICT_FIGURES),
+            caption="../report/verdict.rst",
+            category="Verdict",
+        ),
+    log:
+        folder("logs/verdict.log"),
+    shell:
+        "{mola} verdict --study-folder {layout.folder} 2>&1 | tee {log}"
+
+
+# The published numbers, put to the same questions; needs no cell.
+rule reanalysis:
+    output:
+        layout.root / "reanalysis" / "reanalysis.md",
+    log:
+        folder("logs/reanalysis.log"),
+    shell:
+        "{mola} reanalyse --out {layout.root}/reanalysis 2>&1 | tee {log}"
+
+
+rule summary:
+    input:
+        rules.collect.output,
+        rules.tables.output,
+        rules.figures.output,
+        rules.verdict.output,
+    output:
+        report(folder("summary.md"), caption="../report/summary.rst", category="Summary"),
+    log:
+        folder("logs/summary.log"),
+    shell:
+        "{mola} summary {options} 2>&1 | tee {log}"
