@@ -1,0 +1,123 @@
+"""Study files: the shipped ones are valid, and bad ones are told in one line what is wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mola_core.errors import MolaError
+from mola_core.study import STUDIES, Cell, Study, load_study
+
+SHIPPED = sorted(file.stem for file in STUDIES.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_studies_are_valid(name):
+    study = load_study(name)
+    assert study.name == name
+    assert len(set(study.cells())) == len(study.cells())
+    assert study.methods[0].method == "base", "the untrained model is a row of every table"
+
+
+def test_the_schema_is_in_step():
+    schema = json.loads((STUDIES.parent / "schemas" / "study.json").read_text())
+    assert schema == Study.model_json_schema()
+    assert all(
+        section.get("additionalProperties") is False
+        for section in [schema, *schema["$defs"].values()]
+        if section.get("type") == "object"
+    )
+
+
+def test_the_base_model_is_one_cell_a_task():
+    study = load_study("smoke")
+    base = [cell for cell in study.cells() if cell.method == "base"]
+    assert base == [Cell("cola", "base", 0), Cell("scienceqa", "base", 0)]
+    assert study.cell("cola", "mola-2468", 1).path == "cola/mola-2468/seed1"
+    with pytest.raises(MolaError, match="no cell cola/base/seed1"):
+        study.cell("cola", "base", 1)
+
+
+def test_data_root_replaces_the_source(tmp_path):
+    study = load_study("smollm2", data_root=str(tmp_path))
+    assert study.data.source == "directory"
+    assert study.data.root == str(tmp_path)
+
+
+def change(**changes):
+    content = yaml.safe_load((STUDIES / "smoke.yaml").read_text())
+    for path, value in changes.items():
+        *sections, key = path.split("__")
+        section = content
+        for name in sections:
+            section = section.setdefault(name, {})
+        section[key] = value
+    return content
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"colour": "red"}, "colour: unknown key"),
+        ({"training__rate": 1}, "training.rate: unknown key"),
+        ({"model__revison": "x"}, "model.revison: unknown key"),
+        ({"methods": ["lora-r"]}, "unknown method 'lora-r'"),
+        ({"methods": ["lora-r0"]}, "unknown method 'lora-r0'"),
+        ({"methods": ["mola-246"]}, "shape '246'"),
+        ({"methods": ["mola-2460"]}, "shape '2460'"),
+        ({"methods": ["mola"]}, "`experts` goes with method `mola`"),
+        ({"methods": [{"method": "mola", "experts": [0, 1, 2, 2]}]}, "greater than or equal to 1"),
+        ({"methods": [{"method": "mola-2468", "top_k": 0}]}, "top_k"),
+        ({"methods": ["base", "base"]}, "'base' is listed twice"),
+        ({"methods": [{"method": "base", "name": "../../x"}]}, "name"),
+        ({"tasks": []}, "tasks"),
+        ({"tasks": ["../cola"]}, "tasks"),
+        ({"seeds": [-1]}, "seeds"),
+        ({"seeds": [0, 0]}, "0 is listed twice"),
+        ({"training__batch_size": 0}, "training.batch_size"),
+        ({"training__max_length": 0}, "training.max_length"),
+        ({"training__micro_batch_size": 3}, "not a multiple of micro_batch_size 3"),
+        ({"evaluation__batch_size": 0}, "evaluation.batch_size"),
+        ({"adapter": {"dropout": 1.0}}, "adapter.dropout"),
+        ({"data": {"source": "magic"}}, "data"),
+        ({"model": {"source": "hub", "name": "m", "id": "a/b", "revision": "main"}}, "model.revision"),
+        ({"name": "a/b"}, "name"),
+        ({"verdict": {"level": 2}}, "verdict.level"),
+    ],
+)
+def test_a_bad_study_is_one_line(tmp_path, changes, message):
+    file = tmp_path / "bad.yaml"
+    file.write_text(yaml.safe_dump(change(**changes)))
+    with pytest.raises(MolaError) as error:
+        load_study(file)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["- a list", "a: [", "just words", ""])
+def test_what_is_no_study_file_is_one_line(tmp_path, text):
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(MolaError) as error:
+        load_study(file)
+    assert "\n" not in str(error.value)
+
+
+def test_a_study_that_does_not_exist_names_those_that_do():
+    with pytest.raises(MolaError, match="quickstart"):
+        load_study("nosuch")
+
+
+def test_environment_yml_has_the_bounds_of_pyproject():
+    import tomllib
+
+    root = Path(__file__).parent.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    environment = yaml.safe_load((root / "environment.yml").read_text())
+    listed = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
+    listed += next(entry for entry in environment["dependencies"] if isinstance(entry, dict))["pip"]
+    python = f"python{project['requires-python']}"
+    expected = [python, *project["dependencies"], *project["optional-dependencies"]["test"]]
+    canonical = {entry.replace("_", "-").lower().replace("pytorch", "torch") for entry in listed if entry != "-e ."}
+    assert canonical == {entry.replace("_", "-").lower() for entry in expected}
