@@ -74,6 +74,8 @@ class Workbench:
     """The base model, loaded once, and the cells that are trained and evaluated on it."""
 
     layout: Layout
+    deadline: float | None = None
+    """Time (seconds since 1970) at which training stops with a checkpoint."""
 
     @property
     def study(self) -> Study:
@@ -139,7 +141,7 @@ class Workbench:
             raise MolaError(f"method {cell.method}: {error}") from None
         try:
             trainable, total = model.get_nb_trainable_parameters()
-            record, log = train(model, self.tokenizer, documents, settings, cell.seed, checkpoints)
+            record, log = train(model, self.tokenizer, documents, settings, cell.seed, checkpoints, cell.path, self.deadline)
             folder = self.layout.cell(cell)
             save_adapter(model, folder / "adapter", study.model.name)
         finally:

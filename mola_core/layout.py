@@ -19,6 +19,8 @@ class Layout:
 
     study: Study
     root: Path = Path("results")
+    model_folder: Path | None = None
+    """An already prepared base model, in place of the one below `root`."""
 
     @property
     def folder(self) -> Path:
@@ -26,6 +28,8 @@ class Layout:
 
     @property
     def model(self) -> Path:
+        if self.model_folder:
+            return self.model_folder
         return self.root / "models" / f"{self.study.model.name}-{digest(model_identity(self.study.model))[:8]}"
 
     def data(self, task: str) -> Path:

@@ -27,16 +27,29 @@ MARKER = "complete.json"
 """Written into a checkpoint after everything else: a checkpoint without it was cut short and is not resumed."""
 
 
+class OutOfTime(Exception):
+    """The deadline came before the last step; a checkpoint was saved."""
+
+
 class Progress(TrainerCallback):
     """Reports steps, loss, tokens/s and time left; asks for a checkpoint whenever one is due."""
 
-    def __init__(self, settings: TrainingSettings, seconds_before: float, sampler: LengthGrouped) -> None:
+    def __init__(
+        self,
+        settings: TrainingSettings,
+        seconds_before: float,
+        sampler: LengthGrouped,
+        label: str,
+        deadline: float | None,
+    ) -> None:
         self.settings = settings
         self.sampler = sampler
+        self.label = label
+        self.deadline = deadline
         self.started = time.monotonic() - seconds_before
         self.saved = time.monotonic()
-        self.first_step: int | None = None
         self.spoken = 0.0
+        self.out_of_time = False
 
     @property
     def seconds(self) -> float:
@@ -51,6 +64,8 @@ class Progress(TrainerCallback):
         if time.monotonic() - self.saved > 60 * self.settings.checkpoint_minutes:
             control.should_save = True
             self.saved = time.monotonic()
+        if self.deadline and time.time() > self.deadline and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = self.out_of_time = True
 
     def on_save(self, args, state, control, **kwargs):  # noqa: ANN001, ANN201
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -66,7 +81,7 @@ class Progress(TrainerCallback):
             self.spoken = time.monotonic()
             left = self.seconds / state.global_step * (state.max_steps - state.global_step)
             print(
-                f"step {state.global_step}/{state.max_steps}  loss {float(logs['loss']):.4f}  "
+                f"{self.label}  step {state.global_step}/{state.max_steps}  loss {float(logs['loss']):.4f}  "
                 f"{logs['tokens'] / self.seconds:.0f} tokens/s  {left / 60:.1f} min left",
                 file=sys.stderr,
                 flush=True,
@@ -102,11 +117,14 @@ def train(
     settings: TrainingSettings,
     seed: int,
     checkpoints: Path,
+    label: str = "training",
+    deadline: float | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Train `model` in place, going on from the last whole checkpoint in `checkpoints` if there is one.
 
+    `label` begins each line of progress; `deadline` is a time (seconds since 1970) at which training stops.
     Returns the record of the training (steps, tokens, seconds, peak memory) and the log, one entry per logged step.
-    Raises `MolaError` where the settings leave nothing to train or the loss is no longer finite.
+    Raises `MolaError` where the settings leave nothing to train or the loss is no longer finite, and `OutOfTime`.
     """
     steps_per_epoch = -(-len(documents) // settings.batch_size)
     steps = settings.max_steps or int(settings.last_epoch * steps_per_epoch)
@@ -120,7 +138,7 @@ def train(
     seconds_before = read_json(checkpoint / MARKER)["seconds"] if checkpoint else 0.0
     lengths = [len(document.tokens) for document in documents]
     sampler = LengthGrouped(lengths, settings.batch_size, seed)
-    progress = Progress(settings, seconds_before, sampler)
+    progress = Progress(settings, seconds_before, sampler, label, deadline)
     on_gpu = torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
@@ -164,6 +182,8 @@ def train(
     trainer.remove_callback("PrinterCallback")
     model.config.use_cache = False
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if progress.out_of_time:
+        raise OutOfTime(f"{label}: stopped at step {trainer.state.global_step} of {steps}")
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     if not all(torch.isfinite(torch.tensor(float(entry["loss"]))) for entry in log):
         raise MolaError("training: the loss is not finite; lower training.learning_rate or use precision fp32")
