@@ -76,7 +76,7 @@ class RandomModel(BaseModelSettings):
 
     source: Literal["random"]
     layers: Count = 4
-    hidden: Count = 32
+    hidden: Annotated[int, Field(ge=8, multiple_of=8)] = 32
     seed: int = 0
 
 
