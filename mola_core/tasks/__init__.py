@@ -1,0 +1,161 @@
+"""The tasks: one lm-eval YAML each, the only place where a prompt is written.
+
+The same lm-eval task object makes the training text and the evaluation's requests, so that they cannot drift apart.
+Importing this module is cheap; lm-eval is imported by `load_task`, `examples` and for tasks that are not ours.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from mola_core.errors import MolaError
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import ConfigurableTask
+
+FOLDER = Path(__file__).parent
+SPLITS = ("train", "validation", "test")
+SPLIT_KEYS = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
+"""lm-eval's key that names the dataset's split for each role."""
+
+TOPICS = {
+    f"scienceqa-{topic}": topic for topic in ("biology", "physics", "chemistry", "economics", "earth-science")
+}
+"""Parts of ScienceQA, in the order in which the paper's continual learning (its appendix C) learns them."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One document as a model sees it."""
+
+    document: str
+    """lm-eval's doc_hash: the id of the document in the score matrix."""
+    prompt: str
+    """What stands before the right answer."""
+    completion: str
+    """What is trained on: the right option, or the whole target text of the generate protocol."""
+    options: list[str]
+    """What may follow the prompt under the choice protocol, each with its delimiter; empty under generate. A task
+    that puts its options into the prompt (such as winogrande) has one."""
+    answer: int | None
+    """Index of the right option; None under generate."""
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Reads lm-eval's YAML without importing the functions that it names."""
+
+
+_PlainLoader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
+
+
+def task_names() -> list[str]:
+    """The tasks of this project; a YAML file put beside the others is one more."""
+    own = sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith("_"))
+    return [name for name in own if not name.endswith("_generate")] + list(TOPICS)
+
+
+def is_own(name: str) -> bool:
+    """True for a task of this project, false for one of lm-eval's."""
+    return name in task_names()
+
+
+def task_file(name: str, protocol: str = "choice") -> Path:
+    """The YAML file of a task. Raises `MolaError` where neither this project nor lm-eval has the task."""
+    if is_own(name):
+        stem = "scienceqa" if name in TOPICS else name
+        path = FOLDER / (f"{stem}_generate.yaml" if protocol == "generate" else f"{stem}.yaml")
+        if not path.exists():
+            raise MolaError(f"task {name}: no protocol {protocol!r}; add {path.name} or use protocol choice")
+        return path
+    if protocol != "choice":
+        raise MolaError(
+            f"task {name}: protocol {protocol!r} is for this project's tasks; use protocol choice"
+        )
+    return _lm_eval_file(name)
+
+
+@functools.cache
+def _lm_eval_file(name: str) -> Path:
+    """lm-eval's YAML file of a task, found by its text: indexing all of lm-eval's tasks takes 16 s, this one."""
+    import lm_eval
+
+    line = re.compile(rf"^task:[ \t]*([\"']?){re.escape(name)}\1[ \t]*(#.*)?$".encode(), re.MULTILINE)
+    for path in sorted((Path(lm_eval.__file__).parent / "tasks").rglob("*.yaml")):
+        if line.search(path.read_bytes()):
+            return path
+    raise MolaError(
+        f"task {name!r}: unknown; use one of {', '.join(task_names())} or the name of an lm-eval task (not of a group)"
+    )
+
+
+@functools.cache
+def task_config(name: str, protocol: str = "choice") -> dict[str, Any]:
+    """The task's lm-eval configuration, functions unresolved; do not change it. Imports lm-eval for foreign tasks only.
+
+    Raises `MolaError` where the task is unknown, is no multiple-choice task or has no training split.
+    """
+    path = task_file(name, protocol)
+    if is_own(name) and protocol == "choice":
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)  # noqa: S506
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    config = load_yaml(path, resolve_func=False)
+    if not is_own(name):
+        kind = config.get("output_type", "generate_until")
+        if "class" in config or "custom_dataset" in config or kind != "multiple_choice":
+            raise MolaError(
+                f"task {name}: lm-eval's task is {kind}, not a plain multiple_choice; choose another task"
+            )
+        if "training_split" not in config:
+            raise MolaError(
+                f"task {name}: lm-eval's task has no training_split; choose a task that can be trained on"
+            )
+        if not config.get("test_split") and not config.get("validation_split"):
+            raise MolaError(f"task {name}: lm-eval's task has no split to evaluate on; choose another task")
+    return config
+
+
+def dataset_of(name: str) -> str:
+    """The dataset's folder in a `data_root`: "glue/mrpc" for nyu-mll/glue, mrpc."""
+    config = task_config(name)
+    dataset = config["dataset_path"].rstrip("/").split("/")[-1].lower()
+    return f"{dataset}/{config['dataset_name']}" if config.get("dataset_name") else dataset
+
+
+def splits_of(name: str) -> dict[str, str]:
+    """The dataset's own names of the splits that the task uses or may use: {"train": "train", ...}."""
+    config = task_config(name)
+    named = {role: config[key] for role, key in SPLIT_KEYS.items() if config.get(key)}
+    return {role: role for role in SPLITS} | named if is_own(name) else named
+
+
+def evaluation_split(name: str) -> str:
+    """`test` or `validation`: the split that the task is evaluated on."""
+    return "test" if task_config(name).get("test_split") else "validation"
+
+
+def load_task(name: str, protocol: str, data_folder: str | Path) -> ConfigurableTask:
+    """The lm-eval task object that reads its rows from a prepared `data_folder`; never the network.
+
+    `name` is one of `task_names()` or an lm-eval multiple-choice task with a training split; `protocol` is `choice`
+    or `generate`. Raises `MolaError` for another task, or where the folder lacks a split that the task needs.
+    """
+    from mola_core.tasks.loading import load_prepared
+
+    return load_prepared(name, protocol, Path(data_folder))
+
+
+def examples(task: ConfigurableTask, split: str, documents: int | None = None) -> list[Example]:
+    """The documents of a split (`train`, `validation`, `test`) as the evaluation would put them to a model.
+
+    `documents` takes only the first so many. Raises `MolaError` where a document's answer is none of its options.
+    """
+    from mola_core.tasks.loading import make_examples
+
+    return make_examples(task, split, documents)

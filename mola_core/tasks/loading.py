@@ -1,0 +1,113 @@
+"""lm-eval task objects over prepared parquet files, and the examples that they make. Imports lm-eval (2 s)."""
+
+import functools
+import itertools
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow.parquet as pq
+from lm_eval import utils
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from mola_core.errors import MolaError
+from mola_core.tasks import SPLIT_KEYS, Example, evaluation_split, task_config, task_file
+
+# lm-eval compiles a prompt's template anew for every document, which takes 1 ms; the templates are few.
+if not hasattr(utils.env.from_string, "cache_info"):
+    utils.env.from_string = functools.lru_cache(maxsize=256)(utils.env.from_string)
+
+
+class PreparedTask(ConfigurableTask):
+    """A task whose rows are read straight from parquet files.
+
+    `datasets.load_dataset` would first copy them into the user's cache folder, which parallel cells share and which
+    outlives a change of the files.
+    """
+
+    def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        files = self.config.dataset_kwargs["data_files"]
+        self.dataset = datasets.DatasetDict(
+            {split: datasets.Dataset(pq.read_table(file)) for split, file in files.items()}
+        )
+
+    def fewshot_docs(self) -> None:
+        """None: every study is zero-shot, and lm-eval would decode the whole training split."""
+
+
+def load_prepared(name: str, protocol: str, folder: Path) -> PreparedTask:
+    """See `mola_core.tasks.load_task`."""
+    task_config(name, protocol)  # Refuses tasks that cannot be trained on.
+    files = {split: folder / f"{split}.parquet" for split in SPLIT_KEYS}
+    for split in ("train", evaluation_split(name)):
+        if not files[split].is_file():
+            raise MolaError(
+                f"task {name}: {files[split]} is missing; prepare the data again with `mola data`"
+            )
+    config = deepcopy(load_yaml(task_file(name, protocol)))
+    for key in ("tag", "group", "task_list", "dataset_name"):
+        config.pop(key, None)
+    roles = {split: key for split, key in SPLIT_KEYS.items() if key in config and files[split].is_file()}
+    metrics = config.get("metric_list") or []
+    if all(metric["metric"] != "acc" for metric in metrics) and config["output_type"] == "multiple_choice":
+        metrics = [*metrics, {"metric": "acc", "aggregation": "mean", "higher_is_better": True}]
+    config |= {
+        "task": name,
+        "dataset_path": "parquet",
+        "dataset_kwargs": {"data_files": {split: str(files[split]) for split in roles}},
+        "num_fewshot": 0,
+        "fewshot_split": None,
+        "fewshot_config": None,
+        "metric_list": metrics,
+    }
+    config |= {key: None for key in SPLIT_KEYS.values()} | {key: split for split, key in roles.items()}
+    return PreparedTask(config=config)
+
+
+def make_examples(task: ConfigurableTask, split: str, documents: int | None) -> list[Example]:
+    """See `mola_core.tasks.examples`."""
+    docs = {"train": task.training_docs, "validation": task.validation_docs, "test": task.test_docs}[split]()
+    if docs is None:
+        raise MolaError(f"task {task.task_name}: it has no split {split!r}; choose another")
+    return [
+        _example(task, doc, f"row {row} of {split}")
+        for row, doc in enumerate(itertools.islice(docs, documents))
+    ]
+
+
+def _example(task: ConfigurableTask, doc: dict[str, Any], where: str) -> Example:
+    # The very calls of lm-eval's `build_all_requests`.
+    context = task.fewshot_context(doc, num_fewshot=0, gen_prefix=task.doc_to_prefix(doc))
+    if task.OUTPUT_TYPE == "generate_until":
+        completion = task.config.target_delimiter + task.doc_to_target(doc)
+        return Example(document_id(doc), context, completion, [], None)
+    choices = task.doc_to_choice(doc)
+    answer = _answer(task, doc, choices)
+    if answer is None:
+        raise MolaError(
+            f"task {task.task_name}: {where} has no answer among its {len(choices)} options; remove it"
+        )
+    requests = [request.args for request in task.construct_requests(doc, context)][: len(choices)]
+    prompt, completion = requests[answer]
+    if task.multiple_input:
+        return Example(document_id(doc), prompt, completion, [completion], 0)
+    return Example(document_id(doc), prompt, completion, [option for _, option in requests], answer)
+
+
+def _answer(task: ConfigurableTask, doc: dict[str, Any], choices: list[str]) -> int | None:
+    """Index of the right option (the first of several), by the rules of lm-eval's `process_results`."""
+    gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+    if isinstance(gold, list):
+        gold = gold[0] if gold else None
+    if isinstance(gold, str):
+        return choices.index(gold) if gold in choices else None
+    return gold if isinstance(gold, int) and 0 <= gold < len(choices) else None
+
+
+def document_id(doc: dict[str, Any]) -> str:
+    """lm-eval's doc_hash of a document."""
+    text = json.dumps(doc, indent=2, default=utils.handle_non_serializable, ensure_ascii=False)
+    return utils.hash_string(text)
