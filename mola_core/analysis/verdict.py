@@ -1,0 +1,359 @@
+"""From a score matrix to answers: supported, contradicted or undecided.
+
+The claim of a question is that its estimate is above zero. It is *supported* where Holm's adjusted p-value
+within its family is at most the level and the estimate is positive, *contradicted* where it is negative,
+*undecided* otherwise. The interval shown is the question's own, unadjusted; its coverage is what
+`calibration` measures. With one seed in a task the data hold no noise between trainings. The interval then
+covers documents only and the answer stays undecided: it would be about two trained adapters, not about two
+shapes.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mola_core.analysis.planner import minimum_detectable_effect, power, seeds_needed
+from mola_core.analysis.questions import (
+    FAMILIES,
+    Question,
+    Shape,
+    find_shapes,
+    named_pair,
+    possible_questions,
+)
+from mola_core.analysis.scores import ScoreMatrix, load_scores, score_matrix
+from mola_core.analysis.settings import VerdictSettings
+from mola_core.analysis.statistics import (
+    Bootstrap,
+    between_tasks,
+    bootstrap,
+    combine,
+    components,
+    holm,
+    mcnemar,
+    ranks,
+)
+from mola_core.files import sha256_file, write_json, write_text
+
+BASE = "base"
+
+
+def decide(
+    scores: pd.DataFrame | ScoreMatrix,
+    settings: VerdictSettings | None = None,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    **stated: Any,
+) -> dict[str, Any]:
+    """Answer the questions that the methods of a score matrix allow. Accuracies are in points (0-100).
+
+    `stated` overrides fields of `settings` (level, questions, resamples, seed, ...); `shapes` gives the
+    experts per layer of methods whose name does not tell. Raises `MolaError` for rows that cannot be paired.
+    """
+    settings = VerdictSettings.model_validate({**(settings or VerdictSettings()).model_dump(), **stated})
+    matrix = scores if isinstance(scores, ScoreMatrix) else score_matrix(scores)
+    methods = matrix.methods
+    found = find_shapes(methods, shapes)
+    questions, unanswered = _choose(settings, methods, found)
+    drawn, ranked = _resample(matrix, settings)
+    answers = [_answer(question, matrix, settings, questions, drawn, ranked) for question in questions]
+    _correct(answers, settings.level)
+    names = [answer["id"] for answer in answers]
+    return {
+        "level": settings.level,
+        "headline": next((name for name in settings.hypotheses if name in names), None),
+        "questions": answers,
+        "unanswered": unanswered,
+        "methods": _methods(matrix, settings, drawn, ranked, found),
+        "mcnemar": _mcnemar(matrix, questions),
+        "notes": _notes(matrix, ranked),
+        "data": {
+            "studies": list(matrix.studies),
+            "models": list(matrix.models),
+            "tasks": {
+                block.name: {"documents": block.documents, "seeds": len(block.seeds)}
+                for block in matrix.blocks
+            },
+        },
+        "settings": settings.model_dump(mode="json"),
+        "settings_sha256": hashlib.sha256(settings.model_dump_json().encode()).hexdigest(),
+    }
+
+
+def _choose(
+    settings: VerdictSettings, methods: Sequence[str], shapes: Sequence[Shape]
+) -> tuple[list[Question], list[dict[str, str]]]:
+    """The questions to answer, and those that were asked for but that the methods do not allow."""
+    standing = {question.id: question for question in possible_questions(methods, shapes)}
+    asked = dict.fromkeys((*settings.hypotheses, *(settings.questions or ())))
+    wanted = asked if settings.questions is not None else dict.fromkeys((*standing, *asked))
+    chosen, unanswered = [], []
+    for name in wanted:
+        question = standing.get(name) or (
+            named_pair(name, methods) if "-vs-" in name or "routing" in name else None
+        )
+        if question:
+            chosen.append(question)
+        else:
+            needs = "three shapes of that budget" if "-vs-" not in name else "both methods"
+            if name.startswith("routing-"):
+                needs = "the shape with and without routing"
+            unanswered.append({"id": name, "reason": f"needs {needs}"})
+    order = list(FAMILIES)
+    return sorted(chosen, key=lambda question: order.index(question.family)), unanswered
+
+
+def _resample(matrix: ScoreMatrix, settings: VerdictSettings) -> tuple[Bootstrap | None, list[str]]:
+    """The bootstrap, and the methods in it: those with all seeds of all tasks, the untrained base apart."""
+    ranked = [
+        method
+        for method in matrix.methods
+        if method != BASE
+        and all(len(block.common_seeds([method])) == _trained_seeds(block) for block in matrix.blocks)
+    ]
+    if not ranked:
+        return None, []
+    tasks = []
+    for block in matrix.blocks:
+        seeds = block.common_seeds(ranked)
+        tasks.append(block.correct[[block.methods.index(method) for method in ranked]][:, seeds])
+    return bootstrap(tasks, settings.resamples, np.random.default_rng(settings.seed)), ranked
+
+
+def _trained_seeds(block: Any) -> int:
+    rows = [row for row, method in enumerate(block.methods) if method != BASE]
+    return int(block.present[rows].any(axis=0).sum())
+
+
+def _answer(
+    question: Question,
+    matrix: ScoreMatrix,
+    settings: VerdictSettings,
+    questions: Sequence[Question],
+    drawn: Bootstrap | None,
+    ranked: Sequence[str],
+) -> dict[str, Any]:
+    """One question, without Holm's correction, which needs the others."""
+    used = [block for block in matrix.blocks if len(block.common_seeds(list(question.weights)))]
+    dropped = [block.name for block in matrix.blocks if block not in used]
+    answer: dict[str, Any] = {
+        "id": question.id,
+        "family": question.family,
+        "claim": question.claim,
+        "answer": "undecided",
+        "estimate": None,
+        "low": None,
+        "high": None,
+        "minimum_detectable_effect": None,
+        "seeds_needed": {f"{difference:g}": None for difference in settings.differences},
+        "power": {f"{difference:g}": None for difference in settings.differences},
+        "covers": None,
+        "p": None,
+        "p_holm": None,
+        "family_size": sum(other.family == question.family for other in questions),
+        "standard_error": None,
+        "degrees_of_freedom": None,
+        "reach": round(question.reach, 6),
+        "weights": {method: round(weight, 6) for method, weight in question.weights.items()},
+        "tasks": {},
+        "dropped_tasks": dropped,
+        "reasons": [],
+    }
+    if dropped:
+        answer["reasons"].append(f"{', '.join(dropped)}: not all of its methods share a seed, left out")
+    if any(block.documents < 2 for block in used) or not used:
+        answer["reasons"].append("no task with two or more documents and a seed that all its methods share")
+        return answer
+    parts = [components(block.contrast(dict(question.weights))) for block in used]
+    estimate = combine(parts)
+    low, high = estimate.interval(settings.level)
+    answer |= {
+        "estimate": points(estimate.value),
+        "low": points(low),
+        "high": points(high),
+        "p": round(float(estimate.p_value()), 8),
+        "standard_error": points(estimate.error),
+        "degrees_of_freedom": round(float(estimate.df), 2),
+        "tasks": {block.name: points(part.mean) for block, part in zip(used, parts, strict=True)},
+        "seeds": [part.seeds for part in parts],
+        "covers": "seeds and documents",
+    }
+    if len(used) == 1:
+        answer["reasons"].append(f"one task ({used[0].name}): nothing is said about others")
+    else:
+        across = between_tasks([float(part.mean) for part in parts])
+        answer["between_tasks"] = dict(
+            zip(("low", "high"), map(points, across.interval(settings.level)), strict=True)
+        )
+    answer |= _resampled(question, drawn, ranked, settings)
+    single = [block.name for block, part in zip(used, parts, strict=True) if part.seeds == 1]
+    if single:
+        answer["covers"] = "documents"
+        answer["reasons"].append(f"one seed in {', '.join(single)}: the noise between trainings was not seen")
+        return answer
+    level = settings.level / answer["family_size"]
+    mde = minimum_detectable_effect(parts, level, settings.power)
+    answer["minimum_detectable_effect"] = None if mde is None else points(mde)
+    for difference in settings.differences:
+        wanted = difference / 100 / question.reach
+        name = f"{difference:g}"
+        answer["seeds_needed"][name] = seeds_needed(parts, wanted, level, settings.power)
+        answer["power"][name] = round(float(power(parts, wanted, level)), 4)
+    return answer
+
+
+def _resampled(
+    question: Question, drawn: Bootstrap | None, ranked: Sequence[str], settings: VerdictSettings
+) -> dict[str, Any]:
+    """Percentile intervals of the bootstrap, where all the question's methods are in it."""
+    if drawn is None or any(method not in ranked for method in question.weights):
+        return {"bootstrap": None, "probability_of_improvement": None}
+    weights = np.array([question.weights.get(method, 0.0) for method in ranked])
+    result: dict[str, Any] = {
+        "bootstrap": _percentiles(drawn.means() @ weights, settings.level),
+        "probability_of_improvement": None,
+    }
+    if question.is_pair:
+        first, second = sorted(question.weights, key=question.weights.__getitem__, reverse=True)
+        wins = drawn.improvement(ranked.index(first), ranked.index(second))
+        result["probability_of_improvement"] = {
+            "estimate": round(float(wins.mean()), 4),
+            **{key: round(value / 100, 4) for key, value in _percentiles(wins, settings.level).items()},
+        }
+    return result
+
+
+def _percentiles(values: np.ndarray, level: float) -> dict[str, float]:
+    low, high = np.quantile(values, [level / 2, 1 - level / 2])
+    return {"low": points(low), "high": points(high)}
+
+
+def _correct(answers: list[dict[str, Any]], level: float) -> None:
+    """Holm within each family, over the questions that can be decided; then the answers."""
+    for family in FAMILIES:
+        tested = [a for a in answers if a["family"] == family and a["covers"] == "seeds and documents"]
+        for answer, adjusted in zip(tested, holm([a["p"] for a in tested]), strict=True):
+            answer["p_holm"] = round(adjusted, 8)
+            if adjusted <= level:
+                answer["answer"] = "supported" if answer["estimate"] > 0 else "contradicted"
+            elif answer["p"] <= level:
+                answer["reasons"].append(
+                    f"the interval excludes zero, but not after Holm's correction for {len(tested)} questions"
+                )
+
+
+def _methods(
+    matrix: ScoreMatrix,
+    settings: VerdictSettings,
+    drawn: Bootstrap | None,
+    ranked: Sequence[str],
+    shapes: Sequence[Shape],
+) -> dict[str, dict[str, Any]]:
+    """Mean accuracy over tasks of every method in all of them, best first, with its interval and ranks."""
+    places = ranks(drawn.means()) if drawn is not None else None
+    by_name = {shape.method: shape for shape in shapes}
+    rows = {}
+    for method in matrix.methods:
+        if any(len(block.common_seeds([method])) == 0 or block.documents < 2 for block in matrix.blocks):
+            continue
+        parts = [components(block.contrast({method: 1.0})) for block in matrix.blocks]
+        estimate = combine(parts)
+        low, high = estimate.interval(settings.level)
+        seen = method == BASE or all(part.seeds > 1 for part in parts)
+        rows[method] = {
+            "accuracy": points(estimate.value),
+            "low": points(low),
+            "high": points(high),
+            "covers": "seeds and documents" if seen and method != BASE else "documents",
+            "ranks": None
+            if places is None or method not in ranked
+            else [round(float(share), 4) for share in places[ranked.index(method)]],
+        }
+        if method in by_name:
+            shape = by_name[method]
+            rows[method] |= {
+                "budget": shape.budget,
+                "centre": round(shape.centre, 4),
+                "spread": round(shape.spread, 4),
+            }
+    return dict(sorted(rows.items(), key=lambda item: (-item[1]["accuracy"], item[0])))
+
+
+def _mcnemar(matrix: ScoreMatrix, questions: Sequence[Question]) -> list[dict[str, Any]]:
+    """Exact McNemar for each pair and task where the pair shares one seed."""
+    rows = []
+    for question in (question for question in questions if question.is_pair):
+        first, second = sorted(question.weights, key=question.weights.__getitem__, reverse=True)
+        for block in matrix.blocks:
+            seeds = block.common_seeds([first, second])
+            if len(seeds) == 1:
+                answers = [block.correct[block.methods.index(name), seeds[0]] for name in (first, second)]
+                only_first, only_second, p = mcnemar(*answers)
+                rows.append(
+                    {
+                        "id": question.id,
+                        "task": block.name,
+                        "only_first": only_first,
+                        "only_second": only_second,
+                        "p": round(p, 8),
+                    }
+                )
+    for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["p_holm"] = round(adjusted, 8)
+    return rows
+
+
+def _notes(matrix: ScoreMatrix, ranked: Sequence[str]) -> list[str]:
+    notes = []
+    if len(matrix.studies) > 1 or len(matrix.models) > 1:
+        notes.append("Several studies or models: each of their tasks counts as a task of its own.")
+    if len(matrix.blocks) == 1:
+        notes.append(f"One task ({matrix.blocks[0].name}): nothing can be concluded about other tasks.")
+    single = [block.name for block in matrix.blocks if _trained_seeds(block) == 1]
+    if single:
+        notes.append(
+            f"One seed in {', '.join(single)}: how much accuracy changes from one training to the next was not "
+            "seen, so no question there can be decided; intervals cover documents only."
+        )
+    missing = [method for method in matrix.methods if method not in ranked and method != BASE]
+    if missing:
+        notes.append(f"Not ranked, since some of their cells are missing: {', '.join(missing)}.")
+    return notes
+
+
+def points(fraction: Any) -> float:
+    """A fraction as accuracy points, rounded so that the same input gives the same bytes on every machine."""
+    return round(100 * float(fraction), 6) + 0.0
+
+
+def write_verdict(
+    scores: str | Path,
+    out: str | Path,
+    settings: VerdictSettings | None = None,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    parameters: Mapping[str, int] | None = None,
+    stand_in: bool = False,
+) -> dict[str, Any]:
+    """Write verdict.json, verdict.md and figures/ into `out` for a score file; returns the verdict.
+
+    `parameters` (method -> trainable parameters) draws accuracy against size; `stand_in` marks results of
+    built-in rows or a random model. Same file, same settings: same bytes. Raises `MolaError` for a score file
+    that is not one.
+    """
+    from mola_core.analysis.verdict_figures import draw_verdict
+    from mola_core.analysis.verdict_page import verdict_page
+
+    scores, out = Path(scores), Path(out)
+    verdict = decide(load_scores(scores), settings, shapes=shapes)
+    verdict |= {"stand_in": stand_in, "scores_sha256": sha256_file(scores)}
+    for method, row in verdict["methods"].items():
+        row["parameters"] = (parameters or {}).get(method)
+    draw_verdict(verdict, out / "figures")
+    write_text(out / "verdict.md", verdict_page(verdict))
+    write_json(out / "verdict.json", verdict)
+    return verdict
