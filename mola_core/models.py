@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write, read_json, sha256_file, write_json, write_text
 from mola_core.model_sources import check_folder, fetch_model, model_files, one_line
-from mola_core.provenance import versions
-from mola_core.study import DirectoryModel, ModelSource
+from mola_core.provenance import code_digest, versions
+from mola_core.study import DirectoryModel, HubModel, ModelSource
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +34,9 @@ def model_identity(source: ModelSource, hash_cache: Path = HASH_CACHE) -> dict[s
     content. Raises `MolaError` where a local folder is missing or is not a whole model.
     """
     if not isinstance(source, DirectoryModel):
-        return source.model_dump(exclude={"name", "paper", "dtype", "quantization"})
+        facts = source.model_dump(exclude={"name", "paper", "dtype", "quantization"})
+        # A wheel is converted and a random model made by our own code, which then decides the weights too.
+        return facts if isinstance(source, HubModel) else facts | {"code": code_digest(("model_sources.py",))}
     folder = Path(source.path)
     check_folder(folder, "model.path")
     files = {file.name: _remembered_sha256(file, hash_cache) for file in model_files(folder)}

@@ -28,6 +28,7 @@ from mola_core.study import DirectoryModel, HubModel, RandomModel, WheelModel
 
 RANDOM = RandomModel(name="tiny", source="random")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+HUB = HubModel(name="tiny", source="hub", id="a/tiny", revision=COMMIT)
 GGUF_FILE = "tiny/model.gguf"
 NOWHERE = "http://127.0.0.1:9"
 
@@ -59,6 +60,16 @@ def copy(tiny, tmp_path) -> Path:
 def own_folder(tmp_path, monkeypatch):
     """The cache of hashes is below the working directory."""
     monkeypatch.chdir(tmp_path)
+
+
+def test_identity_is_the_pin_and_the_code_that_converts(monkeypatch):
+    pins = {"source": "random", "layers": 4, "hidden": 32, "seed": 0}
+    before = model_identity(RANDOM)
+    assert before.items() > pins.items() and before.keys() - pins.keys() == {"code"}
+    assert model_identity(RANDOM.model_copy(update={"dtype": "bfloat16", "name": "other"})) == before
+    assert model_identity(HUB) == {"source": "hub", "id": "a/tiny", "revision": COMMIT}
+    monkeypatch.setattr("mola_core.models.code_digest", lambda parts: "another conversion")
+    assert model_identity(RANDOM) != before
 
 
 # ------------------------------------------------------------------------------------------------- random
@@ -479,9 +490,6 @@ def hub(tiny, tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", NOWHERE)
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between its retries
     return cache
-
-
-HUB = HubModel(name="tiny", source="hub", id="a/tiny", revision=COMMIT)
 
 
 @pytest.mark.parametrize("offline", [True, False])
