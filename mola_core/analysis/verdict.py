@@ -27,19 +27,17 @@ from mola_core.analysis.questions import (
 )
 from mola_core.analysis.scores import ScoreMatrix, load_scores, score_matrix
 from mola_core.analysis.settings import VerdictSettings
-from mola_core.analysis.statistics import (
-    Bootstrap,
-    between_tasks,
-    bootstrap,
-    combine,
-    components,
-    holm,
-    mcnemar,
-    ranks,
+from mola_core.analysis.statistics import Bootstrap, between_tasks, bootstrap, combine, components, holm
+from mola_core.analysis.summaries import (
+    BASE,
+    depth_lines,
+    mcnemar_tests,
+    notes,
+    points,
+    summarise_methods,
+    trained_seeds,
 )
 from mola_core.files import sha256_file, write_json, write_text
-
-BASE = "base"
 
 
 def decide(
@@ -68,9 +66,10 @@ def decide(
         "headline": next((name for name in settings.hypotheses if name in names), None),
         "questions": answers,
         "unanswered": unanswered,
-        "methods": _methods(matrix, settings, drawn, ranked, found),
-        "mcnemar": _mcnemar(matrix, questions),
-        "notes": _notes(matrix, ranked),
+        "methods": summarise_methods(matrix, settings, drawn, ranked, found),
+        "lines": depth_lines(matrix, settings, questions, found),
+        "mcnemar": mcnemar_tests(matrix, questions),
+        "notes": notes(matrix, ranked),
         "data": {
             "studies": list(matrix.studies),
             "models": list(matrix.models),
@@ -113,7 +112,7 @@ def _resample(matrix: ScoreMatrix, settings: VerdictSettings) -> tuple[Bootstrap
         method
         for method in matrix.methods
         if method != BASE
-        and all(len(block.common_seeds([method])) == _trained_seeds(block) for block in matrix.blocks)
+        and all(len(block.common_seeds([method])) == trained_seeds(block) for block in matrix.blocks)
     ]
     if not ranked:
         return None, []
@@ -122,11 +121,6 @@ def _resample(matrix: ScoreMatrix, settings: VerdictSettings) -> tuple[Bootstrap
         seeds = block.common_seeds(ranked)
         tasks.append(block.correct[[block.methods.index(method) for method in ranked]][:, seeds])
     return bootstrap(tasks, settings.resamples, np.random.default_rng(settings.seed)), ranked
-
-
-def _trained_seeds(block: Any) -> int:
-    rows = [row for row, method in enumerate(block.methods) if method != BASE]
-    return int(block.present[rows].any(axis=0).sum())
 
 
 def _answer(
@@ -244,90 +238,6 @@ def _correct(answers: list[dict[str, Any]], level: float) -> None:
                 answer["reasons"].append(
                     f"the interval excludes zero, but not after Holm's correction for {len(tested)} questions"
                 )
-
-
-def _methods(
-    matrix: ScoreMatrix,
-    settings: VerdictSettings,
-    drawn: Bootstrap | None,
-    ranked: Sequence[str],
-    shapes: Sequence[Shape],
-) -> dict[str, dict[str, Any]]:
-    """Mean accuracy over tasks of every method in all of them, best first, with its interval and ranks."""
-    places = ranks(drawn.means()) if drawn is not None else None
-    by_name = {shape.method: shape for shape in shapes}
-    rows = {}
-    for method in matrix.methods:
-        if any(len(block.common_seeds([method])) == 0 or block.documents < 2 for block in matrix.blocks):
-            continue
-        parts = [components(block.contrast({method: 1.0})) for block in matrix.blocks]
-        estimate = combine(parts)
-        low, high = estimate.interval(settings.level)
-        seen = method == BASE or all(part.seeds > 1 for part in parts)
-        rows[method] = {
-            "accuracy": points(estimate.value),
-            "low": points(low),
-            "high": points(high),
-            "covers": "seeds and documents" if seen and method != BASE else "documents",
-            "ranks": None
-            if places is None or method not in ranked
-            else [round(float(share), 4) for share in places[ranked.index(method)]],
-        }
-        if method in by_name:
-            shape = by_name[method]
-            rows[method] |= {
-                "budget": shape.budget,
-                "centre": round(shape.centre, 4),
-                "spread": round(shape.spread, 4),
-            }
-    return dict(sorted(rows.items(), key=lambda item: (-item[1]["accuracy"], item[0])))
-
-
-def _mcnemar(matrix: ScoreMatrix, questions: Sequence[Question]) -> list[dict[str, Any]]:
-    """Exact McNemar for each pair and task where the pair shares one seed."""
-    rows = []
-    for question in (question for question in questions if question.is_pair):
-        first, second = sorted(question.weights, key=question.weights.__getitem__, reverse=True)
-        for block in matrix.blocks:
-            seeds = block.common_seeds([first, second])
-            if len(seeds) == 1:
-                answers = [block.correct[block.methods.index(name), seeds[0]] for name in (first, second)]
-                only_first, only_second, p = mcnemar(*answers)
-                rows.append(
-                    {
-                        "id": question.id,
-                        "task": block.name,
-                        "only_first": only_first,
-                        "only_second": only_second,
-                        "p": round(p, 8),
-                    }
-                )
-    for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
-        row["p_holm"] = round(adjusted, 8)
-    return rows
-
-
-def _notes(matrix: ScoreMatrix, ranked: Sequence[str]) -> list[str]:
-    notes = []
-    if len(matrix.studies) > 1 or len(matrix.models) > 1:
-        notes.append("Several studies or models: each of their tasks counts as a task of its own.")
-    if len(matrix.blocks) == 1:
-        notes.append(f"One task ({matrix.blocks[0].name}): nothing can be concluded about other tasks.")
-    single = [block.name for block in matrix.blocks if _trained_seeds(block) == 1]
-    if single:
-        notes.append(
-            f"One seed in {', '.join(single)}: how much accuracy changes from one training to the next was not "
-            "seen, so no question there can be decided; intervals cover documents only."
-        )
-    missing = [method for method in matrix.methods if method not in ranked and method != BASE]
-    if missing:
-        notes.append(f"Not ranked, since some of their cells are missing: {', '.join(missing)}.")
-    return notes
-
-
-def points(fraction: Any) -> float:
-    """A fraction as accuracy points, rounded so that the same input gives the same bytes on every machine."""
-    return round(100 * float(fraction), 6) + 0.0
 
 
 def write_verdict(

@@ -63,7 +63,8 @@ def _headline(verdict: dict[str, Any]) -> str:
     if question["family"] == "depth":
         outer = sorted(question["weights"], key=lambda method: verdict["methods"][method]["centre"])
         text += (
-            f" From `{outer[0]}` to `{outer[-1]}` that is {question['estimate'] * question['reach']:+.2f} points."
+            f" From `{outer[0]}` to `{outer[-1]}` that is {question['estimate'] * question['reach']:+.2f} "
+            f"points."
             if all(method in verdict["methods"] for method in outer)
             else ""
         )
@@ -82,13 +83,15 @@ def _what_would_change_it(verdict: dict[str, Any]) -> str:
         return ""
     if question["covers"] == "documents":
         return (
-            "**What would change it:** at least two more seeds a task. With one, how much accuracy moves from one "
+            "**What would change it:** at least two more seeds a task. With one, how much accuracy moves "
+            "from one "
             "training to the next is unknown, so nothing can be planned either."
         )
     mde = question["minimum_detectable_effect"]
     power = f"{100 * verdict['settings']['power']:g} %"
     seen = (
-        f"an effect below {abs(mde):.2f} would probably have been missed (found in fewer than {power} of studies "
+        f"an effect below {abs(mde):.2f} would probably have been missed (found in fewer than {power} of "
+        f"studies "
         "like this one)"
         if mde is not None
         else "even a difference of 100 points could have been missed"
@@ -96,7 +99,8 @@ def _what_would_change_it(verdict: dict[str, Any]) -> str:
     plans = [f"{_seeds(count)} for {size}" for size, count in question["seeds_needed"].items()]
     what = "a difference between the outermost shapes of" if question["reach"] != 1 else "a difference of"
     return (
-        f"**What would change it:** {seen}. With the noise seen here, seeds per task that decide {what} so many "
+        f"**What would change it:** {seen}. With the noise seen here, seeds per task that decide {what} so "
+        f"many "
         f"points: {', '.join(plans)}."
     )
 
@@ -106,13 +110,13 @@ def _seeds(count: int | None) -> str:
 
 
 def _answers(verdict: dict[str, Any]) -> str:
+    sizes = " / ".join(f"{size:g}" for size in verdict["settings"]["differences"])
     lines = [
         "## Every question",
         "",
         f"Accuracy points; a slope per unit of depth. *Smallest* is the smallest effect found with "
-        f"{100 * verdict['settings']['power']:g} % probability; *seeds* decide "
-        f"{' / '.join(verdict['questions'][0]['seeds_needed']) if verdict['questions'] else 'a difference of so many'} "
-        "points (for slopes: between the outermost shapes).",
+        f"{100 * verdict['settings']['power']:g} % probability; *seeds* decide {sizes} points (for slopes: "
+        f"between the outermost shapes).",
     ]
     for family, title in FAMILIES.items():
         rows = [question for question in verdict["questions"] if question["family"] == family]
@@ -122,7 +126,8 @@ def _answers(verdict: dict[str, Any]) -> str:
             "",
             f"**{title}**" + (f" (Holm over {len(rows)})" if len(rows) > 1 else ""),
             "",
-            f"| question | claim | answer | estimate | {_confidence(verdict)} interval | p (Holm) | better in | "
+            f"| question | claim | answer | estimate | {_confidence(verdict)} interval | p (Holm) | better "
+            f"in | "
             "smallest | seeds |",
             "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         ]
@@ -161,7 +166,8 @@ def _p(value: float) -> str:
 
 def _methods(verdict: dict[str, Any]) -> str:
     lines = [
-        f"| method | accuracy | {_confidence(verdict)} interval | covers | best of all | centre of depth | spread |",
+        f"| method | accuracy | {_confidence(verdict)} interval | covers | best of all | centre of depth | "
+        f"spread |",
         "| --- | ---: | ---: | --- | ---: | ---: | ---: |",
     ]
     for method, row in verdict["methods"].items():
@@ -185,7 +191,8 @@ def _cannot_say(verdict: dict[str, Any]) -> str:
         f"- It is about {', '.join(verdict['data']['models'])} and these tasks alone: {tasks}. "
         "Tasks are not a sample of all tasks; each counts the same.",
         "- *Undecided* is not *no difference*: see the smallest effect that could have been found.",
-        "- A slope is a straight line through the shapes tried, at their spread; it does not promise a shape between.",
+        "- A slope is a straight line through the shapes tried, at their spread; it does not promise a "
+        "shape between.",
         "- It takes the training recipe as given. Another learning rate or more steps may change the order.",
     ]
     return "\n".join([*lines, *(f"- {note}" for note in verdict["notes"])])
@@ -197,7 +204,8 @@ def _mcnemar(verdict: dict[str, Any]) -> str:
     lines = [
         "## One seed: exact McNemar tests",
         "",
-        "These compare two *trained adapters* on the same documents, not two shapes: the noise between trainings is "
+        "These compare two *trained adapters* on the same documents, not two shapes: the noise between "
+        "trainings is "
         "not in them. p after Holm over all rows.",
         "",
         "| pair | task | only first right | only second right | p | p (Holm) |",
@@ -213,19 +221,29 @@ def _mcnemar(verdict: dict[str, Any]) -> str:
 
 def _how(verdict: dict[str, Any]) -> str:
     settings = verdict["settings"]
-    return f"""## How it was computed
-
-- **Stated beforehand:** hypotheses {", ".join(f"`{name}`" for name in settings["hypotheses"])}, level \
-{settings["level"]:g}, two-sided (settings sha256 `{verdict["settings_sha256"][:16]}`). A claim is *supported*
-where \ the estimate is above zero and Holm's adjusted p within its family is at most the level,
-*contradicted* where it is \ below, *undecided* otherwise. The interval shown is each question's own. -
-**Estimate:** the mean over documents, seeds, then tasks, of differences paired on documents and seeds. The
-depth \ slope and the spread are least squares over all shapes of a budget with tasks and seeds as blocks. -
-**Interval that decides:** tasks are fixed; seeds and documents are both random. The variance comes from the
-mean \ squares of each task's seeds x documents table and is compared with Student's t with Satterthwaite's
-degrees of \ freedom. A bootstrap percentile interval over two to five seeds is not calibrated; `mola
-calibrate` measures both. - **Bootstrap** ({settings["resamples"]} resamples, stratified by task, seeds and
-documents together, seed \ {settings["seed"]}): ranks, the share of runs in which one method beats another,
-and a second interval in \ `verdict.json`. - **Smallest effect and seeds** aim at {100 * settings["power"]:g}
-% power at the strictest step of Holm's correction, \ averaged over what the data leave open about the
-variance."""
+    stated = ", ".join(f"`{name}`" for name in settings["hypotheses"])
+    lines = [
+        f"**Stated beforehand:** hypotheses {stated}, level {settings['level']:g}, two-sided "
+        f"(settings sha256 `{verdict['settings_sha256'][:16]}`). A claim is *supported* where the estimate "
+        f"is above "
+        "zero and Holm's adjusted p within its family is at most the level, *contradicted* where it is "
+        "below, "
+        "*undecided* otherwise. The interval shown is each question's own.",
+        "**Estimate:** the mean over documents, seeds, then tasks, of differences paired on documents and "
+        "seeds. "
+        "Slope and spread are least squares over all shapes of a budget with tasks and seeds as blocks.",
+        "**Interval that decides:** tasks are fixed; seeds and documents are both random. The variance "
+        "comes from "
+        "the mean squares of each task's seeds x documents table and is compared with Student's t with "
+        "Satterthwaite's degrees of freedom. A bootstrap percentile interval over two to five seeds is not "
+        "calibrated; `mola calibrate` measures both.",
+        f"**Bootstrap** ({settings['resamples']} resamples, stratified by task, seeds and documents "
+        f"together, seed "
+        f"{settings['seed']}): ranks, the share of runs in which one method beats another, and a second "
+        f"interval "
+        "in `verdict.json`.",
+        f"**Smallest effect and seeds** aim at {100 * settings['power']:g} % power at the strictest step "
+        f"of Holm's "
+        "correction, averaged over what the data leave open about the variance.",
+    ]
+    return "\n".join(["## How it was computed", "", *(f"- {line}" for line in lines)])
