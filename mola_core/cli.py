@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mola_core.errors import MolaError
+from mola_core.files import atomic_write
 
 
 def _layout(arguments: argparse.Namespace):  # noqa: ANN202
@@ -54,6 +58,74 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
     layout, cell = _cell(arguments)
     Workbench(layout).evaluate(cell)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run a study's cells on this machine without Snakemake: several at once, within a time budget."""
+    import tarfile
+
+    from mola_core.run import results_of
+    from mola_core.run import run as run_cells
+
+    layout = _layout(arguments)
+    if arguments.model_dir:
+        layout = dataclasses.replace(layout, model_folder=Path(arguments.model_dir))
+    outcomes = run_cells(layout, arguments.parallel, arguments.time_budget, not arguments.drop_adapters)
+    if arguments.archive:
+        with atomic_write(arguments.archive) as temporary, tarfile.open(temporary, "w:gz") as archive:
+            for file in results_of(layout):
+                archive.add(file, file.relative_to(layout.root))
+    failed = [outcome.cell.path for outcome in outcomes if outcome.state == "failed"]
+    if failed:
+        raise MolaError(f"{len(failed)} cells failed, the first is {failed[0]}; the finished ones are kept")
+
+
+def collect(arguments: argparse.Namespace) -> None:
+    """Gather the scores of all finished cells: scores.parquet and cells.csv."""
+    from mola_core.analysis import collect as collection
+
+    layout = _layout(arguments)
+    collection.write(layout, layout.folder, partial=arguments.partial)
+
+
+def tables(arguments: argparse.Namespace) -> None:
+    """Write the accuracy and parameter tables, and the paper's tables beside ours."""
+    from mola_core.analysis import paper_tables
+    from mola_core.analysis import tables as own_tables
+
+    layout = _layout(arguments)
+    own_tables.write(layout, layout.folder)
+    paper_tables.write(layout, layout.folder)
+
+
+def figures(arguments: argparse.Namespace) -> None:
+    """Draw accuracy against parameters, the shapes and the training losses."""
+    from mola_core.analysis import figures as own_figures
+
+    layout = _layout(arguments)
+    own_figures.write(layout, layout.folder)
+
+
+def summary(arguments: argparse.Namespace) -> None:
+    """Write summary.md, which a person reads first."""
+    from mola_core.analysis import summary as own_summary
+
+    layout = _layout(arguments)
+    own_summary.write(layout, layout.folder)
+
+
+def reanalyse(arguments: argparse.Namespace) -> None:
+    """Put the verdict's questions to the paper's own published numbers and to the reruns."""
+    from mola_core.analysis.reanalysis import reanalyse as reanalyse_published
+
+    reanalyse_published(arguments.out)
+
+
+def where(arguments: argparse.Namespace) -> None:
+    """Print where a study's results are."""
+    folder = _layout(arguments).folder
+    print(f"Read first: {folder / 'summary.md'}")
+    print(f"Tables, figures, verdict: {folder / 'tables'}, {folder / 'figures'}, {folder / 'verdict.md'}")
 
 
 def cells(arguments: argparse.Namespace) -> None:
@@ -103,6 +175,16 @@ def _parser() -> argparse.ArgumentParser:
     verb(train, _cell_options)
     verb(evaluate, _cell_options)
     verb(cells, _study_options)
+    running = verb(run, _study_options)
+    running.add_argument("--model-dir", help="an already prepared base model (the folder that holds model.json)")
+    running.add_argument("--parallel", type=int, default=1, help="cells at once (default: %(default)s)")
+    running.add_argument("--time-budget", type=float, help="seconds after which nothing goes on")
+    running.add_argument("--drop-adapters", action="store_true", help="keep scores and records only")
+    running.add_argument("--archive", help="pack the finished cells' small files into this .tar.gz")
+    verb(collect, _study_options).add_argument("--partial", action="store_true", help="accept open cells")
+    for action in (tables, figures, summary, where):
+        verb(action, _study_options)
+    verb(reanalyse).add_argument("--out", required=True, help="folder for the page, table and figure")
     verb(schema)
     return parser
 
@@ -110,6 +192,12 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Bad input is one line on standard error and exit code 2."""
     parsed = _parser().parse_args(arguments)
+    # Progress is told in lines that a log can hold; bars and chatter of the libraries would bury them.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("LMEVAL_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.simplefilter("ignore", FutureWarning)
     try:
         parsed.action(parsed)
     except MolaError as error:

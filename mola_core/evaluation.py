@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,9 @@ class AnswerLM(HFLM):
     (all single-token options, above all) share one forward pass a document, and logits are computed for the
     options' positions only. There is no cache of any kind: lm-eval's is keyed without the model.
     """
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        return super().loglikelihood(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
@@ -97,6 +101,8 @@ def evaluate(
     """
     model.eval()
     model.config.use_cache = True
+    # lm-eval warns that it was handed a loaded model, which is the point.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     language_model = AnswerLM(
         pretrained=model,
         tokenizer=tokenizer,

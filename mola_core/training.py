@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from mola_core.batches import Collator, Encoded, LengthGrouped
 from mola_core.errors import MolaError
@@ -179,7 +179,7 @@ def train(
         data_collator=Collator(tokenizer.pad_token_id, settings.loss_on),
         callbacks=[progress],
     )
-    trainer.remove_callback("PrinterCallback")
+    trainer.remove_callback(PrinterCallback)
     model.config.use_cache = False
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if progress.out_of_time:

@@ -64,7 +64,7 @@ rule verdict:
     log:
         folder("logs/verdict.log"),
     shell:
-        "{mola} verdict --study-folder {layout.folder} 2>&1 | tee {log}"
+        "{mola} verdict {options} 2>&1 | tee {log}"
 
 
 # The published numbers, put to the same questions; needs no cell.
