@@ -1,0 +1,244 @@
+"""All cells of a study into three files, checked: `scores.parquet`, the cells' table and the training curves.
+
+Every table, figure and test reads these files, none reads the cells again.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mola_core.cells import digests
+from mola_core.errors import MolaError
+from mola_core.files import atomic_write, read_json, sha256_file
+from mola_core.layout import Layout
+from mola_core.study import Cell
+
+FILES = ("scores.parquet", "cells.parquet", "cells.csv", "curves.parquet")
+"""What `write` writes, in the study's folder."""
+
+ROWS_PER_GROUP = 250_000
+_NAME = pa.dictionary(pa.int32(), pa.string())
+SCHEMA = pa.schema(
+    [
+        ("study", _NAME),
+        ("model", _NAME),
+        ("task", _NAME),
+        ("method", _NAME),
+        ("seed", pa.int64()),
+        ("document", _NAME),
+        ("correct", pa.uint8()),
+    ]
+)
+COUNTS = ("base_parameters", "train_documents", "steps", "tokens", "peak_memory_bytes")
+"""Whole numbers that the base model does not have."""
+CURVE = {"step": "int64", "epoch": "float64", "loss": "float64", "tokens": "int64", "seconds": "float64"}
+
+
+def cell_state(layout: Layout, cell: Cell) -> str:
+    """`complete`, `out of date` (made with other settings, data or code than the study has now) or `missing`."""
+    path = layout.cell(cell) / "manifest.json"
+    if not path.is_file():
+        return "missing"
+    current = digests(layout.study, cell).evaluation
+    return "complete" if read_json(path).get("digest") == current else "out of date"
+
+
+def write(layout: Layout, out_dir: Path | None = None, partial: bool = False) -> pd.DataFrame:
+    """Check every cell and write `FILES` into `out_dir` (default: the study's folder).
+
+    Rows of the scores come cell by cell in the study's order, documents in the order of their names. Returns the
+    cells' table. With `partial` the cells that are missing or out of date are left out instead of refused.
+    Raises `MolaError` for such a cell, an altered file, an accuracy that is not k/n on its documents, and a
+    cell that was evaluated on other documents than the rest of its task.
+    """
+    out = Path(out_dir or layout.folder)
+    cells = _usable_cells(layout, partial)
+    records: list[dict[str, Any]] = []
+    with atomic_write(out / "scores.parquet") as temporary:
+        _write_scores(temporary, _checked(layout, cells, records))
+    table = pd.DataFrame(records).astype(dict.fromkeys(COUNTS, "Int64"))
+    curves = [_curve(layout, cell) for cell in cells if not _is_base(layout, cell)]
+    empty = pd.DataFrame(columns=["task", "method", "seed", *CURVE])
+    for name, frame in [
+        ("cells", table),
+        ("curves", pd.concat(curves, ignore_index=True) if curves else empty),
+    ]:
+        with atomic_write(out / f"{name}.parquet") as temporary:
+            frame.to_parquet(temporary, index=False, compression="zstd")
+    with atomic_write(out / "cells.csv") as temporary:
+        table.to_csv(temporary, index=False)
+    return table
+
+
+def read_cells(folder: Path) -> pd.DataFrame:
+    """The cells' table of a collected study, one row a cell (see `_record` for its columns)."""
+    return _read(folder / "cells.parquet")
+
+
+def read_curves(folder: Path) -> pd.DataFrame:
+    """The training curves: task, method, seed, step, epoch, loss, tokens, seconds; one row a logged step."""
+    return _read(folder / "curves.parquet")
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path)
+    except FileNotFoundError:
+        raise MolaError(
+            f"{path}: no such file; collect the study's cells first with `mola collect`"
+        ) from None
+    except (pa.ArrowException, OSError) as error:
+        raise MolaError(
+            f"{path}: cannot be read ({str(error).splitlines()[0]}); run `mola collect` again"
+        ) from None
+
+
+def _is_base(layout: Layout, cell: Cell) -> bool:
+    return layout.study.method_by_label[cell.method].method == "base"
+
+
+def _usable_cells(layout: Layout, partial: bool) -> list[Cell]:
+    states = {cell: cell_state(layout, cell) for cell in layout.study.cells()}
+    usable = [cell for cell, state in states.items() if state == "complete"]
+    rest = [f"{cell.path} ({state})" for cell, state in states.items() if state != "complete"]
+    command = f"`snakemake --config study={layout.study.name}`"
+    if rest and not partial:
+        raise MolaError(
+            f"study {layout.study.name}: {len(rest)} of {len(states)} cells are not complete; run them with {command}, "
+            f"or take what is there with --partial: {', '.join(rest)}"
+        )
+    if not usable:
+        raise MolaError(f"study {layout.study.name}: no cell is complete; run them with {command}")
+    return usable
+
+
+def _checked(layout: Layout, cells: list[Cell], records: list[dict[str, Any]]) -> Iterator[pa.Table]:
+    """The score rows of each cell after its checks; appends the cell's record to `records`."""
+    documents: dict[str, tuple[Cell, pa.Array]] = {}
+    for cell in cells:
+        folder = layout.cell(cell)
+        manifest = read_json(folder / "manifest.json")
+        samples = _samples(folder / "samples.parquet", manifest)
+        records.append(_record(layout, cell, manifest, samples))
+        first, expected = documents.setdefault(cell.task, (cell, samples["document"].combine_chunks()))
+        if not samples["document"].combine_chunks().equals(expected):
+            raise MolaError(
+                f"cell {cell.path}: evaluated on other documents than {first.path}; delete the wrong one and run it again"
+            )
+        constants = {"study": layout.study.name, "model": layout.study.model.name, "task": cell.task}
+        columns = {
+            name: _repeat(value, len(samples))
+            for name, value in (constants | {"method": cell.method}).items()
+        }
+        yield pa.table(
+            {
+                **columns,
+                "seed": pa.repeat(pa.scalar(cell.seed, pa.int64()), len(samples)),
+                "document": samples["document"].combine_chunks().dictionary_encode(),
+                "correct": samples["correct"].cast(pa.uint8()),
+            },
+            schema=SCHEMA,
+        )
+
+
+def _repeat(value: str, rows: int) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), rows), pa.array([value]))
+
+
+def _samples(path: Path, manifest: dict[str, Any]) -> pa.Table:
+    """document, target and correct of a cell, sorted by document, after the file's hash was compared."""
+    if not path.is_file() or sha256_file(path) != manifest["samples_sha256"]:
+        raise MolaError(
+            f"{path}: missing or altered since the cell was evaluated; delete the cell's folder and run again"
+        )
+    samples = pq.read_table(path, columns=["document", "target", "correct"]).sort_by("document")
+    return samples.set_column(0, "document", samples["document"].cast(pa.string()))
+
+
+def _record(layout: Layout, cell: Cell, manifest: dict[str, Any], samples: pa.Table) -> dict[str, Any]:
+    """One row of the cells' table.
+
+    `accuracy` is correct / documents; `majority` counts the documents of the most frequent target, which is what
+    always giving the same answer would score. Seconds, tokens and bytes are those of the training unless named
+    otherwise; the base model has none.
+    """
+    evaluation, training = manifest["evaluation"], manifest["training"] or {}
+    documents, correct = len(samples), pc.sum(samples["correct"]).as_py()
+    if documents != evaluation["documents"] or abs(correct / documents - evaluation["accuracy"]) > 1e-9:
+        raise MolaError(
+            f"cell {cell.path}: the manifest says accuracy {evaluation['accuracy']} on {evaluation['documents']} documents, "
+            f"the samples {correct}/{documents}; delete the cell's folder and run again"
+        )
+    base = _is_base(layout, cell)
+    metrics = {
+        f"metric_{name}": value for name, value in sorted(evaluation["metrics"].items()) if name != "acc"
+    }
+    return {
+        "study": layout.study.name,
+        "model": layout.study.model.name,
+        "task": cell.task,
+        "method": cell.method,
+        "seed": cell.seed,
+        "documents": documents,
+        "correct": correct,
+        "accuracy": correct / documents,
+        "majority": max(pc.value_counts(samples["target"]).field("counts").to_pylist()),
+        **metrics,
+        "trainable_parameters": 0 if base else training["trainable_parameters"],
+        "base_parameters": training.get("base_parameters"),
+        "experts": json.dumps(training["experts"]) if training.get("experts") else None,
+        "train_documents": training.get("documents"),
+        "steps": training.get("steps"),
+        "epochs": training.get("epochs"),
+        "tokens": training.get("tokens"),
+        "final_loss": training.get("final_loss"),
+        "train_seconds": training.get("seconds"),
+        "tokens_per_second": training.get("tokens_per_second"),
+        "peak_memory_bytes": training.get("peak_memory_bytes"),
+        "device": training.get("device"),
+        "evaluation_seconds": evaluation["seconds"],
+        "documents_per_second": evaluation["documents_per_second"],
+        "evaluation_device": evaluation["device"],
+        "digest": manifest["digest"],
+        "samples_sha256": manifest["samples_sha256"],
+        "commit": evaluation["git"].get("commit"),
+        "dirty": evaluation["git"].get("dirty"),
+        "stand_in": manifest["stand_in"],
+        "finished": manifest["finished"],
+    }
+
+
+def _write_scores(path: Path, cells: Iterator[pa.Table]) -> None:
+    """Row groups of a bounded size, so that ten million rows never meet in memory."""
+    with pq.ParquetWriter(path, SCHEMA, compression="zstd", use_dictionary=True) as writer:
+        waiting: list[pa.Table] = []
+        for table in cells:
+            waiting.append(table)
+            if sum(map(len, waiting)) >= ROWS_PER_GROUP:
+                writer.write_table(pa.concat_tables(waiting).unify_dictionaries())
+                waiting = []
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting).unify_dictionaries())
+
+
+def _curve(layout: Layout, cell: Cell) -> pd.DataFrame:
+    path = layout.cell(cell) / "train.jsonl"
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        frame = pd.DataFrame([{name: line[name] for name in CURVE} for line in lines], columns=list(CURVE))
+    except (FileNotFoundError, json.JSONDecodeError, KeyError) as error:
+        raise MolaError(
+            f"{path}: no training log ({error}); delete the cell's folder and run again"
+        ) from None
+    frame = frame.astype(CURVE)
+    for position, (name, value) in enumerate(
+        [("task", cell.task), ("method", cell.method), ("seed", cell.seed)]
+    ):
+        frame.insert(position, name, value)
+    return frame

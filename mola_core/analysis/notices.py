@@ -1,0 +1,37 @@
+"""What every table, figure and summary must say about its study before anyone reads a number."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from mola_core.study import Cell, Study
+
+
+def notices(study: Study, missing: Sequence[Cell] = ()) -> list[str]:
+    """One sentence for each reason why the numbers are less than a benchmark's; empty for a full study."""
+    found = []
+    if study.data.source == "builtin":
+        found.append("Stand-in data: built-in generated rows, not the benchmarks whose names they carry.")
+    if study.model.source == "random":
+        found.append("Stand-in model: a tiny random Llama; its accuracies mean nothing.")
+    training, evaluation = study.training, study.evaluation
+    limits = []
+    if training.documents:
+        limits.append(f"trained on the first {training.documents:,} documents")
+    if training.max_steps:
+        limits.append(f"at most {training.max_steps:,} steps")
+    if evaluation.documents:
+        limits.append(f"evaluated on the first {evaluation.documents:,} documents")
+    if limits:
+        found.append("Limited run: " + ", ".join(limits) + ".")
+    if missing:
+        found.append(
+            f"Incomplete: {len(missing)} of {len(study.cells())} cells are missing; they are left empty."
+        )
+    return found
+
+
+def missing_cells(study: Study, cells: pd.DataFrame) -> list[Cell]:
+    """The study's cells that have no row in `cells` (columns task, method, seed)."""
+    there = set(zip(cells["task"], cells["method"], cells["seed"], strict=True))
+    return [cell for cell in study.cells() if (cell.task, cell.method, cell.seed) not in there]
