@@ -45,7 +45,7 @@ def data_identity(task: str, source: DataSource) -> dict[str, Any]:
             "train_documents": source.train_documents,
             "test_documents": source.test_documents,
         }
-    identity["dataset"] = dataset_of(task)
+    identity |= {"dataset": dataset_of(task), "columns": _wanted(task)}
     if isinstance(source, DirectoryData):
         files = _files(task, source)
         return identity | {"files": {split: sha256_file(file) for split, file in files.items()}}
@@ -161,6 +161,11 @@ def _read_parquet(task: str, split: str, file: Path) -> pyarrow.Table:
         ) from None
 
 
+def _wanted(task: str) -> list[str] | None:
+    """The columns that a task of ours uses, as its YAML file says; None for all."""
+    return (task_config(task).get("metadata") or {}).get("columns") if is_own(task) else None
+
+
 def _used(task: str, table: pyarrow.Table, where: str) -> pyarrow.Table:
     """The rows and columns of a source that the task uses; other tasks' tables stay as they are.
 
@@ -171,7 +176,7 @@ def _used(task: str, table: pyarrow.Table, where: str) -> pyarrow.Table:
     if not is_own(task):
         return table
     config = task_config(task)
-    wanted = config["metadata"]["columns"]
+    wanted = _wanted(task) or table.column_names
     topic = TOPICS.get(task)
     for column in [*wanted, *(["topic"] if topic else [])]:
         if column not in table.column_names:
@@ -230,7 +235,7 @@ def _from_hub(task: str, source: HubData) -> tuple[dict[str, pyarrow.Table], dic
         revision = _revision(task, source) or HfApi().dataset_info(path, timeout=30).sha
         options |= {"revision": revision}
         loaded = datasets.load_dataset(path, name, **options)
-    except Exception as error:  # noqa: BLE001 - each version of the hub's clients has its own exceptions
+    except Exception as error:  # Each version of the hub's clients has its own exceptions.
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
         raise MolaError(
             f"task {task}: {path} cannot be fetched from the Hugging Face hub ({reason}); "
@@ -252,14 +257,16 @@ def _from_hub(task: str, source: HubData) -> tuple[dict[str, pyarrow.Table], dic
 
 def _check_answers(task: str, folder: Path) -> None:
     """Raise `MolaError` where a document to train or evaluate on has no answer or gives no prompt."""
-    loaded = load_task(task, "choice", folder)
-    for split in {"train": None, evaluation_split(task): None}:
-        try:
+    try:
+        loaded = load_task(task, "choice", folder)
+        for split in dict.fromkeys(["train", evaluation_split(task)]):
             examples(loaded, split)
-        except MolaError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever a foreign task's own code raises
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
-            raise MolaError(
-                f"task {task}: its rows of {split} give no prompt ({reason}); check the source's columns"
-            ) from None
+    except MolaError:
+        raise
+    except (
+        Exception
+    ) as error:  # Whatever a template or another task's own code raises on rows it does not fit.
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
+        raise MolaError(
+            f"task {task}: its rows give no prompt ({reason}); check the source's columns"
+        ) from None

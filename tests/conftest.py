@@ -1,6 +1,8 @@
 """Fixtures that several test modules share."""
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,3 +28,13 @@ def tiny_llama() -> Callable[..., LlamaForCausalLM]:
         return LlamaForCausalLM(LlamaConfig(**sizes | overrides))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of the real benchmarks' parquet files (MOLA_TEST_DATA, or ../shared/data); skips where there is none."""
+    default = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("MOLA_TEST_DATA", default))
+    if not (folder / "glue").is_dir():
+        pytest.skip(f"no benchmark rows in {folder}; set MOLA_TEST_DATA to a folder that has them")
+    return folder

@@ -85,7 +85,9 @@ def _lm_eval_file(name: str) -> Path:
     """lm-eval's YAML file of a task, found by its text: indexing all of lm-eval's tasks takes 16 s, this one."""
     import lm_eval
 
-    line = re.compile(rf"^task:[ \t]*([\"']?){re.escape(name)}\1[ \t]*(#.*)?$".encode(), re.MULTILINE)
+    line = re.compile(
+        rf"^[\"']?task[\"']?:[ \t]*([\"']?){re.escape(name)}\1[ \t]*(#.*)?$".encode(), re.MULTILINE
+    )
     for path in sorted((Path(lm_eval.__file__).parent / "tasks").rglob("*.yaml")):
         if line.search(path.read_bytes()):
             return path
@@ -101,8 +103,10 @@ def task_config(name: str, protocol: str = "choice") -> dict[str, Any]:
     Raises `MolaError` where the task is unknown, is no multiple-choice task or has no training split.
     """
     path = task_file(name, protocol)
-    if is_own(name) and protocol == "choice":
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)  # noqa: S506
+    if is_own(name):
+        config = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
+        if "include" not in config:
+            return config
     from lm_eval.tasks._yaml_loader import load_yaml
 
     config = load_yaml(path, resolve_func=False)
@@ -112,7 +116,7 @@ def task_config(name: str, protocol: str = "choice") -> dict[str, Any]:
             raise MolaError(
                 f"task {name}: lm-eval's task is {kind}, not a plain multiple_choice; choose another task"
             )
-        if "training_split" not in config:
+        if not config.get("training_split"):
             raise MolaError(
                 f"task {name}: lm-eval's task has no training_split; choose a task that can be trained on"
             )
