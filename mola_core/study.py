@@ -28,7 +28,9 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 class Closed(BaseModel):
     """A section of the study file: unknown keys are errors, values are not coerced from other types."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, validate_default=True, use_attribute_docstrings=True
+    )
 
 
 class BaseModelSettings(Closed):

@@ -74,15 +74,16 @@ class Progress(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):  # noqa: ANN001, ANN201
         if not logs or "loss" not in logs:
             return
-        logs["tokens"] = int(state.num_input_tokens_seen)
-        logs["seconds"] = round(self.seconds, 3)
+        # `logs` is a copy: what shall stand in the checkpoint and the cell's log goes into the history itself.
+        tokens = int(state.num_input_tokens_seen)
+        state.log_history[-1] |= {"tokens": tokens, "seconds": round(self.seconds, 3)}
         last = state.global_step == state.max_steps
         if last or time.monotonic() - self.spoken > 5:
             self.spoken = time.monotonic()
             left = self.seconds / state.global_step * (state.max_steps - state.global_step)
             print(
                 f"{self.label}  step {state.global_step}/{state.max_steps}  loss {float(logs['loss']):.4f}  "
-                f"{logs['tokens'] / self.seconds:.0f} tokens/s  {left / 60:.1f} min left",
+                f"{tokens / self.seconds:.0f} tokens/s  {left / 60:.1f} min left",
                 file=sys.stderr,
                 flush=True,
             )

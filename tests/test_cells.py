@@ -1,0 +1,245 @@
+"""Training and evaluation of cells, on a tiny random model: what is written, resumed, refused and equal."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+
+from mola_core.batches import encode
+from mola_core.cells import Workbench, digests
+from mola_core.errors import MolaError
+from mola_core.files import read_json
+from mola_core.layout import Layout
+from mola_core.run import results_of, run
+from mola_core.study import Study, load_study
+from mola_core.tasks import examples
+from mola_core.training import MARKER, OutOfTime, last_checkpoint
+
+
+def smoke(**changes) -> Study:
+    """The smoke study with sections changed."""
+    content = load_study("smoke").model_dump(mode="json", exclude_none=True)
+    for key, value in changes.items():
+        content[key] = {**content[key], **value} if isinstance(value, dict) else value
+    return Study.model_validate(content)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A results folder with the model and the rows of the smoke study."""
+    from mola_core.data import prepare_task
+    from mola_core.models import prepare_model
+
+    layout = Layout(load_study("smoke"), tmp_path_factory.mktemp("prepared"))
+    prepare_model(layout.study.model, layout.model)
+    for task in layout.study.tasks:
+        prepare_task(task, layout.study.data, layout.data(task))
+    return layout.root
+
+
+@pytest.fixture
+def bench(prepared, tmp_path):
+    """Makes a workbench for a (changed) smoke study in a results folder of its own."""
+
+    def make(**changes) -> Workbench:
+        for name in ("models", "data"):
+            if not (tmp_path / name).exists():
+                (tmp_path / name).symlink_to(prepared / name)
+        return Workbench(Layout(smoke(**changes), tmp_path))
+
+    return make
+
+
+def adapter_bytes(bench, cell) -> str:
+    file = bench.layout.cell(cell) / "adapter" / "adapter_model.safetensors"
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_a_cell_is_trained_evaluated_and_recorded(bench):
+    bench = bench()
+    cell = bench.study.cell("cola", "mola-2468", 0)
+    bench.run(cell)
+    folder = bench.layout.cell(cell)
+    manifest = read_json(folder / "manifest.json")
+    samples = pd.read_parquet(folder / "samples.parquet")
+    log = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    assert manifest["digest"] == digests(bench.study, cell).evaluation
+    assert manifest["stand_in"] is True
+    assert manifest["training"]["experts"] == [2, 4, 6, 8]
+    assert manifest["training"]["steps"] == len(log) == 6
+    assert manifest["training"]["adapter_sha256"] == adapter_bytes(bench, cell)
+    assert manifest["evaluation"]["accuracy"] == samples["correct"].mean()
+    assert samples["document"].is_unique
+    assert log[-1]["tokens"] > log[0]["tokens"] > 0
+    assert bench.is_complete(cell)
+    assert not bench.layout.checkpoints(digests(bench.study, cell).training).exists()
+    config = read_json(folder / "adapter" / "adapter_config.json")
+    assert config["num_experts"] == [2, 4, 6, 8]
+    assert config["base_model_name_or_path"] == "tiny-random-llama", "no path of this machine"
+
+
+def test_choices_equal_a_hand_computation(bench):
+    """Options' log-likelihoods computed one by one with plain transformers, without padding or sharing."""
+    bench = bench(evaluation={"documents": 8, "batch_size": 3})
+    for task_name in bench.study.tasks:
+        cell = bench.study.cell(task_name, "base", 0)
+        bench.evaluate(cell)
+        samples = pd.read_parquet(bench.layout.cell(cell) / "samples.parquet")
+        task = bench.task(task_name)
+        documents = {
+            example.document: example
+            for example in examples(task, "test" if task.has_test_docs() else "validation")
+        }
+        for sample in samples.itertuples():
+            example = documents[sample.document]
+            expected = []
+            for option in example.options:
+                encoded = encode(bench.tokenizer, example.prompt, option, 10_000)
+                tokens = torch.tensor([encoded.tokens])
+                with torch.no_grad():
+                    scores = bench.base(tokens).logits.log_softmax(-1)[0]
+                answer = range(encoded.prompt_length, len(encoded.tokens))
+                expected.append(sum(scores[i - 1, encoded.tokens[i]].item() for i in answer))
+            assert sample.loglikelihoods == pytest.approx(expected, abs=1e-4)
+            assert int(sample.answer) == expected.index(max(expected))
+            assert sample.correct == (int(sample.answer) == example.answer)
+
+
+def test_the_answers_only_evaluation_equals_lm_evals(bench):
+    from lm_eval import evaluator
+    from lm_eval.models.huggingface import HFLM
+
+    bench = bench()
+    cell = bench.study.cell("scienceqa", "base", 0)
+    bench.evaluate(cell)
+    ours = pd.read_parquet(bench.layout.cell(cell) / "samples.parquet")
+    stock = HFLM(
+        pretrained=bench.base, tokenizer=bench.tokenizer, batch_size=4, device="cpu", logits_cache=False
+    )
+    outcome = evaluator.evaluate(
+        stock, {"scienceqa": bench.task("scienceqa")}, bootstrap_iters=0, log_samples=True
+    )
+    samples = sorted(outcome["samples"]["scienceqa"], key=lambda sample: sample["doc_id"])
+    for row, sample in zip(ours.itertuples(), samples, strict=True):
+        assert row.loglikelihoods == pytest.approx(
+            [response[0] for response in sample["filtered_resps"]], abs=1e-4
+        )
+        assert row.correct == sample["acc"]
+
+
+def test_one_seed_gives_one_adapter_whatever_ran_before(bench):
+    bench = bench()
+    cell, other = bench.study.cell("cola", "mola-2468", 0), bench.study.cell("cola", "lora-r4", 1)
+    bench.train(cell)
+    first = adapter_bytes(bench, cell)
+    bench.train(other)
+    bench.train(cell)
+    assert adapter_bytes(bench, cell) == first
+    bench.train(bench.study.cell("cola", "mola-2468", 1))
+    assert adapter_bytes(bench, bench.study.cell("cola", "mola-2468", 1)) != first
+
+
+def test_a_stopped_training_goes_on_to_the_same_adapter(bench, monkeypatch):
+    bench = bench(training={"epochs": 3})
+    cell = bench.study.cell("cola", "mola-2468", 0)
+    bench.train(cell)
+    undisturbed = adapter_bytes(bench, cell)
+    shutil.rmtree(bench.layout.cell(cell))
+    # The deadline has passed before the first step ends; take it back after a few stops.
+    for _ in range(3):
+        bench.deadline = 1.0
+        with pytest.raises(OutOfTime):
+            bench.train(cell)
+        assert not (bench.layout.cell(cell) / "training.json").exists()
+    bench.deadline = None
+    bench.train(cell)
+    record = read_json(bench.layout.cell(cell) / "training.json")
+    assert record["resumed"] is True
+    assert record["steps"] == 18
+    assert adapter_bytes(bench, cell) == undisturbed
+
+
+def test_a_checkpoint_that_was_cut_short_is_not_resumed(tmp_path):
+    for step in (3, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / MARKER).write_text("{}")
+    (tmp_path / "checkpoint-20").mkdir()
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-12"
+    assert not (tmp_path / "checkpoint-20").exists()
+
+
+def test_digests_change_with_what_decides_the_result_and_with_nothing_else():
+    study = load_study("smoke")
+    cell = study.cell("cola", "mola-2468", 0)
+
+    def changed(**changes):
+        before, after = digests(study, cell), digests(smoke(**changes), cell)
+        return before.training != after.training, before.evaluation != after.evaluation
+
+    assert changed(training={"learning_rate": 0.5}) == (True, True)
+    assert changed(evaluation={"documents": 3}) == (False, True)
+    assert changed(data={"train_documents": 40}) == (True, True)
+    assert changed(model={"seed": 9}) == (True, True)
+    assert changed(adapter={"rank": 4}) == (True, True)
+    assert changed(compute={"threads": 2}) == (False, False)
+    assert changed(seeds=[0, 1, 2], description="other words") == (False, False)
+    assert changed(evaluation={"batch_size": 3}) == (False, False)
+    other = study.cell("cola", "lora-r4", 0)
+    rank = smoke(methods=["base", "lora-r4", {"method": "mola-2468", "rank": 2}])
+    assert digests(rank, cell).training != digests(study, cell).training
+    assert digests(rank, other) == digests(study, other)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ({"method": "mola", "name": "mola-short", "experts": [1, 2]}, "lists 2 layers, the model has 4"),
+        ({"method": "mola-2468", "top_k": 3}, "top_k 3 is above the 2 experts"),
+        ({"method": "mola-2468", "target_modules": ["q_proj", "no_such_proj"]}, "no_such_proj"),
+    ],
+)
+def test_a_method_that_does_not_fit_the_model_is_one_line(bench, method, message):
+    bench = bench(methods=["base", method])
+    cell = next(cell for cell in bench.study.cells() if cell.method != "base")
+    with pytest.raises(MolaError, match=message) as error:
+        bench.train(cell)
+    assert "\n" not in str(error.value)
+    assert not bench.layout.cell(cell).exists()
+
+
+def test_warm_up_that_outlasts_the_training_is_refused(bench):
+    bench = bench(training={"warmup_steps": 100})
+    with pytest.raises(MolaError, match="warmup_steps: 100 is not below the 6 steps"):
+        bench.train(bench.study.cell("cola", "lora-r4", 0))
+
+
+def test_an_altered_or_untrained_adapter_is_refused(bench):
+    bench = bench()
+    cell = bench.study.cell("cola", "lora-r4", 0)
+    bench.train(cell)
+    file = bench.layout.cell(cell) / "adapter" / "adapter_model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(MolaError, match="altered"):
+        bench.evaluate(cell)
+    frozen = dataclasses.replace(
+        bench, layout=Layout(smoke(training={"learning_rate": 1e-30}), bench.layout.root)
+    )
+    frozen.train(cell)
+    with pytest.raises(MolaError, match="does not change the model's logits"):
+        frozen.evaluate(cell)
+
+
+def test_run_does_every_open_cell_and_nothing_twice(bench):
+    bench = bench(tasks=["cola"], methods=["base", "mola-2468"], seeds=[0])
+    outcomes = run(bench.layout, parallel=2, keep_adapters=False)
+    assert {outcome.state for outcome in outcomes} == {"complete"}, outcomes
+    assert len(results_of(bench.layout)) == 6
+    assert run(bench.layout) == []
+    stopped = Layout(smoke(tasks=["cola"], methods=["base", "lora-r4"], seeds=[0]), bench.layout.root)
+    assert {outcome.state for outcome in run(stopped, time_budget=1e-9)} == {"out of time"}
