@@ -37,9 +37,11 @@ FINGERPRINT = "fingerprint.json"
 
 
 def data_identity(task: str, source: DataSource) -> dict[str, Any]:
-    """What decides a task's rows, without reading them. Raises `MolaError` where files of a directory are missing."""
+    """What decides a task's rows, without reading them. Raises `MolaError` where files of a directory are missing, or
+    where a task has no built-in rows."""
     identity: dict[str, Any] = {"task": task, "source": source.source}
     if isinstance(source, BuiltinData):
+        builtin_rows(task, "train", 0)  # Refuses tasks that have none.
         return identity | {
             "generator": GENERATOR_VERSION,
             "train_documents": source.train_documents,

@@ -310,6 +310,8 @@ def test_builtin_tasks_are_stand_ins(tmp_path: Path, task: str):
 def test_builtin_rows_of_other_tasks_and_too_many_are_refused(tmp_path: Path):
     with pytest.raises(MolaError, match="task rte: no built-in rows; use cola or scienceqa"):
         prepare_task("rte", BuiltinData(source="builtin"), tmp_path / "data")
+    with pytest.raises(MolaError, match="task rte: no built-in rows"):
+        data_identity("rte", BuiltinData(source="builtin"))
     with pytest.raises(MolaError, match="data.test_documents: 100000, but scienceqa-earth-science has only"):
         builtin_rows("scienceqa-earth-science", "test", 100_000)
 
