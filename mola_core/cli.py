@@ -121,6 +121,41 @@ def reanalyse(arguments: argparse.Namespace) -> None:
     reanalyse_published(arguments.out)
 
 
+def verdict(arguments: argparse.Namespace) -> None:
+    """Answer the study's questions, or the standard ones of any score file (--scores)."""
+    from mola_core.analysis.verdict import write_verdict
+
+    if arguments.scores:
+        write_verdict(arguments.scores, arguments.out or Path(arguments.scores).parent)
+        return
+    from mola_core.analysis.collect import read_cells
+
+    layout = _layout(arguments)
+    cells = read_cells(layout.folder).drop_duplicates("method").set_index("method")
+    write_verdict(
+        layout.folder / "scores.parquet",
+        arguments.out or layout.folder,
+        layout.study.verdict,
+        shapes={method: json.loads(experts) for method, experts in cells["experts"].dropna().items()},
+        parameters=cells["trainable_parameters"].dropna().astype(int).to_dict(),
+        stand_in=layout.study.stand_in,
+    )
+
+
+def calibrate(arguments: argparse.Namespace) -> None:
+    """Show on simulated scores that the verdict's error rates and intervals are what they claim."""
+    from mola_core.analysis.calibration import calibrate as calibrate_verdict
+
+    calibrate_verdict(arguments.out, arguments.simulations, arguments.seed)
+
+
+def reproduce(arguments: argparse.Namespace) -> None:
+    """List every table and figure of the paper with its state: done, partly or not started."""
+    from mola_core.analysis.reproduce import reproduce as reproduce_paper
+
+    print(reproduce_paper(_layout(arguments)).to_string(index=False))
+
+
 def where(arguments: argparse.Namespace) -> None:
     """Print where a study's results are."""
     folder = _layout(arguments).folder
@@ -162,7 +197,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mola", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb")
 
-    def verb(action: Callable[[argparse.Namespace], None], *options: Callable[[argparse.ArgumentParser], None]):  # noqa: ANN202
+    def verb(
+        action: Callable[[argparse.Namespace], None], *options: Callable[[argparse.ArgumentParser], None]
+    ):  # noqa: ANN202
         summary = (action.__doc__ or "").strip().splitlines()[0]
         sub = verbs.add_parser(action.__name__, help=summary, description=action.__doc__)
         for add in options:
@@ -176,14 +213,27 @@ def _parser() -> argparse.ArgumentParser:
     verb(evaluate, _cell_options)
     verb(cells, _study_options)
     running = verb(run, _study_options)
-    running.add_argument("--model-dir", help="an already prepared base model (the folder that holds model.json)")
+    running.add_argument(
+        "--model-dir", help="an already prepared base model (the folder that holds model.json)"
+    )
     running.add_argument("--parallel", type=int, default=1, help="cells at once (default: %(default)s)")
     running.add_argument("--time-budget", type=float, help="seconds after which nothing goes on")
     running.add_argument("--drop-adapters", action="store_true", help="keep scores and records only")
     running.add_argument("--archive", help="pack the finished cells' small files into this .tar.gz")
     verb(collect, _study_options).add_argument("--partial", action="store_true", help="accept open cells")
-    for action in (tables, figures, summary, where):
+    for action in (tables, figures, summary, reproduce, where):
         verb(action, _study_options)
+    judging = verb(verdict, _study_options)
+    judging.add_argument("--scores", help="any score matrix, Parquet or CSV, instead of a study's")
+    judging.add_argument(
+        "--out", help="folder for verdict.json, verdict.md and figures (default: beside the scores)"
+    )
+    simulating = verb(calibrate)
+    simulating.add_argument("--out", required=True, help="folder for the table and figure")
+    simulating.add_argument(
+        "--simulations", type=int, default=1000, help="studies a scenario (default: %(default)s)"
+    )
+    simulating.add_argument("--seed", type=int, default=0)
     verb(reanalyse).add_argument("--out", required=True, help="folder for the page, table and figure")
     verb(schema)
     return parser

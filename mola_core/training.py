@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 
 from mola_core.batches import Collator, Encoded, LengthGrouped
 from mola_core.errors import MolaError
@@ -56,22 +64,35 @@ class Progress(TrainerCallback):
         """Seconds of training so far, those before a restart included."""
         return time.monotonic() - self.started
 
-    def on_epoch_begin(self, args, state, control, **kwargs):  # noqa: ANN001, ANN201
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         # accelerate does not hand the epoch to the sampler of a resumed, partly skipped epoch.
         self.sampler.set_epoch(state.global_step // -(-len(self.sampler) // self.settings.batch_size))
 
-    def on_step_end(self, args, state, control, **kwargs):  # noqa: ANN001, ANN201
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if time.monotonic() - self.saved > 60 * self.settings.checkpoint_minutes:
             control.should_save = True
             self.saved = time.monotonic()
         if self.deadline and time.time() > self.deadline and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = self.out_of_time = True
 
-    def on_save(self, args, state, control, **kwargs):  # noqa: ANN001, ANN201
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         write_json(folder / MARKER, {"step": state.global_step, "seconds": self.seconds})
 
-    def on_log(self, args, state, control, logs=None, **kwargs):  # noqa: ANN001, ANN201
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         if not logs or "loss" not in logs:
             return
         # `logs` is a copy: what shall stand in the checkpoint and the cell's log goes into the history itself.
@@ -130,7 +151,9 @@ def train(
     steps_per_epoch = -(-len(documents) // settings.batch_size)
     steps = settings.max_steps or int(settings.last_epoch * steps_per_epoch)
     if steps < 1:
-        raise MolaError(f"training.epochs: {settings.epochs} gives no step with {len(documents)} documents; raise it")
+        raise MolaError(
+            f"training.epochs: {settings.epochs} gives no step with {len(documents)} documents; raise it"
+        )
     if settings.warmup_steps >= steps:
         raise MolaError(
             f"training.warmup_steps: {settings.warmup_steps} is not below the {steps} steps of this cell; lower it"
@@ -187,7 +210,9 @@ def train(
         raise OutOfTime(f"{label}: stopped at step {trainer.state.global_step} of {steps}")
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     if not all(torch.isfinite(torch.tensor(float(entry["loss"]))) for entry in log):
-        raise MolaError("training: the loss is not finite; lower training.learning_rate or use precision fp32")
+        raise MolaError(
+            "training: the loss is not finite; lower training.learning_rate or use precision fp32"
+        )
     tokens = int(trainer.state.num_input_tokens_seen)
     return {
         "documents": len(documents),
