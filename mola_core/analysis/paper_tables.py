@@ -71,10 +71,10 @@ PAPER_TABLES = tuple(f"paper-{number}" for number in range(1, 10))
 
 
 def write(layout: Layout, out_dir: Path | None = None) -> None:
-    """Write `PAPER_TABLES` into `out_dir` (default: the study's `tables`), and the matrix figure where the study has
-    continual learning."""
-    study, cells = layout.study, read_cells(layout.folder)
-    folder = Path(out_dir or layout.folder / "tables")
+    """Write `PAPER_TABLES` from the files that `collect` wrote into `out_dir` (default: the study's folder), and the
+    matrix figure where the study has continual learning."""
+    study, results = layout.study, Path(out_dir or layout.folder)
+    cells, folder = read_cells(results), results / "tables"
     said = notices(study, missing_cells(study, cells))
     for table in ACCURACY_TABLES:
         numbers = accuracy_numbers(table, study, cells)
@@ -83,7 +83,7 @@ def write(layout: Layout, out_dir: Path | None = None) -> None:
         write_table(
             folder, table.stem, title, _wide(numbers), _shown(table, numbers), own, _notes(table, numbers)
         )
-    frame = continual.read(layout.folder)
+    frame = continual.read(results)
     ours = None if frame is None else frame.assign(method=frame["method"].map(paper_names(study)))
     for number, builder in [(5, op_and_pd), (6, continual_detail)]:
         numbers = builder(ours)
@@ -93,7 +93,7 @@ def write(layout: Layout, out_dir: Path | None = None) -> None:
         own = said + other_model(study, numbers)
         write_table(folder, f"paper-{number}", title, _wide(numbers), shown, own, [note])
     if frame is not None:
-        continual.write_figure(frame, layout.folder / "figures", notices(study))
+        continual.write_figure(frame, results / "figures", notices(study))
 
 
 def stands_for(study: Study) -> str:

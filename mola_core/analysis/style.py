@@ -32,10 +32,10 @@ PROFILES: dict[str, tuple[str, str | MarkerPath]] = {
     "hourglass": ("#CC79A7", BOW_TIE),
     "diamond": ("#E69F00", "D"),
     "peak-1": ("#56B4E9", "<"),
-    "peak-2": ("#56B4E9", "p"),
-    "peak-3": ("#56B4E9", "h"),
+    "peak-2": ("#56B4E9", "X"),
+    "peak-3": ("#56B4E9", "P"),
     "peak-4": ("#56B4E9", ">"),
-    "other": ("#8C564B", "P"),
+    "other": ("#8C564B", "p"),
 }
 KINDS: dict[str, tuple[str, str]] = {
     "base": ("#7F7F7F", "_"),
@@ -125,8 +125,10 @@ def method_style(settings: MethodSettings) -> Style:
         colour, marker = KINDS.get(method.kind, PROFILES["other"])
         return Style(colour, marker, line=":" if method.kind == "base" else "-")
     colour, marker = PROFILES[profile(method.shape)]
+    if not profile(method.shape).startswith("peak"):
+        colour = _shade(colour, sum(parse_shape(method.shape)))
     routed = method.kind == "mola"
-    return Style(_shade(colour, sum(parse_shape(method.shape))), marker, routed, "-" if routed else "--")
+    return Style(colour, marker, routed, "-" if routed else "--")
 
 
 def study_styles(study: Study) -> dict[str, Style]:

@@ -24,9 +24,12 @@ MAJORITY = "majority class"
 
 
 def write(layout: Layout, out_dir: Path | None = None) -> None:
-    """Write `TABLES` from the collected cells into `out_dir` (default: the study's `tables`)."""
-    study, cells = layout.study, read_cells(layout.folder)
-    folder = Path(out_dir or layout.folder / "tables")
+    """Write `TABLES` from the files that `collect` wrote into `out_dir` (default: the study's folder).
+
+    Raises `MolaError` where those are missing, and where a trained adapter is larger or smaller than its closed form.
+    """
+    study, results = layout.study, Path(out_dir or layout.folder)
+    cells, folder = read_cells(results), results / "tables"
     said = notices(study, missing_cells(study, cells))
     accuracy = accuracy_table(study, cells)
     write_table(
