@@ -55,6 +55,11 @@ class Block:
             total += weight * self.correct[self.methods.index(method)][seeds]
         return total
 
+    def run_accuracy(self, seeds: np.ndarray) -> np.ndarray:
+        """Accuracy of each run, (methods, seeds), for the methods that have all of these seeds."""
+        complete = self.present[:, seeds].all(axis=1)
+        return self.correct[complete][:, seeds].mean(axis=2)
+
 
 @dataclass(frozen=True)
 class ScoreMatrix:

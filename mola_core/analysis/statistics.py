@@ -36,6 +36,8 @@ class Components(NamedTuple):
     rest: np.ndarray
     seeds: int
     documents: int
+    seed_df: int
+    """Degrees of freedom of `seed`: seeds - 1, or more where it was pooled over methods."""
 
 
 class Estimate(NamedTuple):
@@ -68,51 +70,55 @@ def components(z: np.ndarray) -> Components:
     ss_document = seeds * ((by_document - mean[..., None]) ** 2).sum(-1)
     ms_document = ss_document / (documents - 1)
     if seeds == 1:
-        return Components(mean, np.zeros_like(mean), ms_document, np.zeros_like(mean), seeds, documents)
+        return Components(mean, np.zeros_like(mean), ms_document, np.zeros_like(mean), 1, documents, 0)
     ss_seed = documents * ((by_seed - mean[..., None]) ** 2).sum(-1)
     ss_all = ((z - mean[..., None, None]) ** 2).sum((-2, -1))
     ms_rest = np.maximum(ss_all - ss_seed - ss_document, 0) / ((seeds - 1) * (documents - 1))
-    return Components(mean, ss_seed / (seeds - 1), ms_document, ms_rest, seeds, documents)
+    return Components(mean, ss_seed / (seeds - 1), ms_document, ms_rest, seeds, documents, seeds - 1)
 
 
-def variance_terms(parts: Sequence[Components], planned: int | None = None) -> tuple[np.ndarray, ...]:
-    """Variance of the mean over tasks with `planned` seeds a task (default: those seen).
+def pool_runs(part: Components, accuracy: np.ndarray, weights: Sequence[float]) -> Components:
+    """The same contrast with the noise between runs taken from all methods of the task, for planning.
 
-    Returns the variance, the degrees of freedom its estimate will have in that plan, and the degrees of
-    freedom with which the data at hand know it. Without a plan the last two are equal.
+    `accuracy` is (..., methods, seeds). Assumes that methods are equally noisy, which a plan may and a test
+    may not: three seeds leave a contrast two degrees of freedom a task, six methods leave ten.
     """
-    variance, floored, plan_terms, known_terms = 0.0, 0.0, 0.0, 0.0
+    methods, seeds = accuracy.shape[-2:]
+    if methods < 2 or seeds < 2:
+        return part
+    rest = accuracy - accuracy.mean(-1, keepdims=True) - accuracy.mean(-2, keepdims=True)
+    rest = rest + accuracy.mean((-2, -1), keepdims=True)
+    df = (methods - 1) * (seeds - 1)
+    between_runs = part.documents * (rest**2).sum((-2, -1)) / df
+    return part._replace(seed=float(np.square(weights).sum()) * between_runs, seed_df=df)
+
+
+def variance_terms(parts: Sequence[Components]) -> tuple[np.ndarray, np.ndarray]:
+    """Variance of the mean over tasks and its Satterthwaite degrees of freedom."""
+    variance, floored, terms = 0.0, 0.0, 0.0
     for part in parts:
         seeds, documents = part.seeds, part.documents
-        new = planned or seeds
-        weight = 1 / (len(parts) ** 2 * documents)
+        weight = 1 / (len(parts) ** 2 * seeds * documents)
         between = np.maximum(part.document - part.rest, 0)
-        variance = variance + weight * (part.seed / new + between / seeds)
+        variance = variance + weight * (part.seed + between)
         # MS_seed has MS_rest as its floor in expectation. Using that floor in the degrees of freedom (only
         # there) keeps a chance value near zero from claiming that seeds do not matter, which undercovers at
         # 2-3 seeds.
         seed = np.maximum(part.seed, part.rest)
-        floored = floored + weight * (seed / new + between / seeds)
-        document = new * between / seeds + part.rest
-        plan_terms = plan_terms + weight**2 * (
-            (seed / new) ** 2 / max(new - 1, 1)
-            + (document / new) ** 2 / (documents - 1)
-            + (part.rest / new) ** 2 / (max(new - 1, 1) * (documents - 1))
-        )
-        known_terms = known_terms + weight**2 * (
-            (seed / new) ** 2 / max(seeds - 1, 1)
-            + (part.document / seeds) ** 2 / (documents - 1)
-            + (part.rest / seeds) ** 2 / (max(seeds - 1, 1) * (documents - 1))
+        floored = floored + weight * (seed + between)
+        terms = terms + weight**2 * (
+            seed**2 / max(part.seed_df, 1)
+            + part.document**2 / (documents - 1)
+            + part.rest**2 / (max(seeds - 1, 1) * (documents - 1))
         )
     with np.errstate(divide="ignore", invalid="ignore"):
-        plan = np.where(plan_terms > 0, floored**2 / plan_terms, 1.0)
-        known = np.where(known_terms > 0, floored**2 / known_terms, 1.0)
-    return variance, np.maximum(plan, 1.0), np.maximum(known, 1.0)
+        df = np.where(np.asarray(terms) > 0, floored**2 / terms, 1.0)
+    return variance, np.maximum(df, 1.0)
 
 
 def combine(parts: Sequence[Components]) -> Estimate:
     """The contrast's mean over tasks, each task counting the same."""
-    variance, _, df = variance_terms(parts)
+    variance, df = variance_terms(parts)
     return Estimate(sum(part.mean for part in parts) / len(parts), np.sqrt(variance), df)
 
 

@@ -27,7 +27,15 @@ from mola_core.analysis.questions import (
 )
 from mola_core.analysis.scores import ScoreMatrix, load_scores, score_matrix
 from mola_core.analysis.settings import VerdictSettings
-from mola_core.analysis.statistics import Bootstrap, between_tasks, bootstrap, combine, components, holm
+from mola_core.analysis.statistics import (
+    Bootstrap,
+    between_tasks,
+    bootstrap,
+    combine,
+    components,
+    holm,
+    pool_runs,
+)
 from mola_core.analysis.summaries import (
     BASE,
     depth_lines,
@@ -183,12 +191,27 @@ def _answer(
         answer["between_tasks"] = dict(
             zip(("low", "high"), map(points, across.interval(settings.level)), strict=True)
         )
+    moved = [method for method, weight in question.weights.items() if abs(weight) > 1e-9]
+    if question.family == "depth" and len(moved) == 2:
+        answer["reasons"].append(
+            f"only {moved[0]} and {moved[1]} differ in centre of depth from the rest, so the slope is "
+            f"their difference "
+            "and no other shape adds to it"
+        )
     answer |= _resampled(question, drawn, ranked, settings)
     single = [block.name for block, part in zip(used, parts, strict=True) if part.seeds == 1]
     if single:
         answer["covers"] = "documents"
         answer["reasons"].append(f"one seed in {', '.join(single)}: the noise between trainings was not seen")
         return answer
+    parts = [
+        pool_runs(
+            part,
+            block.run_accuracy(block.common_seeds(list(question.weights))),
+            list(question.weights.values()),
+        )
+        for block, part in zip(used, parts, strict=True)
+    ]
     level = settings.level / answer["family_size"]
     mde = minimum_detectable_effect(parts, level, settings.power)
     answer["minimum_detectable_effect"] = None if mde is None else points(mde)
@@ -196,7 +219,7 @@ def _answer(
         wanted = difference / 100 / question.reach
         name = f"{difference:g}"
         answer["seeds_needed"][name] = seeds_needed(parts, wanted, level, settings.power)
-        answer["power"][name] = round(float(power(parts, wanted, level)), 4)
+        answer["power"][name] = round(power(parts, wanted, level), 4)
     return answer
 
 
