@@ -1,15 +1,16 @@
 """One adapted linear layer: the frozen base layer plus its LoRA experts, all computed together."""
 
 import math
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .config import MolaConfig
-from .routing import BalanceLoss, top_k_gates
+from .experts import RouteSettings, add_experts, route
+from .routing import BalanceLoss
 
 
 class MolaLayer(BaseTunerLayer):
@@ -60,7 +61,8 @@ class MolaLinear(nn.Module, MolaLayer):
     """`y = base(x) + B (gate * (A dropout(x))) * lora_alpha / r`, the sum of what each adapter adds to the base.
 
     `gate` is the top-k of the softmax over all experts, scaled to sum to 1, so experts not chosen add nothing: the
-    sum over the chosen experts, in two matrix products and without a gather. One dropout mask serves all experts.
+    sum over the chosen experts, in two matrix products and without a gather. One dropout mask serves all experts of
+    a module, and of the modules that read the same input (`SharedInput`).
     """
 
     def __init__(
@@ -72,11 +74,16 @@ class MolaLinear(nn.Module, MolaLayer):
         name: str,
         block: str,
         balance: BalanceLoss,
+        shared: "SharedInput",
     ) -> None:
         nn.Module.__init__(self)
         MolaLayer.__init__(self, base_layer, name, block, balance)
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config, num_experts)
+        self.shared = shared
+        shared.members.append(self)
+        # Overwriting its output saves a pass over it; other layers may hand out a view of something they keep.
+        self.owns_output = type(base_layer) is nn.Linear
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Shape (..., d_in) to (..., d_out), in the type that the base layer returns."""
@@ -85,36 +92,86 @@ class MolaLinear(nn.Module, MolaLayer):
             return y
         for adapter in self.active_adapters:
             if adapter in self.mola_A:
-                y = y + self._experts(adapter, x).to(y.dtype)
+                z = self.shared.route(self, adapter, x)
+                y = add_experts(y, z, self.mola_B[adapter].to(z.dtype), self.owns_output and not y._is_view())
         return y
-
-    def _experts(self, adapter: str, x: Tensor) -> Tensor:
-        """What the adapter's experts add to the base layer's output, shape (..., d_out)."""
-        config = self.config[adapter]
-        A, B = self.mola_A[adapter], self.mola_B[adapter]
-        if not torch.is_autocast_enabled(x.device.type):
-            x = self._cast_input_dtype(x, A.dtype)
-        gates = self._gates(adapter, x)
-        hidden = F.linear(F.dropout(x, config.lora_dropout, self.training), A)
-        scaled = gates.to(hidden.dtype) * (config.lora_alpha / config.r)
-        chosen = hidden.unflatten(-1, (-1, config.r)) * scaled.unsqueeze(-1)
-        return F.linear(chosen.flatten(-2), B)
-
-    def _gates(self, adapter: str, x: Tensor) -> Tensor:
-        config = self.config[adapter]
-        logits = F.linear(x, self.mola_router[adapter])
-        probabilities = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-        chosen = probabilities.topk(config.top_k, dim=-1).indices
-        if config.router_aux_loss_coef > 0:
-            probabilities = self.balance.observe(
-                (self.block, adapter),
-                self.name,
-                probabilities,
-                chosen,
-                config.router_aux_loss_coef,
-                config.router_aux_loss_mask_padding,
-            )
-        return top_k_gates(probabilities, chosen)
 
     def __repr__(self) -> str:
         return "mola." + super().__repr__()
+
+
+@dataclass
+class _Ready:
+    """What `SharedInput.route` has computed ahead, and for which call."""
+
+    x: Tensor
+    hidden: dict[MolaLinear, tuple[tuple[Any, ...], Tensor]]
+    """For each layer that has not come for it, the stamp of its call and its hidden activations."""
+
+
+class SharedInput:
+    """Modules of one block that read the same tensor, as q, k and v do.
+
+    Their experts are routed together when the first of them is called: one dropout mask and two matrix products
+    instead of one for each. The others take their part if they are then called with that very tensor, and compute
+    for themselves if not.
+    """
+
+    def __init__(self) -> None:
+        self.members: list[MolaLinear] = []
+        self._ready: dict[str, _Ready] = {}
+
+    def route(self, layer: MolaLinear, adapter: str, x: Tensor) -> Tensor:
+        """Hidden activations of the layer's experts (`experts.route`), shape (tokens, E * r)."""
+        ready = self._ready.get(adapter)
+        if ready and ready.x is x and layer in ready.hidden:
+            stamp, hidden = ready.hidden.pop(layer)
+            if not ready.hidden:
+                del self._ready[adapter]
+            if stamp == _stamp(layer, adapter, x):
+                return hidden
+        if layer is not self.members[0]:
+            return _route([layer], adapter, x)[0]
+        layers = [m for m in self.members if adapter in m.active_adapters and adapter in m.mola_A]
+        mine, *others = _route(layers, adapter, x)
+        if others:
+            stamps = [_stamp(m, adapter, x) for m in layers[1:]]
+            self._ready[adapter] = _Ready(
+                x, dict(zip(layers[1:], zip(stamps, others, strict=True), strict=True))
+            )
+        return mine
+
+
+def _stamp(layer: MolaLinear, adapter: str, x: Tensor) -> tuple[Any, ...]:
+    """Differs between calls that must not share: parameters or input changed in place, another mode."""
+    weights = (layer.mola_A[adapter], layer.mola_router[adapter])
+    versions = [None if t.is_inference() else t._version for t in (x, *weights)]
+    return layer.training, torch.is_grad_enabled(), *versions
+
+
+def _route(layers: list[MolaLinear], adapter: str, x: Tensor) -> tuple[Tensor, ...]:
+    first = layers[0]
+    config = first.config[adapter]
+    A = [layer.mola_A[adapter] for layer in layers]
+    routers = [layer.mola_router[adapter] for layer in layers]
+    tokens = x.shape[:-1]
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else A[0].dtype
+    observation = None
+    if config.router_aux_loss_coef > 0:
+        observation = first.balance.observe(
+            (first.block, adapter),
+            {layer.name for layer in layers},
+            tokens,
+            config.router_aux_loss_coef,
+            config.router_aux_loss_mask_padding,
+        )
+    settings = RouteSettings(
+        rank=config.r,
+        top_k=config.top_k,
+        scaling=config.lora_alpha / config.r,
+        dropout=config.lora_dropout if first.training else 0.0,
+        observation=observation,
+    )
+    x = x.reshape(tokens.numel(), -1).to(dtype)
+    return route(x, [w.to(dtype) for w in A], [w.to(dtype) for w in routers], settings)

@@ -8,8 +8,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .config import MolaConfig
-from .layer import MolaLayer, MolaLinear
+from .layer import MolaLayer, MolaLinear, SharedInput
 from .routing import BalanceLoss
+
+SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("query", "key", "value"))
+"""Names of modules that read the same tensor where they are parts of the same module."""
 
 
 class MolaModel(BaseTuner):
@@ -25,9 +28,11 @@ class MolaModel(BaseTuner):
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     balance: BalanceLoss
+    shared_inputs: dict[str, SharedInput]
 
     def _pre_injection_hook(self, model: nn.Module, config: MolaConfig, adapter_name: str) -> None:
         self.balance = BalanceLoss()
+        self.shared_inputs = {}
 
     def _prepare_model(self, peft_config: MolaConfig, model: nn.Module) -> None:
         """PEFT is silent when only some of the names are found; a misspelt one would go untrained."""
@@ -61,10 +66,21 @@ class MolaModel(BaseTuner):
         if isinstance(target, MolaLayer):
             target.update_layer(adapter_name, peft_config, experts)
             return
-        layer = MolaLinear(target, adapter_name, peft_config, experts, current_key, block, self.balance)
+        shared = self._shared_input(current_key)
+        layer = MolaLinear(
+            target, adapter_name, peft_config, experts, current_key, block, self.balance, shared
+        )
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+
+    def _shared_input(self, key: str) -> SharedInput:
+        """The modules that read the same input as module `key`: one object for all of them."""
+        parent, _, name = key.rpartition(".")
+        for group in SAME_INPUT:
+            if name in group:
+                return self.shared_inputs.setdefault(f"{parent}.{group}", SharedInput())
+        return SharedInput()
 
     def _block_and_experts(self, config: MolaConfig, key: str) -> tuple[str, int]:
         """The layer of the model that holds module `key`, and the number of its experts.

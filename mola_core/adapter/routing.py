@@ -1,28 +1,13 @@
-"""From router logits to gates, and the loss that keeps the experts evenly used."""
+"""The loss that keeps the experts evenly used."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Set
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-
-
-def top_k_gates(probabilities: Tensor, chosen: Tensor) -> Tensor:
-    """Gates of the chosen experts: their probabilities scaled to sum to 1; zero for the others.
-
-    Args:
-        probabilities: Router probabilities, shape (..., E).
-        chosen: Experts of each token, shape (..., k).
-
-    Returns:
-        Shape (..., E).
-    """
-    values = probabilities.gather(-1, chosen)
-    values = values / values.sum(-1, keepdim=True)
-    return torch.zeros_like(probabilities).scatter(-1, chosen, values)
 
 
 class BalanceLoss:
@@ -33,9 +18,9 @@ class BalanceLoss:
     The layers' losses are summed, each times the adapter's coefficient.
 
     Its gradient does not run through the tensors of the forward pass: under reentrant gradient checkpointing these
-    have none. Instead `attach` notes the gradient that reaches the loss, and `_Observe`, which sits between the
-    router and the gates, adds `coefficient * E * f_i / tokens` times it to the gradient of each probability. Every
-    path from the loss to a router leads through `attach`, so the note is there in time, in a recomputed layer too.
+    have none. Instead `attach` notes the gradient that reaches the loss, and each router's own backward adds what
+    the balance loss makes of it (`Observation.logit_gradient`). Every path from the loss to a router leads through
+    `attach`, so the note is there in time, in a recomputed layer too.
     """
 
     def __init__(self) -> None:
@@ -62,35 +47,26 @@ class BalanceLoss:
             self._finished, self._forward = self._forward, None
 
     def observe(
-        self,
-        layer: Hashable,
-        module: str,
-        probabilities: Tensor,
-        chosen: Tensor,
-        coefficient: float,
-        mask: bool,
-    ) -> Tensor:
-        """Count a module's routing towards the loss of its layer; returns `probabilities` unchanged.
+        self, layer: Hashable, modules: Set[str], tokens: torch.Size, coefficient: float, mask_padding: bool
+    ) -> Observation | None:
+        """A place to count the routing of `modules`, or None outside of a watched forward pass.
 
         Args:
             layer: Names the layer and the adapter: modules with the same key are pooled.
-            module: Names the module within the model.
-            probabilities: Shape (..., E), over batch and length.
-            chosen: The chosen experts, shape (..., k).
-            mask: Leave padding out.
+            modules: Names within the model of the modules that are routed together.
+            tokens: Shape of the modules' input without its last axis.
         """
         forward_pass = self._forward or self._backward
         if forward_pass is None:
-            return probabilities
+            return None
         routing = self._open.get(layer)
-        if routing is None or routing.forward_pass is not forward_pass or module in routing.modules:
+        if routing is None or routing.forward_pass is not forward_pass or modules & routing.modules:
             # A module that comes by again starts the layer anew: it is being recomputed, or used a second time.
             routing = self._open[layer] = LayerRouting(forward_pass, coefficient)
             if forward_pass is self._forward:
                 forward_pass.layers.append(routing)
-        weights = forward_pass.token_weights(probabilities) if mask else None
-        routing.add(module, probabilities.detach(), chosen, weights)
-        return _Observe.apply(probabilities, routing, weights)
+        routing.modules |= modules
+        return Observation(routing, forward_pass.token_weights(tokens) if mask_padding else None)
 
     def attach(self, loss: Tensor) -> Tensor:
         """`loss` plus the balance loss of the last forward pass, whose gradient follows this one's."""
@@ -113,48 +89,34 @@ class ForwardPass:
         self.layers: list[LayerRouting] = []
         self.loss_gradient: Tensor | None = None
 
-    def token_weights(self, probabilities: Tensor) -> Tensor | None:
-        """1 for tokens and 0 for padding, shape of `probabilities` without the experts.
+    def token_weights(self, tokens: torch.Size) -> Tensor | None:
+        """1 for tokens and 0 for padding, one axis. None without an attention mask.
 
         Raises ValueError where the attention mask does not have one entry for each token.
         """
         mask = self.attention_mask
         if mask is None:
             return None
-        shape = probabilities.shape[:-1]
-        if mask.dim() == 2 and len(shape) == 2:
-            mask = mask[:, -shape[1] :]  # with a key-value cache the mask also covers earlier tokens
-        if mask.numel() != shape.numel():
+        if mask.dim() == 2 and len(tokens) == 2:
+            mask = mask[:, -tokens[1] :]  # with a key-value cache the mask also covers earlier tokens
+        if mask.numel() != tokens.numel():
             raise ValueError(
                 f"router_aux_loss_mask_padding needs an attention_mask with one entry a token, "
-                f"got {tuple(mask.shape)} for tokens {tuple(shape)}: pass a (batch, length) mask or turn it off"
+                f"got {tuple(mask.shape)} for tokens {tuple(tokens)}: pass a (batch, length) mask or turn it off"
             )
-        return mask.reshape(shape).to(probabilities)
+        return mask.reshape(-1)
 
 
 class LayerRouting:
-    """Routing statistics of one layer in one forward pass, pooled over its modules."""
+    """Routing statistics of one layer in one forward pass, summed over the tokens of its modules."""
 
     def __init__(self, forward_pass: ForwardPass, coefficient: float) -> None:
         self.forward_pass = forward_pass
         self.coefficient = coefficient
         self.modules: set[str] = set()
-
-    def add(self, module: str, probabilities: Tensor, chosen: Tensor, weights: Tensor | None) -> None:
-        choices = torch.zeros_like(probabilities).scatter(-1, chosen, 1 / chosen.shape[-1])
-        if weights is None:
-            tokens = probabilities.new_tensor(probabilities.shape[:-1].numel())
-        else:
-            probabilities, choices = (t * weights.unsqueeze(-1) for t in (probabilities, choices))
-            tokens = weights.sum()
-        sums = [t.flatten(0, -2).sum(0) for t in (probabilities, choices)]
-        if not self.modules:
-            self.probabilities, self.choices, self.tokens = *sums, tokens
-        else:
-            self.probabilities = self.probabilities + sums[0]
-            self.choices = self.choices + sums[1]
-            self.tokens = self.tokens + tokens
-        self.modules.add(module)
+        self.probabilities: Tensor | float = 0.0
+        self.choices: Tensor | float = 0.0
+        self.tokens: Tensor | float = 0.0
 
     def loss(self) -> Tensor:
         """`coefficient * E * sum_i f_i P_i`, a scalar without gradient."""
@@ -163,28 +125,45 @@ class LayerRouting:
 
     def gradient(self) -> Tensor:
         """Derivative of the loss by the probability of each expert for one token, shape (E,)."""
-        return self.coefficient * self.choices.numel() * self.choices / self.tokens.square()
+        return self.coefficient * self.choices.numel() * self.choices / self.tokens**2
 
 
-class _Observe(torch.autograd.Function):
-    """The identity; backward adds the balance loss's gradient."""
+class Observation:
+    """The part of a layer's routing that is computed together: some of its modules."""
 
-    @staticmethod
-    def forward(ctx: Any, probabilities: Tensor, routing: LayerRouting, weights: Tensor | None) -> Tensor:
-        ctx.routing, ctx.weights = routing, weights
-        return probabilities.view_as(probabilities)
+    def __init__(self, layer: LayerRouting, weights: Tensor | None) -> None:
+        self.layer = layer
+        self.weights = weights
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        loss_gradient = ctx.routing.forward_pass.loss_gradient
-        if loss_gradient is not None:
-            balance = (ctx.routing.gradient() * loss_gradient.to(gradient.device)).to(gradient.dtype)
-            gradient = gradient + (balance if ctx.weights is None else balance * ctx.weights.unsqueeze(-1))
-        return gradient, None, None
+    def count(self, probabilities: Tensor, chosen: Tensor) -> None:
+        """Add to the layer's statistics.
+
+        Args:
+            probabilities: Shape (tokens, modules, E).
+            chosen: The chosen experts, shape (tokens, modules, k).
+        """
+        tokens, modules, _ = probabilities.shape
+        choices = torch.zeros_like(probabilities).scatter_(-1, chosen, 1 / chosen.shape[-1])
+        if self.weights is not None:
+            weights = self.weights.to(probabilities)
+            tokens = weights.sum()
+            probabilities, choices = (t * weights[:, None, None] for t in (probabilities, choices))
+        self.layer.probabilities = self.layer.probabilities + probabilities.sum((0, 1))
+        self.layer.choices = self.layer.choices + choices.sum((0, 1))
+        self.layer.tokens = self.layer.tokens + tokens * modules
+
+    def logit_gradient(self, probabilities: Tensor) -> Tensor | float:
+        """Gradient of the balance loss by the router logits, shape of `probabilities`; 0 where none is asked for."""
+        loss_gradient = self.layer.forward_pass.loss_gradient
+        if loss_gradient is None:
+            return 0.0
+        by_expert = self.layer.gradient() * loss_gradient.to(probabilities)
+        gradient = probabilities * (by_expert - (probabilities * by_expert).sum(-1, keepdim=True))
+        return gradient if self.weights is None else gradient * self.weights.to(gradient)[:, None, None]
 
 
 class _Attach(torch.autograd.Function):
-    """`loss + balance`; backward notes the gradient of the sum where `_Observe` finds it."""
+    """`loss + balance`; backward notes the gradient of the sum where `Observation.logit_gradient` finds it."""
 
     @staticmethod
     def forward(
