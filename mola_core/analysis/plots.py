@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import rgb_to_hsv, to_rgb
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -16,7 +16,7 @@ from mola_core.analysis.scores import ScoreMatrix
 from mola_core.analysis.statistics import combine, components
 from mola_core.analysis.style import COLUMN, TEXT, Style, study_styles
 from mola_core.methods import layer_experts, parse_method
-from mola_core.shapes import parse_shape
+from mola_core.shapes import parse_shape, quarters
 from mola_core.study import Study
 
 LEVEL = 0.05
@@ -214,7 +214,7 @@ def _shape(axis: Axes, label: str, experts: list[int], style: Style, study: Stud
         va="bottom",
         fontsize=6.5,
     )
-    dark = rgb_to_hsv(to_rgb(style.colour))[2] < 0.8
+    dark = np.dot([0.2126, 0.7152, 0.0722], to_rgb(style.colour)) < 0.55
     start = 0
     for count, length in _runs(experts):
         axis.text(
@@ -229,7 +229,10 @@ def _shape(axis: Axes, label: str, experts: list[int], style: Style, study: Stud
         )
         start += length
     axis.set_xticks([])
-    axis.set_yticks([1, *range(len(experts) // 4, len(experts) + 1, max(1, len(experts) // 4))])
+    # The last layer of each quarter.
+    axis.set_yticks(
+        sorted({1, len(experts), *np.cumsum(quarters(len(experts)))} if len(experts) >= 4 else layers)
+    )
     axis.set_ylim(0.4, len(experts) + 0.6)
     axis.grid(False)
     axis.spines["bottom"].set_visible(False)

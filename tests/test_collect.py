@@ -1,0 +1,167 @@
+"""From finished cells to the score matrix: what goes in comes out, and nothing wrong gets through."""
+
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from simulated_study import make_study, simulate
+
+from mola_core.analysis import collect
+from mola_core.analysis.scores import load_scores, score_matrix
+from mola_core.errors import MolaError
+from mola_core.files import read_json, sha256_file, write_json
+
+DOCUMENTS = 40
+
+
+@pytest.fixture
+def layout(tmp_path):
+    study = make_study(methods=["base", "lora-r8", "mola-2468"], seeds=[0, 1])
+    return simulate(tmp_path, study, documents=DOCUMENTS)
+
+
+def rewrite_samples(folder, change):
+    """Change a cell's samples and its manifest together, as a cell of another evaluation would have them."""
+    samples = change(pd.read_parquet(folder / "samples.parquet"))
+    samples.to_parquet(folder / "samples.parquet", index=False)
+    manifest = read_json(folder / "manifest.json")
+    manifest["samples_sha256"] = sha256_file(folder / "samples.parquet")
+    manifest["evaluation"] |= {"documents": len(samples), "accuracy": float(samples["correct"].mean())}
+    write_json(folder / "manifest.json", manifest)
+
+
+def test_every_answer_of_every_cell_is_there_once(layout):
+    collect.write(layout)
+    scores = pd.read_parquet(layout.folder / "scores.parquet")
+    assert list(scores.columns) == ["study", "model", "task", "method", "seed", "document", "correct"]
+    for cell in layout.study.cells():
+        samples = pd.read_parquet(layout.cell(cell) / "samples.parquet").set_index("document")["correct"]
+        own = scores[(scores.task == cell.task) & (scores.method == cell.method) & (scores.seed == cell.seed)]
+        assert own["document"].is_monotonic_increasing
+        assert own.set_index("document")["correct"].to_dict() == samples.to_dict()
+    assert len(scores) == len(layout.study.cells()) * DOCUMENTS
+
+
+def test_the_file_is_compressed_and_read_by_the_analysis(layout):
+    collect.write(layout)
+    path = layout.folder / "scores.parquet"
+    column = pq.ParquetFile(path).metadata.row_group(0).column(5)
+    assert column.compression == "ZSTD"
+    assert any("DICTIONARY" in encoding for encoding in column.encodings)
+    matrix = score_matrix(load_scores(path))
+    assert [block.name for block in matrix.blocks] == ["cola", "scienceqa"]
+    assert matrix.blocks[0].present.tolist() == [[True, False], [True, True], [True, True]]
+
+
+def test_row_groups_stay_bounded(layout, monkeypatch):
+    monkeypatch.setattr(collect, "ROWS_PER_GROUP", 3 * DOCUMENTS)
+    collect.write(layout)
+    metadata = pq.ParquetFile(layout.folder / "scores.parquet").metadata
+    assert [metadata.row_group(k).num_rows for k in range(metadata.num_row_groups)] == [120, 120, 120, 40]
+    assert len(load_scores(layout.folder / "scores.parquet")) == 400
+
+
+def test_the_cells_table(layout):
+    returned = collect.write(layout)
+    cells = collect.read_cells(layout.folder)
+    pd.testing.assert_frame_equal(returned, cells)
+    assert len(cells) == len(layout.study.cells())
+    base, trained = cells.iloc[0], cells.iloc[1]
+    assert (base["method"], base["trainable_parameters"]) == ("base", 0)
+    assert pd.isna(base["train_seconds"])
+    manifest = read_json(layout.cell(layout.study.cells()[1]) / "manifest.json")
+    assert trained["trainable_parameters"] == manifest["training"]["trainable_parameters"]
+    assert trained["accuracy"] == trained["correct"] / DOCUMENTS == manifest["evaluation"]["accuracy"]
+    assert trained["metric_mcc"] == pytest.approx(manifest["evaluation"]["metrics"]["mcc"])
+    targets = pd.read_parquet(layout.cell(layout.study.cells()[1]) / "samples.parquet")["target"]
+    assert trained["majority"] == max(targets.value_counts())
+    assert len(pd.read_csv(layout.folder / "cells.csv")) == len(cells)
+
+
+def test_training_curves(layout):
+    collect.write(layout)
+    curves = collect.read_curves(layout.folder)
+    cell = layout.study.cell("cola", "mola-2468", 1)
+    lines = [json.loads(line) for line in (layout.cell(cell) / "train.jsonl").read_text().splitlines()]
+    own = curves[(curves.task == "cola") & (curves.method == "mola-2468") & (curves.seed == 1)]
+    assert own["loss"].tolist() == [line["loss"] for line in lines]
+    assert not (curves["method"] == "base").any()
+
+
+def test_incomplete_cells_are_listed_or_left_out(layout):
+    cell = layout.study.cell("cola", "mola-2468", 1)
+    (layout.cell(cell) / "manifest.json").unlink()
+    with pytest.raises(MolaError, match=r"1 of 10 cells are not complete.*cola/mola-2468/seed1 \(missing\)"):
+        collect.write(layout)
+    assert not (layout.folder / "scores.parquet").exists()
+    assert len(collect.write(layout, partial=True)) == 9
+
+
+def test_cells_of_other_settings_are_out_of_date(layout):
+    cell = layout.study.cell("cola", "mola-2468", 0)
+    path = layout.cell(cell) / "manifest.json"
+    write_json(path, read_json(path) | {"digest": "0" * 64})
+    with pytest.raises(MolaError, match=r"cola/mola-2468/seed0 \(out of date\)"):
+        collect.write(layout)
+    assert "cola" not in set(
+        collect.write(layout, partial=True).query("method == 'mola-2468' and seed == 0").task
+    )
+
+
+def test_a_study_without_cells_says_what_to_run(tmp_path):
+    from mola_core.layout import Layout
+
+    with pytest.raises(
+        MolaError, match="no cell is complete; run them with `snakemake --config study=simulated`"
+    ):
+        collect.write(Layout(make_study(), tmp_path), partial=True)
+
+
+def test_altered_samples_are_refused(layout):
+    folder = layout.cell(layout.study.cell("cola", "lora-r8", 0))
+    samples = pd.read_parquet(folder / "samples.parquet")
+    samples.assign(correct=1).to_parquet(folder / "samples.parquet", index=False)
+    with pytest.raises(MolaError, match="lora-r8/seed0/samples.parquet: missing or altered"):
+        collect.write(layout)
+
+
+def test_an_accuracy_must_be_k_of_n_on_the_samples(layout):
+    folder = layout.cell(layout.study.cell("cola", "lora-r8", 0))
+    manifest = read_json(folder / "manifest.json")
+    manifest["evaluation"]["accuracy"] += 0.001
+    write_json(folder / "manifest.json", manifest)
+    with pytest.raises(MolaError, match="cola/lora-r8/seed0: the manifest says accuracy"):
+        collect.write(layout)
+
+
+def test_other_documents_are_refused(layout):
+    folder = layout.cell(layout.study.cell("scienceqa", "mola-2468", 0))
+    rewrite_samples(folder, lambda samples: samples.assign(document=samples["document"] + "x"))
+    with pytest.raises(
+        MolaError, match="mola-2468/seed0: evaluated on other documents than scienceqa/base/seed0"
+    ):
+        collect.write(layout)
+
+
+def test_fewer_documents_are_refused(layout):
+    folder = layout.cell(layout.study.cell("scienceqa", "mola-2468", 0))
+    rewrite_samples(folder, lambda samples: samples.iloc[1:])
+    with pytest.raises(MolaError, match="evaluated on other documents"):
+        collect.write(layout)
+    assert not list(layout.folder.glob("*.parquet")), "nothing half-written"
+
+
+def test_a_training_log_that_is_cut_short(layout):
+    path = layout.cell(layout.study.cell("cola", "lora-r8", 0)) / "train.jsonl"
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(MolaError, match="train.jsonl: no training log"):
+        collect.write(layout)
+
+
+def test_the_analysis_imports_no_torch():
+    modules = ["collect", "figures", "tables", "paper_tables", "summary", "reproduce", "continual", "plots"]
+    code = f"import sys, {', '.join('mola_core.analysis.' + name for name in modules)}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
