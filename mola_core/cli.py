@@ -14,6 +14,8 @@ from pathlib import Path
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write
 
+BENCHMARKS = ("layers", "steps", "memory", "evaluation", "padding", "overhead", "planning")
+
 
 def _layout(arguments: argparse.Namespace):  # noqa: ANN202
     from mola_core.layout import Layout
@@ -156,6 +158,35 @@ def reproduce(arguments: argparse.Namespace) -> None:
     print(reproduce_paper(_layout(arguments)).to_string(index=False))
 
 
+def benchmark(arguments: argparse.Namespace) -> None:
+    """Measure what MoLA and the harness cost, as ratios in one run; see the goals in the table."""
+    import torch
+
+    from mola_core.benchmark import harness, report, steps
+    from mola_core.data import prepare_task
+    from mola_core.models import prepare_model
+
+    layout = _layout(arguments)
+    torch.set_num_threads(arguments.threads)
+    prepare_model(layout.study.model, layout.model)
+    for task in layout.study.tasks:
+        prepare_task(task, layout.study.data, layout.data(task))
+    parts = {
+        "layers": lambda: steps.layers(arguments.repeats, arguments.dtype),
+        "steps": lambda: steps.steps(layout.model, arguments.repeats, arguments.dtype),
+        "memory": lambda: steps.memory(layout.model, arguments.dtype),
+        "evaluation": lambda: harness.evaluation(layout, arguments.repeats),
+        "padding": lambda: harness.padding(layout),
+        "overhead": lambda: harness.overhead(layout),
+        "planning": harness.planning,
+    }
+    rows = []
+    for name in arguments.part or parts:
+        print(f"measuring {name}", file=sys.stderr, flush=True)
+        rows += parts[name]()
+    print(report.write(rows, Path(arguments.out)))
+
+
 def where(arguments: argparse.Namespace) -> None:
     """Print where a study's results are."""
     folder = _layout(arguments).folder
@@ -199,7 +230,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def verb(
         action: Callable[[argparse.Namespace], None], *options: Callable[[argparse.ArgumentParser], None]
-    ):  # noqa: ANN202
+    ) -> argparse.ArgumentParser:
         summary = (action.__doc__ or "").strip().splitlines()[0]
         sub = verbs.add_parser(action.__name__, help=summary, description=action.__doc__)
         for add in options:
@@ -223,6 +254,12 @@ def _parser() -> argparse.ArgumentParser:
     verb(collect, _study_options).add_argument("--partial", action="store_true", help="accept open cells")
     for action in (tables, figures, summary, reproduce, where):
         verb(action, _study_options)
+    measuring = verb(benchmark, _study_options)
+    measuring.add_argument("--part", action="append", choices=BENCHMARKS, help="only this part (repeatable)")
+    measuring.add_argument("--repeats", type=int, default=5, help="timed rounds (default: %(default)s)")
+    measuring.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
+    measuring.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    measuring.add_argument("--out", default="results/benchmark", help="folder (default: %(default)s)")
     judging = verb(verdict, _study_options)
     judging.add_argument("--scores", help="any score matrix, Parquet or CSV, instead of a study's")
     judging.add_argument(

@@ -8,12 +8,13 @@ import sys
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from reference import ReleasedLinear, balance_loss, loop_forward, loop_over_experts
+from reference import balance_loss, loop_forward, loop_over_experts
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from mola_core.adapter import MolaConfig, MolaLayer, MolaLinear, MolaModel
+from mola_core.benchmark.loop import ReleasedLinear
 
 ALL_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

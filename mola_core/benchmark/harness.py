@@ -1,0 +1,139 @@
+"""What the harness itself costs: evaluation, a cell around its work, padding, and planning a large study."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+from mola_core.batches import LengthGrouped, encode
+from mola_core.benchmark.timing import Row, device, in_turn, ratio
+from mola_core.cells import Workbench
+from mola_core.files import read_json
+from mola_core.layout import Layout
+from mola_core.study import STUDIES, Study
+from mola_core.tasks import examples
+
+DOCUMENTS = 32
+
+
+def evaluation(layout: Layout, repeats: int) -> list[Row]:
+    """Documents a second: one forward pass a document against lm-eval's one pass an option."""
+    from lm_eval import evaluator
+    from lm_eval.models.huggingface import HFLM
+
+    from mola_core.evaluation import AnswerLM
+
+    bench = Workbench(layout)
+    name = "scienceqa"
+    task = bench.task(name)
+    arguments = {
+        "pretrained": bench.base,
+        "tokenizer": bench.tokenizer,
+        "batch_size": 16,
+        "device": str(device()),
+    }
+
+    def evaluate(model: HFLM):  # noqa: ANN202
+        return lambda: evaluator.evaluate(model, {name: task}, limit=DOCUMENTS, bootstrap_iters=0)
+
+    seconds = in_turn(
+        {
+            "ours": evaluate(AnswerLM(**arguments)),
+            "an option": evaluate(HFLM(**arguments, logits_cache=False)),
+            "lm-eval": evaluate(HFLM(**arguments)),
+        },
+        repeats,
+    )
+    return [
+        Row("evaluation", "documents/s, one pass a document / one pass an option, ScienceQA", ratio(seconds, "an option", "ours"), 2, False),
+        Row("evaluation", "documents/s, ours / lm-eval's own single-token sharing", ratio(seconds, "lm-eval", "ours"), None, False),
+    ]  # fmt: skip
+
+
+def padding(layout: Layout) -> list[Row]:
+    """Share of an epoch's tokens that is padding, at batches of 16."""
+    bench = Workbench(layout)
+    rows = []
+    for name in layout.study.tasks:
+        documents = examples(bench.task(name), "train")
+        lengths = [len(encode(bench.tokenizer, d.prompt, d.completion, 256).tokens) for d in documents]
+        order = list(LengthGrouped(lengths, 16, seed=0))
+        batches = [
+            [lengths[index] for index in order[start : start + 16]] for start in range(0, len(order), 16)
+        ]
+        padded = sum(max(batch) * len(batch) for batch in batches)
+        share = 1 - sum(lengths) / padded
+        note = f"{len(lengths)} documents, mean {sum(lengths) / len(lengths):.0f} tokens"
+        rows.append(
+            Row(
+                "padding",
+                f"padding in an epoch of {name}, batches of 16",
+                100 * share,
+                8,
+                unit="%",
+                note=note,
+            )
+        )
+    return rows
+
+
+def overhead(layout: Layout) -> list[Row]:
+    """Wall time of a cell outside its training steps and forward passes: imports, loading, set-up, writing."""
+    with tempfile.TemporaryDirectory() as folder:
+        content = layout.study.model_dump(mode="json", exclude_none=True)
+        content |= {"methods": [{"method": "mola-2468"}], "seeds": [0], "tasks": content["tasks"][:1]}
+        content["training"] |= {
+            "max_steps": 2,
+            "warmup_steps": 0,
+            "batch_size": 8,
+            "micro_batch_size": 8,
+            "documents": 16,
+        }
+        content["evaluation"]["documents"] = 16
+        study = Path(folder) / "overhead.yaml"
+        study.write_text(yaml.safe_dump(content))
+        results = Path(folder) / "results"
+        results.mkdir()
+        for shared in ("models", "data"):
+            (results / shared).symlink_to((layout.root / shared).resolve())
+        cell = ["--study", str(study), "--results", str(results), "--task", content["tasks"][0]]
+        cell += ["--method", "mola-2468", "--seed", "0"]
+        started = time.perf_counter()
+        for verb in ("train", "evaluate"):
+            subprocess.run(
+                [sys.executable, "-m", "mola_core.cli", verb, *cell], check=True, capture_output=True
+            )
+        wall = time.perf_counter() - started
+        parsed = Layout(Study.model_validate(content), results)
+        manifest = read_json(parsed.cell(parsed.study.cells()[0]) / "manifest.json")
+    work = manifest["training"]["seconds"] + manifest["evaluation"]["seconds"]
+    return [Row("cell", "wall time of a cell outside training and evaluation", wall - work, 15, unit="s")]
+
+
+def planning() -> list[Row]:
+    """`snakemake -n` on a study of 1,000 cells (250 of them would be evaluated only)."""
+    with tempfile.TemporaryDirectory() as folder:
+        content = yaml.safe_load((STUDIES / "smoke.yaml").read_text())
+        content |= {"methods": ["mola-2468", "mola-8642"], "seeds": list(range(250)), "name": "thousand"}
+        study = Path(folder) / "thousand.yaml"
+        study.write_text(yaml.safe_dump(content))
+        command = [
+            sys.executable,
+            "-m",
+            "snakemake",
+            "-n",
+            "--quiet",
+            "all",
+            "--snakefile",
+            str(STUDIES.parents[1] / "Snakefile"),
+        ]
+        command += ["--config", f"study={study}", f"results={folder}/results"]
+        started = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True, cwd=STUDIES.parents[1])
+        seconds = time.perf_counter() - started
+    return [Row("planning", "snakemake -n on a study of 1,000 cells", seconds, 15, unit="s")]
