@@ -30,11 +30,19 @@ class RouteSettings:
     observation: Observation | None
     """Where to count the choices for the balance loss, if there is one."""
 
+    @property
+    def gates_sum(self) -> float:
+        """Sum of a token's gates, which carry the scaling and what dropout scales its output by."""
+        return self.scaling / (1 - self.dropout)
+
 
 def route(
     x: Tensor, A: Sequence[Tensor], routers: Sequence[Tensor], settings: RouteSettings
 ) -> tuple[Tensor, ...]:
     """Gated and scaled hidden activations of each module's experts, ready for its B.
+
+    Activations inside have the tokens last: the products with few experts' rows and the gates, which hold for r
+    rows each, then run along contiguous memory.
 
     Args:
         x: The modules' common input, shape (tokens, d_in).
@@ -42,7 +50,7 @@ def route(
         routers: For each module its router, shape (E, d_in).
 
     Returns:
-        For each module, shape (tokens, E * r).
+        For each module, shape (E * r, tokens).
     """
     return _Route.apply(x, settings, *A, *routers)
 
@@ -52,54 +60,66 @@ def add_experts(y: Tensor, z: Tensor, B: Tensor, in_place: bool) -> Tensor:
 
     Args:
         y: The base layer's output, shape (..., d_out).
-        z: Shape (tokens, E * r).
+        z: Shape (E * r, tokens).
         B: Stacked B, shape (d_out, E * r).
     """
     return _AddExperts.apply(y, z, B, in_place)
+
+
+def top_k_gates(logits: Tensor, top_k: int, dim: int) -> tuple[Tensor, Tensor]:
+    """Router probabilities of the `top_k` best experts scaled to sum to 1, zero for the others.
+
+    That is the softmax over the best experts' logits alone: the sum over all experts cancels.
+
+    Args:
+        logits: Shape (..., E, ...), the experts along `dim`.
+
+    Returns:
+        The gates, same shape, and the chosen experts, shape (..., top_k, ...).
+    """
+    top = logits.topk(top_k, dim=dim)
+    return torch.zeros_like(logits).scatter_(dim, top.indices, top.values.softmax(dim)), top.indices
 
 
 class _Route(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, settings: RouteSettings, *weights: Tensor) -> tuple[Tensor, ...]:
         modules = len(weights) // 2
-        A, router = (_stack(w) for w in (weights[:modules], weights[modules:]))
+        A, router = _stack(weights[:modules]), _stack(weights[modules:])
         dropped = _draw_dropped(x, settings.dropout) if settings.dropout else None
         kept = x if dropped is None else _zero_(x.clone(), dropped)
-        hidden = (kept @ A.T).view(len(x), modules, -1, settings.rank)
-        # This way round the product with the few rows of the router takes half the time.
-        logits = (router @ x.T).T.reshape(len(x), modules, -1)
+        hidden = (A @ kept.T).view(modules, -1, settings.rank, len(x))
+        logits = (router @ x.T).view(modules, -1, len(x))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        gates, chosen = top_k_gates(logits, settings.top_k)
-        # Dropout scales what it keeps by 1 / (1 - dropout).
-        gates *= settings.scaling / (1 - settings.dropout)
+        gates, chosen = top_k_gates(logits, settings.top_k, dim=1)
+        gates *= settings.gates_sum
         probabilities = None
         if settings.observation is not None:
-            probabilities = logits.softmax(-1)
+            probabilities = logits.softmax(1)
             settings.observation.count(probabilities, chosen)
         ctx.settings = settings
         ctx.save_for_backward(x, kept, dropped, A, router, hidden, gates, probabilities)
-        return (hidden * gates.to(hidden.dtype).unsqueeze(-1)).flatten(2).unbind(1)
+        return (hidden * gates.to(hidden.dtype).unsqueeze(2)).flatten(1, 2).unbind()
 
     @staticmethod
     def backward(ctx: Any, *dz: Tensor) -> tuple[Tensor | None, ...]:
         x, kept, dropped, A, router, hidden, gates, probabilities = ctx.saved_tensors
         settings, modules = ctx.settings, len(dz)
-        dz = torch.stack(dz, 1).view_as(hidden)
-        dhidden = (dz * gates.to(dz.dtype).unsqueeze(-1)).flatten(1)
-        dgates = (dz * hidden).sum(-1).to(gates.dtype)
-        # The softmax over the chosen experts; `gates` sum to the scaling, not to 1.
-        total = settings.scaling / (1 - settings.dropout)
-        dlogits = gates * (dgates - (gates * dgates).sum(-1, keepdim=True) / total)
+        dz = torch.stack(dz).view_as(hidden)
+        dgates = (dz * hidden).sum(2).to(gates.dtype)
+        dhidden = dz.mul_(gates.to(dz.dtype).unsqueeze(2)).view(len(A), -1)
+        # The softmax over the chosen experts, for gates that do not sum to 1.
+        dlogits = gates * (dgates - (gates * dgates).sum(1, keepdim=True) / settings.gates_sum)
         if settings.observation is not None:
             dlogits += settings.observation.logit_gradient(probabilities)
-        dlogits = dlogits.flatten(1).to(x.dtype)
-        dA, drouter = dhidden.T @ kept, dlogits.T @ x
+        dlogits = dlogits.view(len(router), -1).to(x.dtype)
+        dA, drouter = dhidden @ kept, dlogits @ x
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = dhidden @ A
+            dx = dhidden.T @ A
             if dropped is not None:
                 _zero_(dx, dropped)
-            dx.addmm_(dlogits, router)
+            dx.addmm_(dlogits.T, router)
         return dx, None, *dA.chunk(modules), *drouter.chunk(modules)
 
 
@@ -108,33 +128,18 @@ class _AddExperts(torch.autograd.Function):
     def forward(ctx: Any, y: Tensor, z: Tensor, B: Tensor, in_place: bool) -> Tensor:
         ctx.save_for_backward(z, B)
         if y.dtype != z.dtype:
-            return y + (z @ B.T).view_as(y).to(y.dtype)
+            return y + (B @ z).T.reshape(y.shape).to(y.dtype)
         if not in_place:
-            return torch.addmm(y.reshape(len(z), -1), z, B.T).view_as(y)
+            return torch.addmm(y.reshape(z.shape[1], -1), z.T, B.T).view_as(y)
         ctx.mark_dirty(y)
-        y.view(len(z), -1).addmm_(z, B.T)
+        y.view(z.shape[1], -1).addmm_(z.T, B.T)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         z, B = ctx.saved_tensors
-        g = dy.reshape(len(z), -1).to(z.dtype)
-        return dy, g @ B, g.T @ z, None
-
-
-def top_k_gates(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """Router probabilities of the `top_k` best experts scaled to sum to 1, zero for the others.
-
-    That is the softmax over the best experts' logits alone: the sum over all experts cancels.
-
-    Args:
-        logits: Shape (..., E).
-
-    Returns:
-        The gates, shape (..., E), and the chosen experts, shape (..., top_k).
-    """
-    top = logits.topk(top_k, dim=-1)
-    return torch.zeros_like(logits).scatter_(-1, top.indices, top.values.softmax(-1)), top.indices
+        g = dy.reshape(z.shape[1], -1).to(z.dtype)
+        return dy, B.T.contiguous() @ g.T, (z @ g).T, None
 
 
 def _stack(weights: Sequence[Tensor]) -> Tensor:

@@ -122,7 +122,7 @@ class SharedInput:
         self._ready: dict[str, _Ready] = {}
 
     def route(self, layer: MolaLinear, adapter: str, x: Tensor) -> Tensor:
-        """Hidden activations of the layer's experts (`experts.route`), shape (tokens, E * r)."""
+        """Hidden activations of the layer's experts (`experts.route`), shape (E * r, tokens)."""
         ready = self._ready.get(adapter)
         if ready and ready.x is x and layer in ready.hidden:
             stamp, hidden = ready.hidden.pop(layer)

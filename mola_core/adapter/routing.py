@@ -139,17 +139,17 @@ class Observation:
         """Add to the layer's statistics.
 
         Args:
-            probabilities: Shape (tokens, modules, E).
-            chosen: The chosen experts, shape (tokens, modules, k).
+            probabilities: Shape (modules, E, tokens).
+            chosen: The chosen experts, shape (modules, k, tokens).
         """
-        tokens, modules, _ = probabilities.shape
-        choices = torch.zeros_like(probabilities).scatter_(-1, chosen, 1 / chosen.shape[-1])
+        modules, _, tokens = probabilities.shape
+        choices = torch.zeros_like(probabilities).scatter_(1, chosen, 1 / chosen.shape[1])
         if self.weights is not None:
             weights = self.weights.to(probabilities)
             tokens = weights.sum()
-            probabilities, choices = (t * weights[:, None, None] for t in (probabilities, choices))
-        self.layer.probabilities = self.layer.probabilities + probabilities.sum((0, 1))
-        self.layer.choices = self.layer.choices + choices.sum((0, 1))
+            probabilities, choices = (t * weights for t in (probabilities, choices))
+        self.layer.probabilities = self.layer.probabilities + probabilities.sum((0, 2))
+        self.layer.choices = self.layer.choices + choices.sum((0, 2))
         self.layer.tokens = self.layer.tokens + tokens * modules
 
     def logit_gradient(self, probabilities: Tensor) -> Tensor | float:
@@ -157,9 +157,9 @@ class Observation:
         loss_gradient = self.layer.forward_pass.loss_gradient
         if loss_gradient is None:
             return 0.0
-        by_expert = self.layer.gradient() * loss_gradient.to(probabilities)
-        gradient = probabilities * (by_expert - (probabilities * by_expert).sum(-1, keepdim=True))
-        return gradient if self.weights is None else gradient * self.weights.to(gradient)[:, None, None]
+        by_expert = (self.layer.gradient() * loss_gradient.to(probabilities)).unsqueeze(-1)
+        gradient = probabilities * (by_expert - (probabilities * by_expert).sum(1, keepdim=True))
+        return gradient if self.weights is None else gradient * self.weights.to(gradient)
 
 
 class _Attach(torch.autograd.Function):
