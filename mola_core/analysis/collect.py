@@ -23,6 +23,8 @@ FILES = ("scores.parquet", "cells.parquet", "cells.csv", "curves.parquet")
 """What `write` writes, in the study's folder."""
 
 ROWS_PER_GROUP = 250_000
+NAMED_CELLS = 20
+"""Incomplete cells that an error names."""
 _NAME = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema(
     [
@@ -109,9 +111,14 @@ def _usable_cells(layout: Layout, partial: bool) -> list[Cell]:
     rest = [f"{cell.path} ({state})" for cell, state in states.items() if state != "complete"]
     command = f"`snakemake --config study={layout.study.name}`"
     if rest and not partial:
+        named = ", ".join(rest[:NAMED_CELLS])
+        if len(rest) > NAMED_CELLS:
+            named += (
+                f" and {len(rest) - NAMED_CELLS} more, which `mola cells --study {layout.study.name}` lists"
+            )
         raise MolaError(
-            f"study {layout.study.name}: {len(rest)} of {len(states)} cells are not complete; run them with {command}, "
-            f"or take what is there with --partial: {', '.join(rest)}"
+            f"study {layout.study.name}: {len(rest)} of {len(states)} cells are not complete; run them with "
+            f"{command}, or take what is there with --partial: {named}"
         )
     if not usable:
         raise MolaError(f"study {layout.study.name}: no cell is complete; run them with {command}")
