@@ -2,45 +2,54 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import platform
+import shutil
 import sys
+from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mola_core.data import data_identity
+from mola_core.data import rows_identity
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write, read_json, remove, sha256_file, write_json
 from mola_core.layout import Layout
-from mola_core.methods import parse_method, peft_config
 from mola_core.models import model_identity
 from mola_core.provenance import EVALUATION_CODE, TRAINING_CODE, code_digest, digest, git_state, versions
-from mola_core.study import Cell, Study
+from mola_core.study import INSTRUCTION, Cell, Study
 
 if TYPE_CHECKING:
+    import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-ADAPTER_FILE = "adapter_model.safetensors"
+    from mola_core.batches import Encoded
+    from mola_core.study import TrainingSettings
 
 
 def training_facts(study: Study, cell: Cell) -> dict[str, Any]:
     """Everything that decides a cell's adapter; its digest names the training."""
     method = study.method_by_label[cell.method]
-    compute = {"checkpoint_minutes"}
-    return {
-        "code": code_digest(TRAINING_CODE),
+    training = study.training_of(cell)
+    rows = study.trained_on(cell)
+    facts = {
+        # Where an epoch is chosen, the evaluation decides the adapter too.
+        "code": code_digest(EVALUATION_CODE if training.candidates else TRAINING_CODE),
         "model": model_identity(study.model),
         "dtype": study.model.dtype,
         "quantization": study.model.quantization,
-        "data": data_identity(cell.task, study.data),
-        "task": cell.task,
+        "data": rows_identity(study, rows),
+        "task": rows,
         "protocol": study.protocol,
         "method": method.model_dump(exclude={"name"}, exclude_none=True),
         "adapter": method.adapter(study.adapter).model_dump(),
-        "training": study.training.model_dump(exclude=compute),
+        "training": training.model_dump(exclude={"checkpoint_minutes"}),
         "seed": cell.seed,
     }
+    parent = study.parent(cell)
+    return facts | {"parent": digests(study, parent).training} if parent else facts
 
 
 def evaluation_facts(study: Study, cell: Cell) -> dict[str, Any]:
@@ -49,12 +58,17 @@ def evaluation_facts(study: Study, cell: Cell) -> dict[str, Any]:
     training = training_facts(study, cell)
     if base:
         # The untrained model does not depend on how others are trained.
-        training = {key: training[key] for key in ("model", "dtype", "quantization", "data", "task", "protocol")}
-    return {
+        training = {
+            key: training[key] for key in ("model", "dtype", "quantization", "data", "task", "protocol")
+        }
+    facts = {
         "code": code_digest(EVALUATION_CODE),
         "training": training,
         "evaluation": study.evaluation.model_dump(exclude={"batch_size"}),
     }
+    if study.evaluated_on(cell) != [cell.task]:
+        facts["tasks"] = {task: rows_identity(study, task) for task in study.evaluated_on(cell)}
+    return facts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,16 +99,12 @@ class Workbench:
     def base(self) -> PreTrainedModel:
         import torch
 
-        from mola_core.models import load_model, verify_model
+        from mola_core.models import verify_model
 
         if torch.get_num_threads() != self.study.compute.threads and not torch.cuda.is_available():
             torch.set_num_threads(self.study.compute.threads)
         verify_model(self.layout.model)
-        source = self.study.model
-        model = load_model(self.layout.model, dtype=source.dtype, quantization=source.quantization)
-        if torch.cuda.is_available() and source.quantization is None:
-            model = model.to("cuda")
-        return model
+        return self._load(self.layout.model)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -102,98 +112,94 @@ class Workbench:
 
         return load_tokenizer(self.layout.model)
 
-    def task(self, name: str) -> Any:
+    def task(self, name: str, validated: bool = False) -> Any:
         from mola_core.data import verify_data
         from mola_core.tasks import load_task
 
         folder = self.layout.data(name)
         verify_data(folder)
-        return load_task(name, self.study.protocol, folder)
+        return load_task(name, self.study.protocol, folder, validated)
 
     def train(self, cell: Cell) -> None:
-        """Train the cell's adapter; it, its log and its record are written when all is done."""
-        from peft import get_peft_model
+        """Train the cell: `adapter/` (`model/` after full fine-tuning), train.jsonl and, last, training.json.
+
+        Goes on from the parent's adapter where the cell has a parent, and from a checkpoint with the same digest
+        where there is one. Raises `MolaError` where the method does not fit the model or the parent is not trained,
+        and `OutOfTime` at the deadline.
+        """
         from transformers import set_seed
 
-        from mola_core.batches import encode
-        from mola_core.tasks import examples
-        from mola_core.training import save_adapter, train, write_log
+        from mola_core.training import train, write_log
+        from mola_core.weights import save_weights, weights_sha256
 
         study = self.study
-        settings = study.training
+        settings = study.training_of(cell)
         method = study.method_by_label[cell.method]
         if method.learning_rate:
             settings = settings.model_copy(update={"learning_rate": method.learning_rate})
         name = digests(study, cell).training
-        checkpoints = self.layout.checkpoints(name)
-        documents = [
-            encode(self.tokenizer, e.prompt, e.completion, settings.max_length, end=study.protocol == "generate")
-            for e in examples(self.task(cell.task), "train")[: settings.documents]
-        ]
+        scratch = self.layout.checkpoints(name)
+        documents = self._documents(cell, settings)
         set_seed(cell.seed)
+        model, record = self._trainable(cell, scratch)
+
+        def save(folder: Path) -> None:
+            save_weights(model, folder, study.model.name, study.model.dtype, scratch)
+
+        def keep(epoch: int) -> None:
+            save(scratch / f"epoch-{epoch}")
+
         try:
-            depth = self.base.config.get_text_config().num_hidden_layers
-            config = peft_config(method, method.adapter(study.adapter), depth)
-            if config is None:
-                raise MolaError(f"method {cell.method}: the base model is not trained")
-            model = get_peft_model(self.base, config)
-        except ValueError as error:
-            raise MolaError(f"method {cell.method}: {error}") from None
-        try:
-            trainable, total = model.get_nb_trainable_parameters()
-            record, log = train(model, self.tokenizer, documents, settings, cell.seed, checkpoints, cell.path, self.deadline)
-            folder = self.layout.cell(cell)
-            save_adapter(model, folder / "adapter", study.model.name)
+            outcome, log = train(
+                model, self.tokenizer, documents, settings, cell.seed, scratch, cell.path, self.deadline, keep
+            )
+            if not settings.candidates:
+                save(self.layout.weights(cell))
         finally:
-            # `base` is used again by the next cell: take the adapter's layers out of it.
-            self.__dict__["base"] = model.unload()
-        write_log(folder / "train.jsonl", log)
-        record = {
-            "digest": name,
-            "trainable_parameters": trainable,
-            "base_parameters": total - trainable,
-            "experts": getattr(config, "num_experts", None),
-            "adapter_sha256": sha256_file(folder / "adapter" / ADAPTER_FILE),
-            **record,
-            **_environment(),
-        }
-        write_json(folder / "training.json", record)
-        remove(checkpoints)
+            self._release(model)
+        record = {"digest": name, **record, **outcome}
+        if settings.candidates:
+            record |= self._choose_epoch(cell, settings, scratch)
+        write_log(self.layout.cell(cell) / "train.jsonl", log)
+        record["adapter_sha256"] = weights_sha256(self.layout.weights(cell))
+        write_json(self.layout.cell(cell) / "training.json", record | _environment())
+        remove(scratch)
 
     def evaluate(self, cell: Cell) -> None:
         """Evaluate the cell; its manifest is written last and says that the cell is complete."""
-        from peft import PeftModel
+        import pandas as pd
 
-        from mola_core.evaluation import check_adapter_acts, evaluate
-        from mola_core.tasks import examples
-
-        folder = self.layout.cell(cell)
-        task = self.task(cell.task)
-        method = self.study.method_by_label[cell.method]
-        model: Any = self.base
+        study, folder = self.study, self.layout.cell(cell)
+        tasks = {name: self.task(name) for name in study.evaluated_on(cell)}
         training = None
-        if parse_method(method).kind != "base":
-            training = read_json(folder / "training.json")
-            if sha256_file(folder / "adapter" / ADAPTER_FILE) != training["adapter_sha256"]:
-                raise MolaError(f"{folder / 'adapter' / ADAPTER_FILE}: altered since it was trained; delete the cell")
-            model = PeftModel.from_pretrained(self.base, str(folder / "adapter"))
-            check_adapter_acts(model, self.tokenizer, examples(task, "train")[0].prompt)
-        try:
-            samples, record = evaluate(model, self.tokenizer, task, self.study.evaluation, cell.task)
-        finally:
-            if model is not self.base:
-                self.__dict__["base"] = model.unload()
+        if not self._is_base(cell):
+            training = self._training_record(cell)
+        with self._opened(cell, self.layout.weights(cell)) as model:
+            self._check_weights_act(cell, model)
+            outcomes = {name: self._evaluated(model, name, task) for name, task in tasks.items()}
+        if list(tasks) == [cell.task]:
+            samples, record = outcomes[cell.task]
+        else:
+            samples = pd.concat(
+                [frame.assign(task=name) for name, (frame, _) in outcomes.items()], ignore_index=True
+            )
+            record = {"tasks": {name: record for name, (_, record) in outcomes.items()}}
+        if study.evaluation.every_epoch and training and "epoch_choice" in training:
+            record["epoch_choice"] = self._every_epoch(cell, training["epoch_choice"], record["accuracy"])
         with atomic_write(folder / "samples.parquet") as temporary:
             samples.to_parquet(temporary, index=False)
+        fingerprints = {name: read_json(self.layout.data(name) / "fingerprint.json") for name in tasks}
+        parent = study.parent(cell)
         manifest = {
-            "study": self.study.name,
-            "model": self.study.model.name,
+            "study": study.name,
+            "model": study.model.name,
             **dataclasses.asdict(cell),
-            "digest": digests(self.study, cell).evaluation,
-            "stand_in": self.study.stand_in,
-            "settings": evaluation_facts(self.study, cell),
+            "digest": digests(study, cell).evaluation,
+            "parent": parent.path if parent else None,
+            "stand_in": study.stand_in,
+            "settings": evaluation_facts(study, cell),
             "model_files": read_json(self.layout.model / "model.json"),
-            "data_files": read_json(self.layout.data(cell.task) / "fingerprint.json"),
+            "data_files": fingerprints.get(cell.task, fingerprints),
             "training": training,
             "evaluation": record | _environment(),
             "samples_sha256": sha256_file(folder / "samples.parquet"),
@@ -203,24 +209,204 @@ class Workbench:
 
     def run(self, cell: Cell) -> None:
         """Train (unless an adapter with this digest is there) and evaluate."""
-        if self.study.method_by_label[cell.method].method != "base" and not self.is_trained(cell):
+        if not self._is_base(cell) and not self.is_trained(cell):
             self.train(cell)
-        self.evaluate(cell)
+        if self.study.evaluated_on(cell):
+            self.evaluate(cell)
 
     def is_trained(self, cell: Cell) -> bool:
         record = self.layout.cell(cell) / "training.json"
         return record.is_file() and read_json(record)["digest"] == digests(self.study, cell).training
 
     def is_complete(self, cell: Cell) -> bool:
+        if not self.study.evaluated_on(cell):
+            return self.is_trained(cell)
         manifest = self.layout.cell(cell) / "manifest.json"
         return manifest.is_file() and read_json(manifest)["digest"] == digests(self.study, cell).evaluation
+
+    def _is_base(self, cell: Cell) -> bool:
+        return self.study.method_by_label[cell.method].method == "base"
+
+    def _is_full(self, cell: Cell) -> bool:
+        return self.study.method_by_label[cell.method].method == "full"
+
+    def _load(self, folder: Path) -> PreTrainedModel:
+        import torch
+
+        from mola_core.models import load_model
+
+        source = self.study.model
+        model = load_model(folder, dtype=source.dtype, quantization=source.quantization)
+        return model.to("cuda") if torch.cuda.is_available() and source.quantization is None else model
+
+    def _release(self, model: Any) -> None:
+        """Take the adapter out of `base`, which the next cell uses again; forget it where that cannot be done."""
+        from mola_core.weights import unload
+
+        self.__dict__.pop("base", None)
+        base = unload(model)
+        if base is not None:
+            self.__dict__["base"] = base
+
+    @contextlib.contextmanager
+    def _opened(self, cell: Cell, folder: Path) -> Iterator[Any]:
+        """The base model with the cell's trained weights in `folder`."""
+        from mola_core.weights import load_adapter
+
+        if self._is_base(cell):
+            yield self.base
+            return
+        if self._is_full(cell):
+            self.__dict__.pop("base", None)
+            model: Any = self._load(folder)
+        else:
+            model = load_adapter(self.base, folder)
+        try:
+            yield model
+        finally:
+            self._release(model)
+
+    def _documents(self, cell: Cell, settings: TrainingSettings) -> list[Encoded]:
+        """What the cell is trained on, as tokens."""
+        from mola_core.batches import encode
+        from mola_core.data import verify_data
+        from mola_core.instruction import instruction_documents
+        from mola_core.tasks import examples
+
+        if cell.task == INSTRUCTION:
+            verify_data(self.layout.data(INSTRUCTION))
+            return instruction_documents(self.layout.data(INSTRUCTION), self.tokenizer, settings.max_length)
+        task = self.task(self.study.trained_on(cell), validated=bool(settings.candidates))
+        end = self.study.protocol == "generate"
+        return [
+            encode(self.tokenizer, example.prompt, example.completion, settings.max_length, end=end)
+            for example in examples(task, "train")[: settings.documents]
+        ]
+
+    def _trainable(self, cell: Cell, scratch: Path) -> tuple[Any, dict[str, Any]]:
+        """The model to train, and what its record says of it before training."""
+        from mola_core.weights import continued_adapter, new_adapter, whole_model
+
+        study, record = self.study, {}
+        parent = study.parent(cell)
+        start = self.layout.model
+        if parent:
+            trained = self._training_record(parent)
+            start = self.layout.weights(parent)
+            record["parent"] = {
+                "cell": parent.path,
+                **{key: trained[key] for key in ("digest", "adapter_sha256")},
+            }
+        if self._is_full(cell):
+            if study.model.quantization:
+                raise MolaError(
+                    f"method {cell.method}: quantised weights cannot be trained; remove model.quantization"
+                )
+            self.__dict__.pop("base", None)
+            model: Any = whole_model(start)
+        elif parent:
+            model = continued_adapter(self.base, start)
+        else:
+            method = study.method_by_label[cell.method]
+            model = new_adapter(self.base, method, method.adapter(study.adapter), scratch)
+        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        total = (
+            model.num_parameters()
+            if self._is_full(cell)
+            else model.get_nb_trainable_parameters()[1] - trainable
+        )
+        configs = getattr(model, "peft_config", {})
+        experts = getattr(configs.get("default"), "num_experts", None)
+        return model, {
+            "trainable_parameters": trainable,
+            "base_parameters": total,
+            "experts": experts,
+            **record,
+        }
+
+    def _training_record(self, cell: Cell) -> dict[str, Any]:
+        """training.json of a trained cell, after its weights were compared with it."""
+        from mola_core.weights import weights_sha256
+
+        if not self.is_trained(cell):
+            raise MolaError(
+                f"cell {cell.path}: not trained with these settings; train it first with `mola train`"
+            )
+        record = read_json(self.layout.cell(cell) / "training.json")
+        weights = self.layout.weights(cell)
+        if weights_sha256(weights) != record["adapter_sha256"]:
+            raise MolaError(f"{weights}: altered since it was trained; delete the cell")
+        return record
+
+    def _check_weights_act(self, cell: Cell, model: Any) -> None:
+        from mola_core.evaluation import check_adapter_acts
+        from mola_core.tasks import examples
+        from mola_core.weights import check_model_differs
+
+        if self._is_full(cell):
+            check_model_differs(self.layout.weights(cell), self.layout.model)
+        elif not self._is_base(cell):
+            prompt = examples(self.task(self.study.trained_on(cell)), "train", 1)[0].prompt
+            check_adapter_acts(model, self.tokenizer, prompt)
+
+    def _evaluated(
+        self, model: Any, name: str, task: Any, whole: bool = False
+    ) -> tuple[pd.DataFrame, dict[str, Any]]:
+        from mola_core.evaluation import evaluate
+
+        settings = self.study.evaluation
+        settings = settings.model_copy(update={"documents": None}) if whole else settings
+        return evaluate(model, self.tokenizer, task, settings, name)
+
+    def _choose_epoch(self, cell: Cell, settings: TrainingSettings, scratch: Path) -> dict[str, Any]:
+        """Keep the candidate that is best on validation (of equals the earliest) and put the others beside it."""
+        task = self.task(cell.task, validated=True)
+        accuracies, documents = {}, 0
+        for epoch in settings.candidates:
+            with self._opened(cell, scratch / f"epoch-{epoch}") as model:
+                frame, record = self._evaluated(model, cell.task, task, whole=True)
+            accuracies[epoch], documents = record["accuracy"], len(frame)
+        best = max(accuracies, key=lambda epoch: accuracies[epoch])
+        remove(self.layout.cell(cell) / "epochs")
+        for epoch in settings.candidates:
+            # Copied: a job killed here finds everything in `scratch` again.
+            place = self.layout.weights(cell) if epoch == best else self.layout.candidate(cell, epoch)
+            with atomic_write(place) as temporary:
+                shutil.copytree(scratch / f"epoch-{epoch}", temporary)
+        split = "held out of train" if task.config.dataset_kwargs["hold_out"] else "validation"
+        candidates = [
+            {"epoch": epoch, "validation_accuracy": accuracies[epoch]} for epoch in settings.candidates
+        ]
+        choice = {"chosen": best, "split": split, "documents": documents, "candidates": candidates}
+        return {"epoch_choice": choice, "epochs": best}
+
+    def _every_epoch(self, cell: Cell, choice: dict[str, Any], accuracy: float) -> dict[str, Any]:
+        """The candidates with their accuracy on the evaluation set too, and what choosing by it would give."""
+        task = self.task(cell.task)
+        candidates = []
+        for candidate in choice["candidates"]:
+            epoch, own = candidate["epoch"], accuracy
+            if epoch != choice["chosen"]:
+                with self._opened(cell, self.layout.candidate(cell, epoch)) as model:
+                    own = self._evaluated(model, cell.task, task)[1]["accuracy"]
+            candidates.append(candidate | {"evaluation_accuracy": own})
+        best = max(candidates, key=lambda candidate: candidate["evaluation_accuracy"])
+        return {
+            "candidates": candidates,
+            "chosen_on_validation": {"epoch": choice["chosen"], "accuracy": accuracy},
+            "chosen_on_evaluation_set": {"epoch": best["epoch"], "accuracy": best["evaluation_accuracy"]},
+        }
 
 
 def _environment() -> dict[str, Any]:
     """What a measurement was taken with and on."""
     import torch
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.processor() or platform.machine()
+    )
     return {
         "versions": versions(),
         "git": git_state(),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mola_core.builtin_rows import GENERATOR_VERSION, builtin_rows
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write, read_json, sha256_file, write_json
-from mola_core.study import BuiltinData, DataSource, DirectoryData, HubData
+from mola_core.study import INSTRUCTION, BuiltinData, DataSource, DirectoryData, HubData, Study
 from mola_core.tasks import (
     FOLDER,
     SPLITS,
@@ -221,10 +221,8 @@ def _revision(task: str, source: HubData) -> str | None:
 
 
 def _from_hub(task: str, source: HubData) -> tuple[dict[str, pyarrow.Table], dict[str, Any]]:
-    """The hub's rows, without remote code, and where they came from. Asks for the newest commit where none is given."""
-    import datasets
+    """The hub's rows and where they came from."""
     import pyarrow as pa
-    from huggingface_hub import HfApi
 
     config = task_config(task)
     path, name = config["dataset_path"], config.get("dataset_name")
@@ -233,16 +231,7 @@ def _from_hub(task: str, source: HubData) -> tuple[dict[str, pyarrow.Table], dic
         for key, value in (config.get("dataset_kwargs") or {}).items()
         if key != "trust_remote_code"
     }
-    try:
-        revision = _revision(task, source) or HfApi().dataset_info(path, timeout=30).sha
-        options |= {"revision": revision}
-        loaded = datasets.load_dataset(path, name, **options)
-    except Exception as error:  # Each version of the hub's clients has its own exceptions.
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
-        raise MolaError(
-            f"task {task}: {path} cannot be fetched from the Hugging Face hub ({reason}); "
-            "connect to the network, or read the rows from a folder with `--config data_root=DIR`"
-        ) from None
+    loaded, revision = fetch_dataset(task, path, name, options, _revision(task, source))
     tables = {}
     for split, own_name in splits_of(task).items():
         if own_name in loaded:
@@ -255,6 +244,45 @@ def _from_hub(task: str, source: HubData) -> tuple[dict[str, pyarrow.Table], dic
                 f"task {task}: {path} has no split {own_name!r}; name another commit in data.revisions"
             )
     return tables, {"dataset": "/".join(filter(None, [path, name])), "revision": revision}
+
+
+def fetch_dataset(
+    task: str, path: str, name: str | None, options: dict[str, Any], revision: str | None
+) -> tuple[Any, str]:
+    """A dataset of the hub, without remote code, and its commit: the newest one where no `revision` is given.
+
+    Raises `MolaError` where it cannot be fetched.
+    """
+    import datasets
+    from huggingface_hub import HfApi
+
+    try:
+        revision = revision or HfApi().dataset_info(path, timeout=30).sha
+        return datasets.load_dataset(path, name, revision=revision, **options), revision
+    except Exception as error:  # Each version of the hub's clients has its own exceptions.
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
+        raise MolaError(
+            f"task {task}: {path} cannot be fetched from the Hugging Face hub ({reason}); "
+            "connect to the network, or read the rows from a folder with `--config data_root=DIR`"
+        ) from None
+
+
+def rows_identity(study: Study, name: str) -> dict[str, Any]:
+    """What decides the rows of a task of the study, or of `instruction`, without reading them."""
+    if name != INSTRUCTION:
+        return data_identity(name, study.data)
+    from mola_core.instruction import instruction_identity
+
+    return instruction_identity(study)
+
+
+def prepare_rows(study: Study, name: str, folder: str | Path) -> None:
+    """Prepare the rows of a task of the study, or of `instruction`, in `folder`."""
+    if name != INSTRUCTION:
+        return prepare_task(name, study.data, folder)
+    from mola_core.instruction import prepare_instruction
+
+    return prepare_instruction(study, folder)
 
 
 def _check_answers(task: str, folder: Path) -> None:

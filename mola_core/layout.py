@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from mola_core.data import data_identity
+from mola_core.data import rows_identity
 from mola_core.models import model_identity
 from mola_core.provenance import digest
 from mola_core.study import Cell, Study
@@ -30,14 +30,26 @@ class Layout:
     def model(self) -> Path:
         if self.model_folder:
             return self.model_folder
-        return self.root / "models" / f"{self.study.model.name}-{digest(model_identity(self.study.model))[:8]}"
+        return (
+            self.root / "models" / f"{self.study.model.name}-{digest(model_identity(self.study.model))[:8]}"
+        )
 
     def data(self, task: str) -> Path:
-        source = self.study.data
-        return self.root / "data" / f"{source.source}-{digest(data_identity(task, source))[:8]}" / task
+        """Rows of a task, or of `instruction`."""
+        identity = digest(rows_identity(self.study, task))[:8]
+        return self.root / "data" / f"{self.study.data.source}-{identity}" / task
 
     def cell(self, cell: Cell) -> Path:
         return self.folder / "cells" / cell.path
+
+    def weights(self, cell: Cell) -> Path:
+        """What a cell's training leaves: its adapter, or the whole model after full fine-tuning."""
+        full = self.study.method_by_label[cell.method].method == "full"
+        return self.cell(cell) / ("model" if full else "adapter")
+
+    def candidate(self, cell: Cell, epoch: int) -> Path:
+        """The weights after an epoch that was not chosen, where `training.epochs` is a list."""
+        return self.cell(cell) / "epochs" / str(epoch)
 
     def checkpoints(self, training_digest: str) -> Path:
         """Checkpoints stand outside the cell's folder because Snakemake deletes declared outputs before a job."""

@@ -39,7 +39,7 @@ def model_identity(source: ModelSource, hash_cache: Path = HASH_CACHE) -> dict[s
         return facts if isinstance(source, HubModel) else facts | {"code": code_digest(("model_sources.py",))}
     folder = Path(source.path)
     check_folder(folder, "model.path")
-    files = {file.name: _remembered_sha256(file, hash_cache) for file in model_files(folder)}
+    files = {file.name: remembered_sha256(file, hash_cache) for file in model_files(folder)}
     return {"source": source.source, "files": files}
 
 
@@ -208,7 +208,7 @@ def _names(target: str, module: str) -> bool:
     return module == target or module.endswith(f".{target}")
 
 
-def _remembered_sha256(file: Path, cache: Path) -> str:
+def remembered_sha256(file: Path, cache: Path) -> str:
     """sha256 of a file, remembered under its path, size, inode and time of change, so that starts stay quick.
 
     The time is ctime, which no copying tool sets back. A file changed in the last two seconds is not remembered:

@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).parent
-TRAINING_CODE = ("adapter", "batches.py", "methods.py", "models.py", "shapes.py", "tasks", "training.py")
+TRAINING_CODE = (
+    "adapter",
+    "batches.py",
+    "instruction.py",
+    "methods.py",
+    "models.py",
+    "shapes.py",
+    "tasks",
+    "training.py",
+    "weights.py",
+)
 EVALUATION_CODE = (*TRAINING_CODE, "evaluation.py")
 PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets", "accelerate", "tokenizers", "numpy")
 

@@ -1,4 +1,4 @@
-"""Train the adapter of one cell with the Hugging Face Trainer."""
+"""Train an adapter or a whole model with the Hugging Face Trainer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +23,9 @@ from transformers import (
 
 from mola_core.batches import Collator, Encoded, LengthGrouped
 from mola_core.errors import MolaError
-from mola_core.files import atomic_write, read_json, remove, write_json, write_text
+from mola_core.files import read_json, remove, write_json, write_text
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
     from mola_core.study import TrainingSettings
@@ -49,11 +48,13 @@ class Progress(TrainerCallback):
         sampler: LengthGrouped,
         label: str,
         deadline: float | None,
+        keep: Callable[[int], None] | None,
     ) -> None:
         self.settings = settings
         self.sampler = sampler
         self.label = label
         self.deadline = deadline
+        self.keep = keep
         self.started = time.monotonic() - seconds_before
         self.saved = time.monotonic()
         self.spoken = 0.0
@@ -133,7 +134,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def train(
-    model: PeftModel,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     documents: Sequence[Encoded],
     settings: TrainingSettings,
@@ -141,10 +142,12 @@ def train(
     checkpoints: Path,
     label: str = "training",
     deadline: float | None = None,
+    keep: Callable[[int], None] | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Train `model` in place, going on from the last whole checkpoint in `checkpoints` if there is one.
 
-    `label` begins each line of progress; `deadline` is a time (seconds since 1970) at which training stops.
+    `label` begins each line of progress; `deadline` is a time (seconds since 1970) at which training stops;
+    `keep` is called with each epoch of `settings.candidates` at its end.
     Returns the record of the training (steps, tokens, seconds, peak memory) and the log, one entry per logged step.
     Raises `MolaError` where the settings leave nothing to train or the loss is no longer finite, and `OutOfTime`.
     """
@@ -162,7 +165,7 @@ def train(
     seconds_before = read_json(checkpoint / MARKER)["seconds"] if checkpoint else 0.0
     lengths = [len(document.tokens) for document in documents]
     sampler = LengthGrouped(lengths, settings.batch_size, seed)
-    progress = Progress(settings, seconds_before, sampler, label, deadline)
+    progress = Progress(settings, seconds_before, sampler, label, deadline, keep)
     on_gpu = torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
@@ -232,16 +235,6 @@ def peak_memory() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def save_adapter(model: PeftModel, folder: Path, base: str) -> None:
-    """Write the adapter as PEFT does, whole or not at all; `base` is the base model's name, not this machine's path."""
-    for config in model.peft_config.values():
-        config.base_model_name_or_path = base
-    with atomic_write(folder) as temporary:
-        model.save_pretrained(str(temporary), save_embedding_layers=False)
-        # PEFT's model card would name this machine's paths.
-        remove(temporary / "README.md")
 
 
 def write_log(path: Path, log: Sequence[dict[str, Any]]) -> None:

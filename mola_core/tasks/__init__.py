@@ -144,15 +144,17 @@ def evaluation_split(name: str) -> str:
     return "test" if task_config(name).get("test_split") else "validation"
 
 
-def load_task(name: str, protocol: str, data_folder: str | Path) -> ConfigurableTask:
+def load_task(name: str, protocol: str, data_folder: str | Path, validated: bool = False) -> ConfigurableTask:
     """The lm-eval task object that reads its rows from a prepared `data_folder`; never the network.
 
     `name` is one of `task_names()` or an lm-eval multiple-choice task with a training split; `protocol` is `choice`
-    or `generate`. Raises `MolaError` for another task, or where the folder lacks a split that the task needs.
+    or `generate`. With `validated` the object evaluates on documents apart from the evaluation split: the task's
+    validation split where it is evaluated on test, otherwise documents held out of its training split (a tenth, at
+    most 1,000, always the same). Raises `MolaError` for another task, or where the folder lacks a split that the task needs.
     """
     from mola_core.tasks.loading import load_prepared
 
-    return load_prepared(name, protocol, Path(data_folder))
+    return load_prepared(name, protocol, Path(data_folder), validated)
 
 
 def examples(task: ConfigurableTask, split: str, documents: int | None = None) -> list[Example]:

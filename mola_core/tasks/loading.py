@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow.parquet as pq
 from lm_eval import utils
 from lm_eval.api.task import ConfigurableTask
@@ -15,6 +16,9 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from mola_core.errors import MolaError
 from mola_core.tasks import SPLIT_KEYS, Example, evaluation_split, task_config, task_file
+
+HELD_OUT = 1000
+"""Training documents held out for validation: a tenth, at most so many."""
 
 # lm-eval compiles a prompt's template anew for every document, which takes 1 ms; the templates are few.
 if not hasattr(utils.env.from_string, "cache_info"):
@@ -33,12 +37,18 @@ class PreparedTask(ConfigurableTask):
         self.dataset = datasets.DatasetDict(
             {split: datasets.Dataset(pq.read_table(file)) for split, file in files.items()}
         )
+        if self.config.dataset_kwargs["hold_out"]:
+            train = self.dataset["train"]
+            order = np.random.default_rng(0).permutation(len(train))
+            size = min(len(train) // 10, HELD_OUT)
+            self.dataset["validation"] = train.select(np.sort(order[:size]))
+            self.dataset["train"] = train.select(np.sort(order[size:]))
 
     def fewshot_docs(self) -> None:
         """None: every study is zero-shot, and lm-eval would decode the whole training split."""
 
 
-def load_prepared(name: str, protocol: str, folder: Path) -> PreparedTask:
+def load_prepared(name: str, protocol: str, folder: Path, validated: bool = False) -> PreparedTask:
     """See `mola_core.tasks.load_task`."""
     task_config(name, protocol)  # Refuses tasks that cannot be trained on.
     files = {split: folder / f"{split}.parquet" for split in SPLIT_KEYS}
@@ -51,13 +61,21 @@ def load_prepared(name: str, protocol: str, folder: Path) -> PreparedTask:
     for key in ("tag", "group", "task_list", "dataset_name"):
         config.pop(key, None)
     roles = {split: key for split, key in SPLIT_KEYS.items() if key in config and files[split].is_file()}
+    hold_out = False
+    if validated:
+        # Whatever else is there, the evaluation split stays out of sight.
+        hold_out = evaluation_split(name) == "validation" or "validation" not in roles
+        roles = {"train": SPLIT_KEYS["train"], "validation": SPLIT_KEYS["validation"]}
     metrics = config.get("metric_list") or []
     if all(metric["metric"] != "acc" for metric in metrics) and config["output_type"] == "multiple_choice":
         metrics = [*metrics, {"metric": "acc", "aggregation": "mean", "higher_is_better": True}]
     config |= {
         "task": name,
         "dataset_path": "parquet",
-        "dataset_kwargs": {"data_files": {split: str(files[split]) for split in roles}},
+        "dataset_kwargs": {
+            "data_files": {split: str(files[split]) for split in roles if split == "train" or not hold_out},
+            "hold_out": hold_out,
+        },
         "num_fewshot": 0,
         "fewshot_split": None,
         "fewshot_config": None,
