@@ -48,6 +48,8 @@ def simulate(root: Path, study: Study, documents: int = 120, width: int = 32, la
     write_base_model(layout.model, width, inner, layers)
     for cell in study.cells():
         write_cell(layout, cell, documents, width, inner, layers)
+    for cell in study.continual_cells():
+        write_continual_cell(layout, cell, documents)
     return layout
 
 
@@ -152,6 +154,22 @@ def write_cell(layout: Layout, cell: Cell, documents: int, width: int, inner: in
         "finished": "2026-01-01T00:00:00+00:00",
     }
     write_json(folder / "manifest.json", manifest)
+
+
+def write_continual_cell(layout: Layout, cell: Cell, documents: int) -> None:
+    """A stage of continual learning: the samples of all of its tasks, with their names."""
+    folder = layout.cell(cell)
+    rng = np.random.default_rng([cell.seed, *cell.path.encode()])
+    tasks = layout.study.evaluated_on(cell)
+    samples = pd.DataFrame({"task": np.repeat(tasks, documents)})
+    samples["document"] = [f"{task}-{k}" for task in tasks for k in range(documents)]
+    samples["correct"] = (rng.random(len(samples)) < 0.8).astype(int)
+    folder.mkdir(parents=True, exist_ok=True)
+    samples.to_parquet(folder / "samples.parquet", index=False)
+    manifest = {"digest": digests(layout.study, cell).evaluation}
+    write_json(
+        folder / "manifest.json", manifest | {"samples_sha256": sha256_file(folder / "samples.parquet")}
+    )
 
 
 def _write_log(path: Path, effect: float, rng: np.random.Generator, steps: int = 200) -> dict[str, float]:

@@ -279,6 +279,37 @@ def test_continual_tables_are_filled_from_the_tidy_frame(paper_layout):
     assert (paper_layout.folder / "figures" / "continual.svg").is_file()
 
 
+def test_continual_learning_from_its_cells(tmp_path):
+    study = make_study(methods=["base", "mola-2468"], seeds=[0, 1], continual={})
+    layout = simulate(tmp_path, study, documents=20)
+    broken = next(cell for cell in study.continual_cells() if cell.seed == 1)
+    (layout.cell(broken) / "manifest.json").unlink()
+    collect.write(layout)
+    frame = continual.read(layout.folder)
+    assert set(frame["seed"]) == {0}, "a chain with an open stage is left out"
+    assert list(dict.fromkeys(frame["trained_up_to"])) == list(reference.TOPIC_DOCUMENTS)
+    stage = study.continual_cells()[1]
+    samples = pd.read_parquet(layout.cell(stage) / "samples.parquet")
+    row = frame[(frame.trained_up_to == "physics") & (frame.tested_on == "economics")]
+    expected = samples.loc[samples["task"] == "scienceqa-economics", "correct"].mean()
+    assert row["accuracy"].tolist() == [expected]
+    paper_tables.write(layout)
+    table = pd.read_csv(layout.folder / "tables" / "paper-5.csv").set_index("row")
+    assert table.loc["mola-2468", "op_ours"] == pytest.approx(100 * continual.summary(frame)["op"].iloc[0])
+
+
+def test_instruction_tuned_cells_belong_to_table_4(tmp_path):
+    study = make_study(model=LLAMA, data=HUB, methods=["mola-2468"], seeds=[0], instruction={})
+    layout = simulate(tmp_path, study, documents=20)
+    cells = collect.write(layout)
+    ours = {
+        table.number: paper_tables.accuracy_numbers(table, study, cells)["ours"].notna().sum()
+        for table in paper_tables.ACCURACY_TABLES
+    }
+    assert ours == {1: 0, 2: 0, 3: 0, 4: 2, 7: 0, 8: 0, 9: 0}
+    assert reference.accuracy(study, "mola-2468", "cola") == 86.19
+
+
 def test_a_gap_in_continual_learning_is_named():
     frame = reference.continual().assign(seed=0)
     frame = frame[~((frame.trained_up_to == "physics") & (frame.tested_on == "biology"))]

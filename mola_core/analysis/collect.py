@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mola_core.analysis import continual
 from mola_core.cells import digests
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write, read_json, sha256_file
@@ -20,7 +21,7 @@ from mola_core.layout import Layout
 from mola_core.study import Cell
 
 FILES = ("scores.parquet", "cells.parquet", "cells.csv", "curves.parquet")
-"""What `write` writes, in the study's folder."""
+"""What `write` writes, in the study's folder; with continual learning also `continual.FILE`."""
 
 ROWS_PER_GROUP = 250_000
 NAMED_CELLS = 20
@@ -75,7 +76,37 @@ def write(layout: Layout, out_dir: Path | None = None, partial: bool = False) ->
             frame.to_parquet(temporary, index=False, compression="zstd")
     with atomic_write(out / "cells.csv") as temporary:
         table.to_csv(temporary, index=False)
+    chains = continual_rows(layout)
+    if len(chains):
+        with atomic_write(out / continual.FILE) as temporary:
+            chains.to_parquet(temporary, index=False, compression="zstd")
     return table
+
+
+def continual_rows(layout: Layout) -> pd.DataFrame:
+    """The tidy frame of continual learning (`continual.COLUMNS`): every chain of which all stages are complete."""
+    study = layout.study
+    chains: dict[tuple[str, int], list[Cell]] = {}
+    for cell in study.continual_cells():
+        chains.setdefault((cell.method, cell.seed), []).append(cell)
+    rows = []
+    for cells in chains.values():
+        if any(cell_state(layout, cell) != "complete" for cell in cells):
+            continue
+        for cell in cells:
+            path = layout.cell(cell) / "samples.parquet"
+            _verify(path, read_json(path.with_name("manifest.json")))
+            scores = (
+                pd.read_parquet(path, columns=["task", "correct"])
+                .groupby("task", sort=False)["correct"]
+                .mean()
+            )
+            trained = continual.topic(study.trained_on(cell))
+            rows += [
+                (cell.method, cell.seed, trained, continual.topic(task), value)
+                for task, value in scores.items()
+            ]
+    return pd.DataFrame(rows, columns=list(continual.COLUMNS))
 
 
 def read_cells(folder: Path) -> pd.DataFrame:
@@ -158,12 +189,16 @@ def _repeat(value: str, rows: int) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), rows), pa.array([value]))
 
 
-def _samples(path: Path, manifest: dict[str, Any]) -> pa.Table:
-    """document, target and correct of a cell, sorted by document, after the file's hash was compared."""
+def _verify(path: Path, manifest: dict[str, Any]) -> None:
     if not path.is_file() or sha256_file(path) != manifest["samples_sha256"]:
         raise MolaError(
             f"{path}: missing or altered since the cell was evaluated; delete the cell's folder and run again"
         )
+
+
+def _samples(path: Path, manifest: dict[str, Any]) -> pa.Table:
+    """document, target and correct of a cell, sorted by document, after the file's hash was compared."""
+    _verify(path, manifest)
     samples = pq.read_table(path, columns=["document", "target", "correct"]).sort_by("document")
     return samples.set_column(0, "document", samples["document"].cast(pa.string()))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from mola_core.analysis import continual, reference
+from mola_core.analysis import continual, continual_plot, reference
 from mola_core.analysis.collect import read_cells
 from mola_core.analysis.notices import missing_cells, notices
 from mola_core.analysis.render import EMPTY, count, percent, points, write_table
@@ -93,7 +93,7 @@ def write(layout: Layout, out_dir: Path | None = None) -> None:
         own = said + other_model(study, numbers)
         write_table(folder, f"paper-{number}", title, _wide(numbers), shown, own, [note])
     if frame is not None:
-        continual.write_figure(frame, results / "figures", notices(study))
+        continual_plot.write_figure(frame, results / "figures", notices(study))
 
 
 def stands_for(study: Study) -> str:
@@ -112,18 +112,9 @@ def other_model(study: Study, numbers: pd.DataFrame) -> list[str]:
     ]
 
 
-def setting_of(study: Study, label: str) -> str:
-    """The paper's setting of a method's cells, as the reference file names it."""
-    pissa = study.method_by_label[label].adapter(study.adapter).initialisation == "pissa"
-    return "direct-pissa" if pissa else "direct"
-
-
 def paper_names(study: Study) -> dict[str, str]:
     """Method of the study -> the paper's row."""
-    named = {
-        label: reference.paper_name(settings, settings.adapter(study.adapter).initialisation)
-        for label, settings in study.method_by_label.items()
-    }
+    named = {label: reference.paper_name(study, label) for label in study.method_by_label}
     return {label: name for label, name in named.items() if name}
 
 
@@ -132,7 +123,9 @@ def study_labels(table: PaperTable, study: Study, base_model: str) -> dict[str, 
     if base_model != stands_for(study):
         return {}
     return {
-        name: label for label, name in paper_names(study).items() if setting_of(study, label) == table.setting
+        name: label
+        for label, name in paper_names(study).items()
+        if reference.setting(study, label) == table.setting
     }
 
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mola_core.methods import parse_method
-from mola_core.study import MethodSettings
+from mola_core.study import Study
 
 FOLDER = Path(__file__).parent.parent / "reference"
 
@@ -52,27 +51,42 @@ def continual() -> pd.DataFrame:
     return pd.read_csv(FOLDER / "paper_continual.csv")
 
 
-def paper_name(settings: MethodSettings, initialisation: str = "default") -> str | None:
+def setting(study: Study, label: str) -> str:
+    """The paper's setting of a method's cells, as the reference file names it."""
+    if study.instruction:
+        return "instruction-tuned"
+    return "direct-pissa" if _starts_as_pissa(study, label) else "direct"
+
+
+def _starts_as_pissa(study: Study, label: str) -> bool:
+    return study.method_by_label[label].adapter(study.adapter).initialisation == "pissa"
+
+
+def paper_name(study: Study, label: str) -> str | None:
     """The paper's row for a method of a study; None where the paper has none.
 
     A method whose own settings differ from its study's (another rank, say) is not the paper's, whatever its name.
     """
-    own = settings.model_dump(exclude={"method", "name", "initialisation"}, exclude_none=True)
-    if own or parse_method(settings).kind == "base":
+    settings = study.method_by_label[label]
+    if settings.model_dump(exclude={"method", "name", "initialisation"}, exclude_none=True):
         return None
-    name = ("pissa-" if initialisation == "pissa" else "") + settings.method
-    known = set(results()["method"])
-    return name if name in known else None
+    name = ("pissa-" if _starts_as_pissa(study, label) else "") + settings.method
+    return name if name in set(results()["method"]) else None
 
 
-def accuracy(base_model: str | None, method: str | None, task: str) -> float | None:
-    """The paper's accuracy in percent after direct fine-tuning (its single run); None where it prints none."""
+def accuracy(study: Study, label: str, task: str) -> float | None:
+    """The paper's accuracy in percent (a single run) for a method of a study; None where it prints none."""
+    if study.model.paper is None or label not in study.method_by_label:
+        return None
+    wanted = {
+        "base_model": study.model.paper,
+        "setting": setting(study, label),
+        "method": paper_name(study, label),
+        "task": task,
+    }
     frame = results()
-    direct = frame["setting"].isin(["direct", "direct-pissa"])
-    found = frame[
-        direct & (frame["base_model"] == base_model) & (frame["method"] == method) & (frame["task"] == task)
-    ]
-    return None if found.empty else float(found["accuracy"].iloc[0])
+    found = frame.loc[(frame[list(wanted)] == pd.Series(wanted)).all(axis=1), "accuracy"]
+    return None if found.empty else float(found.iloc[0])
 
 
 def on_grid(percent: float, documents: int, decimals: int = 2) -> bool:

@@ -122,11 +122,7 @@ def _majority_row(study: Study, cells: pd.DataFrame) -> dict[str, Any]:
 
 
 def _paper(study: Study, label: str, task: str) -> float | None:
-    if study.model.paper is None or label not in study.method_by_label:
-        return None
-    settings = study.method_by_label[label]
-    name = reference.paper_name(settings, settings.adapter(study.adapter).initialisation)
-    value = reference.accuracy(study.model.paper, name, task)
+    value = reference.accuracy(study, label, task)
     return None if value is None else value / 100
 
 
