@@ -17,14 +17,24 @@ from mola_core.data import rows_identity
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write, read_json, remove, sha256_file, write_json
 from mola_core.layout import Layout
+from mola_core.methods import parse_method
 from mola_core.models import model_identity
-from mola_core.provenance import EVALUATION_CODE, TRAINING_CODE, code_digest, digest, git_state, versions
+from mola_core.provenance import (
+    ALLOCATION_CODE,
+    EVALUATION_CODE,
+    TRAINING_CODE,
+    code_digest,
+    digest,
+    git_state,
+    versions,
+)
 from mola_core.study import INSTRUCTION, Cell, Study
 
 if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from mola_core.allocation import Allocation
     from mola_core.batches import Encoded
     from mola_core.study import TrainingSettings
 
@@ -48,6 +58,8 @@ def training_facts(study: Study, cell: Cell) -> dict[str, Any]:
         "training": training.model_dump(exclude={"checkpoint_minutes"}),
         "seed": cell.seed,
     }
+    if parse_method(method).allocation:
+        facts["allocation"] = code_digest(ALLOCATION_CODE)
     parent = study.parent(cell)
     return facts | {"parent": digests(study, parent).training} if parent else facts
 
@@ -129,6 +141,7 @@ class Workbench:
         """
         from transformers import set_seed
 
+        from mola_core.allocation import allocate
         from mola_core.training import train, write_log
         from mola_core.weights import save_weights, weights_sha256
 
@@ -140,8 +153,10 @@ class Workbench:
         name = digests(study, cell).training
         scratch = self.layout.checkpoints(name)
         documents = self._documents(cell, settings)
+        # What continues a parent has the parent's experts.
+        allocation = None if study.parent(cell) else allocate(self, cell, documents, settings, scratch)
         set_seed(cell.seed)
-        model, record = self._trainable(cell, scratch)
+        model, record = self._trainable(cell, scratch, allocation)
 
         def save(folder: Path) -> None:
             save_weights(model, folder, study.model.name, study.model.dtype, scratch)
@@ -283,7 +298,9 @@ class Workbench:
             for example in examples(task, "train")[: settings.documents]
         ]
 
-    def _trainable(self, cell: Cell, scratch: Path) -> tuple[Any, dict[str, Any]]:
+    def _trainable(
+        self, cell: Cell, scratch: Path, allocation: Allocation | None
+    ) -> tuple[Any, dict[str, Any]]:
         """The model to train, and what its record says of it before training."""
         from mola_core.weights import continued_adapter, new_adapter, whole_model
 
@@ -308,7 +325,10 @@ class Workbench:
             model = continued_adapter(self.base, start)
         else:
             method = study.method_by_label[cell.method]
-            model = new_adapter(self.base, method, method.adapter(study.adapter), scratch)
+            experts = allocation.experts if allocation else None
+            model = new_adapter(self.base, method, method.adapter(study.adapter), scratch, experts)
+            if allocation:
+                record["allocation"] = dataclasses.asdict(allocation)
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         total = (
             model.num_parameters()

@@ -34,6 +34,11 @@ class Layout:
             self.root / "models" / f"{self.study.model.name}-{digest(model_identity(self.study.model))[:8]}"
         )
 
+    @property
+    def quality(self) -> Path:
+        """Scores of the base model's layers. Beside its folder, which holds the model and nothing else."""
+        return self.root / "models" / f"{self.model.name}.quality.json"
+
     def data(self, task: str) -> Path:
         """Rows of a task, or of `instruction`."""
         identity = digest(rows_identity(self.study, task))[:8]

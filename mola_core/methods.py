@@ -12,6 +12,9 @@
 |                          | same place, without routing                                                       |
 | `mola-<shape>`           | LoRA experts per layer by shape, with a top-k router                              |
 | `mola` with `experts`    | the same, the experts of each layer listed                                        |
+| `alphalora-<budget>`,    | the same, the experts of each layer chosen by data (`mola_core/allocation.py`) at |
+| `sensitivity-<budget>`,  | a shape's budget                                                                  |
+| `random-<budget>-<n>`    |                                                                                   |
 
 `pissa-<name>` in a study file is a LoRA or MoLA that starts at the leading singular directions of the base weights.
 """
@@ -39,6 +42,12 @@ class Method:
     rank: int | None = None
     """Rank of a plain LoRA."""
     shape: str | None = None
+    allocation: str | None = None
+    """How data choose the experts of a `mola`: `alphalora`, `sensitivity` or `random`."""
+    budget: int | None = None
+    """Of an allocation: the sum over the four quarters, as a shape's."""
+    draw: int | None = None
+    """Seed of a random allocation."""
 
 
 FORMS = {
@@ -50,6 +59,11 @@ FORMS = {
     "lora-matched": rf"lora-matched-(?P<shape>{SHAPE_PATTERN})",
     "mola": rf"mola(?:-(?P<shape>{SHAPE_PATTERN}))?",
 }
+ALLOCATIONS = (
+    r"(?P<allocation>alphalora|sensitivity)-(?P<budget>[1-9]\d*)",
+    r"(?P<allocation>random)-(?P<budget>[1-9]\d*)-(?P<draw>\d+)",
+)
+"""Names of the `mola` methods whose experts data choose."""
 VIRTUAL_TOKENS = 40
 """Of prompt tuning and LLaMA-Adapter: the length that the paper's parameter counts imply."""
 
@@ -57,19 +71,21 @@ VIRTUAL_TOKENS = 40
 def parse_method(settings: MethodSettings) -> Method:
     """Take a method's name apart. Raises ValueError (pydantic adds the field) for one that does not exist."""
     name = settings.method
-    for kind, form in FORMS.items():
+    for kind, form in [*FORMS.items(), *(("mola", form) for form in ALLOCATIONS)]:
         match = re.fullmatch(form, name)
         if match:
             groups = match.groupdict()
-            rank = groups.get("rank")
-            method = Method(kind, int(rank) if rank else None, groups.get("shape"))
+            rank, budget, draw = (
+                int(groups[key]) if groups.get(key) else None for key in ("rank", "budget", "draw")
+            )
+            method = Method(kind, rank, groups.get("shape"), groups.get("allocation"), budget, draw)
             break
     else:
         if re.match(r"(mola|lora-matched)-", name):
             parse_shape(name.removeprefix("mola-").removeprefix("lora-matched-"))
         raise ValueError(
-            f"unknown method {name!r}; use base, full, prompt-tuning, llama-adapter, lora-r<k>, lora-matched-<shape>"
-            " or mola-<shape>"
+            f"unknown method {name!r}; use base, full, prompt-tuning, llama-adapter, lora-r<k>, lora-matched-<shape>,"
+            " mola-<shape>, alphalora-<budget>, sensitivity-<budget> or random-<budget>-<n>"
         )
     if (name == "mola") != (settings.experts is not None):
         raise ValueError(f"method {name!r}: `experts` goes with method `mola`, one count for each layer")
@@ -79,7 +95,8 @@ def parse_method(settings: MethodSettings) -> Method:
 def layer_experts(settings: MethodSettings, depth: int) -> list[int] | None:
     """Experts of each layer (rank of a matched LoRA divided by the expert rank), None for methods without.
 
-    Raises ValueError where listed experts do not fit the depth.
+    An allocation's experts are not in its name but in the cell's record: None too. Raises ValueError where listed
+    experts do not fit the depth.
     """
     method = parse_method(settings)
     if settings.experts is not None:
@@ -91,10 +108,13 @@ def layer_experts(settings: MethodSettings, depth: int) -> list[int] | None:
     return experts_per_layer(method.shape, depth) if method.shape else None
 
 
-def peft_config(settings: MethodSettings, adapter: AdapterSettings, depth: int) -> PeftConfig | None:
+def peft_config(
+    settings: MethodSettings, adapter: AdapterSettings, depth: int, experts: list[int] | None = None
+) -> PeftConfig | None:
     """The PEFT config of a method on a model `depth` layers deep; None for the base model and full fine-tuning.
 
-    The scale of every update is the study's alpha / rank, so that methods differ in placement, not in step size.
+    `experts` are those of each layer where data have chosen them. The scale of every update is the study's
+    alpha / rank, so that methods differ in placement, not in step size.
     Raises ValueError where the settings do not fit together.
     """
     from peft import AdaptionPromptConfig, LoraConfig, PromptTuningConfig
@@ -102,7 +122,7 @@ def peft_config(settings: MethodSettings, adapter: AdapterSettings, depth: int) 
     from mola_core.adapter import MolaConfig
 
     method = parse_method(settings)
-    experts = layer_experts(settings, depth)
+    experts = experts or layer_experts(settings, depth)
     if method.kind == "prompt-tuning":
         return PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=VIRTUAL_TOKENS)
     if method.kind == "llama-adapter":

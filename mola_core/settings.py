@@ -126,8 +126,9 @@ class MethodSettings(Closed):
     """One method of the study. A plain string in the study file stands for `{method: <string>}`."""
 
     method: str
-    """`base`, `full`, `prompt-tuning`, `llama-adapter`, `lora-r<k>`, `lora-matched-<shape>`, `mola-<shape>`, or `mola`
-    with `experts`. In a study file the plain string `pissa-<method>` is that method with `initialisation: pissa`."""
+    """`base`, `full`, `prompt-tuning`, `llama-adapter`, `lora-r<k>`, `lora-matched-<shape>`, `mola-<shape>`, `mola`
+    with `experts`, or experts chosen by data: `alphalora-<budget>`, `sensitivity-<budget>`, `random-<budget>-<n>`. In
+    a study file the plain string `pissa-<method>` is that method with `initialisation: pissa`."""
     name: Name | None = None
     """Name in results; needed where the same method appears twice with different settings."""
     experts: Annotated[list[Count], Field(min_length=1)] | None = None

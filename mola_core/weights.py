@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 import mola_core.adapter  # noqa: F401 - makes MoLA known to PEFT
 from mola_core.errors import MolaError
-from mola_core.files import atomic_write, remove, sha256_file
+from mola_core.files import atomic_write, read_json, remove, sha256_file, write_json
 from mola_core.methods import peft_config
 from mola_core.models import load_model
 from mola_core.provenance import digest
@@ -28,15 +28,20 @@ INITIAL = "initial"
 
 
 def new_adapter(
-    base: PreTrainedModel, settings: MethodSettings, adapter: AdapterSettings, scratch: Path
+    base: PreTrainedModel,
+    settings: MethodSettings,
+    adapter: AdapterSettings,
+    scratch: Path,
+    experts: list[int] | None = None,
 ) -> PeftModel:
     """An untrained adapter of the method on `base`, which must be loaded again afterwards unless `unload` gives it back.
 
-    `scratch` outlives a stopped training. Raises `MolaError` where the method does not fit the model.
+    `scratch` outlives a stopped training; `experts` are those of each layer where data chose them. Raises
+    `MolaError` where the method does not fit the model.
     """
     depth = base.config.get_text_config().num_hidden_layers
     try:
-        config = peft_config(settings, adapter, depth)
+        config = peft_config(settings, adapter, depth, experts)
         if config is None:
             raise ValueError("the base model is not trained")
         model = get_peft_model(base, config)
@@ -86,12 +91,13 @@ def save_weights(model: Any, folder: Path, base: str, dtype: str, scratch: Path)
             weights = {name: weight.to(getattr(torch, dtype)) for name, weight in model.state_dict().items()}
             model.save_pretrained(str(temporary), state_dict=weights)
             return
-        for config in model.peft_config.values():
-            config.base_model_name_or_path = base
         initial = {"path_initial_model_for_weight_conversion": str(scratch / INITIAL)}
         model.save_pretrained(
             str(temporary), save_embedding_layers=False, **(initial if _changes_base(model) else {})
         )
+        # Set afterwards: PEFT would look up any name that is no local folder on the hub.
+        config = read_json(temporary / "adapter_config.json") | {"base_model_name_or_path": base}
+        write_json(temporary / "adapter_config.json", config)
         # PEFT's model card would name this machine's paths.
         remove(temporary / "README.md")
 
