@@ -24,6 +24,9 @@ except MolaError as error:
     sys.exit(f"snakemake: {error}")
 
 
+report: "workflow/report/workflow.rst"
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/prepare.smk"
 include: "workflow/rules/cells.smk"

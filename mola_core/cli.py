@@ -125,23 +125,28 @@ def reanalyse(arguments: argparse.Namespace) -> None:
 
 def verdict(arguments: argparse.Namespace) -> None:
     """Answer the study's questions, or the standard ones of any score file (--scores)."""
+    from mola_core.analysis.page import write_page
     from mola_core.analysis.verdict import write_verdict
 
     if arguments.scores:
-        write_verdict(arguments.scores, arguments.out or Path(arguments.scores).parent)
+        out = Path(arguments.out or Path(arguments.scores).parent)
+        write_verdict(arguments.scores, out)
+        write_page(out / "verdict.md")
         return
     from mola_core.analysis.collect import read_cells
 
     layout = _layout(arguments)
+    out = Path(arguments.out or layout.folder)
     cells = read_cells(layout.folder).drop_duplicates("method").set_index("method")
     write_verdict(
         layout.folder / "scores.parquet",
-        arguments.out or layout.folder,
+        out,
         layout.study.verdict,
         shapes={method: json.loads(experts) for method, experts in cells["experts"].dropna().items()},
         parameters=cells["trainable_parameters"].dropna().astype(int).to_dict(),
         stand_in=layout.study.stand_in,
     )
+    write_page(out / "verdict.md")
 
 
 def calibrate(arguments: argparse.Namespace) -> None:

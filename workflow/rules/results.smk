@@ -1,5 +1,6 @@
 # From finished cells to what a person reads. Everything here is computed from the cells' files without a model.
 from mola_core.analysis.figures import FIGURES
+from mola_core.analysis.paper_tables import PAPER_TABLES
 from mola_core.analysis.tables import TABLES
 from mola_core.analysis.verdict_figures import FIGURES as VERDICT_FIGURES
 
@@ -28,6 +29,7 @@ rule tables:
             category="Tables",
         ),
         expand(folder("tables/{table}.{kind}"), table=TABLES, kind=["csv", "tex"]),
+        expand(folder("tables/{table}.{kind}"), table=PAPER_TABLES, kind=["md", "csv", "tex"]),
     log:
         folder("logs/tables.log"),
     shell:
@@ -55,7 +57,8 @@ rule verdict:
         rules.collect.output,
     output:
         folder("verdict.json"),
-        report(folder("verdict.md"), caption="../report/verdict.rst", category="Verdict"),
+        folder("verdict.md"),
+        report(folder("verdict.html"), caption="../report/verdict.rst", category="Verdict"),
         report(
             expand(folder("figures/{figure}.svg"), figure=VERDICT_FIGURES),
             caption="../report/verdict.rst",
