@@ -1,0 +1,176 @@
+"""Allocations meet their budget, follow their scores, and say what cannot be had; ghost norms against gradients."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mola_core.allocation import (
+    Allocation,
+    allocate,
+    alphalora,
+    apportion,
+    gradient_norms,
+    random_experts,
+    total_experts,
+)
+from mola_core.batches import Collator, Encoded, LengthGrouped
+from mola_core.cells import Workbench, digests
+from mola_core.errors import MolaError
+from mola_core.files import read_json, write_json
+from mola_core.layout import Layout
+from mola_core.settings import TrainingSettings
+from mola_core.shapes import centre_of_depth
+from mola_core.study import Study, load_study
+
+MISTRAL_SCORES = [
+    *(2.14, 3.14, 3.73, 3.49, 3.70, 3.83, 3.53, 3.58, 3.08, 3.31, 2.96, 2.75, 2.85, 2.96, 3.17, 3.62),
+    *(4.83, 3.52, 4.45, 4.34, 4.28, 4.26, 4.32, 4.23, 4.78, 4.45, 4.12, 4.72, 3.99, 4.26, 3.38, 2.99),
+]
+"""Of the layers of Mistral-7B, as the MoLA paper prints them in its appendix H."""
+MISTRAL_EXPERTS = [
+    *(1, 3, 5, 4, 4, 5, 4, 4, 3, 3, 2, 2, 2, 2, 3, 4, 9, 4, 8, 7, 8, 7, 8, 7, 9, 8, 6, 10, 6, 7, 3, 2),
+]
+"""AlphaLoRA's published experts per layer for the same model, 160 together."""
+
+
+def test_alphalora_gives_nearly_its_published_allocation():
+    """From the scores rounded to two digits in another paper: no layer is more than one expert off."""
+    found = alphalora(MISTRAL_SCORES, budget=20, least=1)
+    assert sum(found.experts) == sum(MISTRAL_EXPERTS) == 160
+    assert np.abs(np.subtract(found.experts, MISTRAL_EXPERTS)).max() == 1
+    assert found.scores == MISTRAL_SCORES
+
+
+@given(
+    scores=st.lists(st.floats(0.01, 100), min_size=1, max_size=48),
+    extra=st.integers(0, 200),
+    least=st.integers(1, 3),
+)
+def test_a_budget_is_met_exactly_and_fairly(scores, extra, least):
+    total = least * len(scores) + extra
+    experts = apportion(scores, total, least)
+    assert sum(experts) == total
+    assert min(experts) >= least
+    for one, other in zip(experts, scores, strict=True):
+        assert all(one >= n for n, score in zip(experts, scores, strict=True) if score < other * (1 - 1e-6))
+
+
+def test_shares_without_a_remainder_are_the_quotas():
+    assert apportion([1, 2, 3, 4], 20, 2) == [2, 4, 6, 8]
+    # The first layer's share of 20 / 31 is below 2; the others share 18 equally.
+    assert apportion([1, 10, 10, 10], 20, 2) == [2, 6, 6, 6]
+    # Equal remainders: the lower layer first.
+    assert apportion([1, 1, 1, 1], 10, 2) == [3, 3, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("scores", "total", "message"),
+    [([1, 1], 3, "fewer than 2"), ([0, 0], 8, "not all zero"), ([1, float("nan")], 8, "numbers")],
+)
+def test_what_cannot_be_shared_is_refused(scores, total, message):
+    with pytest.raises(ValueError, match=message):
+        apportion(scores, total, 2)
+
+
+@pytest.mark.parametrize("depth", [4, 28, 30, 31, 32])
+@pytest.mark.parametrize("budget", [16, 20, 32])
+def test_random_experts_meet_the_budget_in_equal_quarters(budget, depth):
+    drawn = [random_experts(budget, draw, depth, 2) for draw in range(40)]
+    assert all(sum(experts) == total_experts(budget, depth) for experts in drawn)
+    assert drawn[3] == random_experts(budget, 3, depth, 2)
+    assert len({tuple(experts) for experts in drawn}) > 20
+    # A slope over depth needs allocations whose centres differ.
+    centres = [centre_of_depth(experts) for experts in drawn]
+    assert min(centres) < 0.4 and max(centres) > 0.6
+
+
+def documents(count: int, vocabulary: int = 64) -> list[Encoded]:
+    draw = np.random.default_rng(0)
+    lengths = draw.integers(5, 12, size=count)
+    return [Encoded(draw.integers(2, vocabulary, size=n).tolist(), int(n) - 2) for n in lengths]
+
+
+def test_ghost_norms_are_the_norms_of_the_gradients(tiny_llama):
+    settings = TrainingSettings(batch_size=4, micro_batch_size=2, loss_on="all")
+    targets, rows = ["q_proj", "down_proj"], documents(12)
+    found = gradient_norms(tiny_llama(), targets, rows, settings, pad=0, seed=5)
+    model = tiny_llama().eval()
+    order = list(LengthGrouped([len(d.tokens) for d in rows], 4, 5))
+    expected = np.zeros(4)
+    for start in range(0, 8, 2):
+        model.zero_grad()
+        batch = Collator(0, "all")([rows[index] for index in order[start : start + 2]])
+        model(**batch).loss.backward()
+        for layer, block in enumerate(model.model.layers):
+            gradients = [block.self_attn.q_proj.weight.grad, block.mlp.down_proj.weight.grad]
+            expected[layer] += torch.cat([g.flatten() for g in gradients]).norm().item() / 4
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_the_probe_leaves_the_model_as_it_was(tiny_llama):
+    model = tiny_llama().train()
+    model.model.norm.weight.requires_grad_(False)
+    gradient_norms(model, ["q_proj"], documents(4), TrainingSettings(batch_size=4, micro_batch_size=2), 0, 0)
+    assert model.training
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trainable == {name for name, _ in model.named_parameters()} - {"model.norm.weight"}
+    assert all(p.grad is None for p in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def study(*methods: str) -> Study:
+    content = load_study("smoke").model_dump(mode="json", exclude_none=True)
+    return Study.model_validate(content | {"methods": list(methods)})
+
+
+@pytest.fixture
+def bench(tmp_path):
+    from mola_core.data import prepare_task
+    from mola_core.models import prepare_model
+
+    layout = Layout(study("alphalora-20", "sensitivity-20", "random-20-3", "alphalora-4"), tmp_path)
+    prepare_model(layout.study.model, layout.model)
+    prepare_task("cola", layout.study.data, layout.data("cola"))
+    return Workbench(layout)
+
+
+@pytest.mark.parametrize("method", ["alphalora-20", "sensitivity-20", "random-20-3"])
+def test_a_cell_trains_with_its_allocation_and_records_it(bench, method):
+    cell = bench.study.cell("cola", method, 1)
+    bench.run(cell)
+    folder = bench.layout.cell(cell)
+    training = read_json(folder / "manifest.json")["training"]
+    assert training["experts"] == training["allocation"]["experts"]
+    assert sum(training["experts"]) == 20 and min(training["experts"]) >= 2
+    assert len(training["allocation"]["scores"]) == 4
+    assert read_json(folder / "adapter" / "adapter_config.json")["num_experts"] == training["experts"]
+
+
+def test_a_sensitivity_outlives_a_stopped_training(bench, tmp_path):
+    cell = bench.study.cell("cola", "sensitivity-20", 0)
+    write_json(tmp_path / "scratch" / "gradient_norms.json", [1.0, 2.0, 3.0, 4.0])
+    found = allocate(bench, cell, [], bench.study.training, tmp_path / "scratch")
+    assert isinstance(found, Allocation) and found.experts == [2, 4, 6, 8]
+
+
+def test_a_budget_too_small_for_top_k_is_refused(bench, tmp_path):
+    cell = bench.study.cell("cola", "alphalora-4", 0)
+    with pytest.raises(MolaError, match="alphalora-4: 4 experts are fewer than 2 for each of 4 layers"):
+        allocate(bench, cell, [], bench.study.training, tmp_path)
+
+
+def test_other_cells_do_not_depend_on_how_data_choose(monkeypatch):
+    mixed = study("mola-2468", "alphalora-20")
+    cells = [mixed.cell("cola", method, 0) for method in ("mola-2468", "alphalora-20")]
+    before = [digests(mixed, cell).training for cell in cells]
+    monkeypatch.setattr("mola_core.cells.ALLOCATION_CODE", ("allocation.py",))
+    after = [digests(mixed, cell).training for cell in cells]
+    assert after[0] == before[0] and after[1] != before[1]
+
+
+@pytest.mark.parametrize("name", ["random-20", "alphalora-20-1", "sensitivity-0", "alphalora"])
+def test_names_that_are_no_allocation_are_refused(name):
+    with pytest.raises(ValueError, match="unknown method"):
+        study(name)
