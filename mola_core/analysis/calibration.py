@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from mola_core.analysis.planner import minimum_detectable_effect, power, seeds_needed
+from mola_core.analysis.planner import Planner
 from mola_core.analysis.questions import PAIRS, find_shapes
 from mola_core.analysis.simulation import PLANS, SCENARIOS, SHAPES, Scenario
 from mola_core.analysis.statistics import (
@@ -144,7 +144,9 @@ def _bootstrap_coverage(
     return _percent(np.array(hits))
 
 
-def check_plan(scenario: Scenario, matrices: int, rng: np.random.Generator) -> dict[str, Any]:
+def check_plan(
+    scenario: Scenario, matrices: int, rng: np.random.Generator, studies: int = PILOTS
+) -> dict[str, Any]:
     """What the planner promises from pilot studies, and what studies so planned find.
 
     Each pilot, drawn from the scenario, names the seeds that its depth effect needs, with a promised power,
@@ -152,7 +154,7 @@ def check_plan(scenario: Scenario, matrices: int, rng: np.random.Generator) -> d
     effect is found; rates are means over pilots, in percent.
     """
     row = contrast_weights()["depth-slope"][None]
-    pilots = simulated_components(scenario, row, PILOTS, rng, [scenario.seeds], pooled=True)[scenario.seeds][
+    pilots = simulated_components(scenario, row, studies, rng, [scenario.seeds], pooled=True)[scenario.seeds][
         0
     ]
     true = float(row[0] @ scenario.true_accuracy().mean(0))
@@ -162,13 +164,14 @@ def check_plan(scenario: Scenario, matrices: int, rng: np.random.Generator) -> d
     found = [_found(combine(fresh[count][0])).mean() for count in grid]
     chosen, promised, measured, at_own = [], [], [], []
     again = combine(fresh[scenario.seeds][0])
-    for pilot in range(PILOTS):
+    for pilot in range(studies):
         parts = [Components(*(field[pilot] for field in part[:4]), *part[4:]) for part in pilots]
-        seeds = min(seeds_needed(parts, true, LEVEL, POWER) or MOST_PLANNED, MOST_PLANNED)
+        planner = Planner(parts, LEVEL, POWER)
+        seeds = min(planner.seeds_needed(true) or MOST_PLANNED, MOST_PLANNED)
         chosen.append(seeds)
-        promised.append(power(parts, true, LEVEL, seeds))
+        promised.append(planner.power(true, seeds))
         measured.append(float(np.interp(seeds, grid, found)))
-        effect = minimum_detectable_effect(parts, LEVEL, POWER)
+        effect = planner.minimum_detectable_effect()
         moved = again._replace(value=again.value - true + (1.0 if effect is None else effect))
         at_own.append(_found(moved).mean())
     return {
@@ -218,16 +221,13 @@ def calibration_page(result: dict[str, Any]) -> str:
         "# Is the verdict calibrated?",
         "",
         f"{result['simulations']} simulated score matrices for each row (seed {result['seed']}; standard "
-        f"error of a "
-        f"coverage about {error:.1f} points). Nominal: coverage 95 %, false positives 5 %. *Bootstrap* is "
-        f"the "
-        "percentile interval over seeds and documents together, measured on a tenth of the matrices and "
-        "used for "
-        "ranks only; *family* is the chance of any false positive among the three pairs of shapes after "
-        "Holm.",
+        f"error of a coverage about {error:.1f} points). Nominal: coverage 95 %, false positives 5 %. "
+        "*Bootstrap* is the percentile interval over seeds and documents together, measured on a tenth of "
+        "the matrices and used for ranks only; *family* is the chance of any false positive among the "
+        "three pairs of shapes after Holm.",
         "",
-        "| scenario | seeds | tasks | question | true | coverage % | false positives % | found % | family % "
-        "| bootstrap coverage % |",
+        "| scenario | seeds | tasks | question | true | coverage % | false positives % | found % | family "
+        "% | bootstrap coverage % |",
         "| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in result["rates"]:
@@ -255,19 +255,18 @@ def calibration_page(result: dict[str, Any]) -> str:
         "",
         f"{PILOTS} pilot studies each name the seeds that would find the true depth effect with "
         f"{100 * POWER:g} % power; *measured* is how often studies of that size find it. The last columns "
-        f"do the same "
-        "for an effect as large as the pilot's own minimum detectable effect, with the pilot's seeds.",
+        "do the same for an effect as large as the pilot's own minimum detectable effect, with the pilot's "
+        "seeds.",
         "",
-        "| scenario | pilot seeds | effect (points) | planned seeds (median) | promised % | measured % "
-        "| promised at own effect % | measured % |",
+        "| scenario | pilot seeds | effect (points) | planned seeds (median) | promised % | measured % | "
+        "promised at own effect % | measured % |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for plan in result["plans"]:
         lines.append(
             f"| {plan['scenario']} | {plan['pilot_seeds']} | {plan['depth_effect']:g} | "
-            f"{plan['planned_seeds']:g} "
-            f"| {plan['promised']:.1f} | {plan['measured']:.1f} | {plan['promised_at_own_effect']:.0f} "
-            f"| {plan['measured_at_own_effect']:.1f} |"
+            f"{plan['planned_seeds']:g} | {plan['promised']:.1f} | {plan['measured']:.1f} | "
+            f"{plan['promised_at_own_effect']:.0f} | {plan['measured_at_own_effect']:.1f} |"
         )
     return "\n".join([*lines, "", "![Coverage and false positives](calibration.svg)", ""])
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from mola_core.analysis.statistics import Components, variance_terms
 
@@ -29,57 +29,65 @@ def _uniforms(tasks: int) -> np.ndarray:
     return stats.qmc.Sobol(1 + tasks, seed=0).random_base2(_DRAWS).T
 
 
-def power(parts: Sequence[Components], difference: float, level: float, seeds: int | None = None) -> float:
-    """Probability of finding a true mean `difference` (a fraction, as the contrast) with `seeds` seeds a
-    task.
+class Planner:
+    """Power of one question's test, from its tasks' components as plain numbers, at a two-sided `level`.
 
-    `parts` are the tasks' components as plain numbers; without `seeds`, those seen. Two-sided level.
-    """
-    doubt, *luck = _uniforms(len(parts))
-    _, known = variance_terms(parts)
-    scale = known / stats.chi2.ppf(doubt, known)
-    true, seen = [], []
-    for part, draw in zip(parts, luck, strict=True):
-        count = seeds or part.seeds
-        between = max(float(part.document - part.rest), 0.0) / part.seeds
-        runs, rest = float(part.seed) * scale, float(part.rest) * scale
-        study = Components(rest, runs, count * between * scale + rest, rest, count, part.documents, count - 1)
-        true.append(study)
-        seen.append(study._replace(seed=runs * stats.chi2.ppf(draw, count - 1) / (count - 1)))
-    truth, _ = variance_terms(true)
-    variance, df = variance_terms(seen)
-    threshold = stats.t.ppf(1 - level / 2, df) * np.sqrt(variance)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        found = stats.norm.cdf((abs(difference) - threshold) / np.sqrt(truth))
-    return float(np.where(truth > 0, found, float(difference != 0)).mean())
-
-
-def minimum_detectable_effect(parts: Sequence[Components], level: float, target: float) -> float | None:
-    """Smallest true difference found with probability `target` with the seeds seen; None above 100 points."""
-    low, high = 0.0, 1.0
-    if power(parts, high, level) < target:
-        return None
-    for _ in range(24):
-        middle = (low + high) / 2
-        low, high = (middle, high) if power(parts, middle, level) < target else (low, middle)
-    return high
-
-
-def seeds_needed(parts: Sequence[Components], difference: float, level: float, target: float) -> int | None:
-    """Fewest seeds in every task (at least 2) that find `difference` with probability `target`.
-
-    None where 1000 seeds do not: then the documents are the limit, and more of them are needed instead.
+    Differences are fractions, in the unit of the contrast.
     """
 
-    def enough(seeds: int) -> bool:
-        return power(parts, difference, level, seeds) >= target
+    def __init__(self, parts: Sequence[Components], level: float, target: float) -> None:
+        self.parts, self.level, self.target = parts, level, target
+        self._outlooks: dict[int | None, tuple[np.ndarray, np.ndarray]] = {}
 
-    if not enough(MOST_SEEDS):
-        return None
-    low, high = 1, 2
-    while not enough(high):
-        low, high = high, min(2 * high, MOST_SEEDS)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
+    def _outlook(self, seeds: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """What studies with `seeds` seeds a task may meet: the true standard error and the half-width they
+        see.
+        """
+        if seeds not in self._outlooks:
+            doubt, *luck = _uniforms(len(self.parts))
+            _, known = variance_terms(self.parts)
+            scale = known / stats.chi2.ppf(doubt, known)
+            true, seen = [], []
+            for part, draw in zip(self.parts, luck, strict=True):
+                count = seeds or part.seeds
+                between = max(float(part.document - part.rest), 0.0) / part.seeds * scale
+                runs, rest = float(part.seed) * scale, float(part.rest) * scale
+                study = Components(rest, runs, count * between + rest, rest, count, part.documents, count - 1)
+                true.append(study)
+                seen.append(study._replace(seed=runs * stats.chi2.ppf(draw, count - 1) / (count - 1)))
+            truth, _ = variance_terms(true)
+            variance, df = variance_terms(seen)
+            self._outlooks[seeds] = np.sqrt(truth), stats.t.ppf(1 - self.level / 2, df) * np.sqrt(variance)
+        return self._outlooks[seeds]
+
+    def power(self, difference: float, seeds: int | None = None) -> float:
+        """Probability of finding a true mean `difference` with `seeds` seeds a task (default: those seen)."""
+        error, half = self._outlook(seeds)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = special.ndtr((abs(difference) - half) / error)
+        return float(np.where(error > 0, found, float(difference != 0)).mean())
+
+    def minimum_detectable_effect(self) -> float | None:
+        """Smallest true difference found with the target power and the seeds seen; None above 100 points."""
+        low, high = 0.0, 1.0
+        if self.power(high) < self.target:
+            return None
+        for _ in range(24):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.power(middle) < self.target else (low, middle)
+        return high
+
+    def seeds_needed(self, difference: float) -> int | None:
+        """Fewest seeds in every task (at least 2) that find `difference` with the target power.
+
+        None where 1000 seeds do not: then the documents are the limit, and more of them are needed instead.
+        """
+        if self.power(difference, MOST_SEEDS) < self.target:
+            return None
+        low, high = 1, 2
+        while self.power(difference, high) < self.target:
+            low, high = high, min(2 * high, MOST_SEEDS)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.power(difference, middle) < self.target else (low, middle)
+        return high

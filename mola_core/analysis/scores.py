@@ -174,8 +174,10 @@ def score_matrix(scores: pd.DataFrame) -> ScoreMatrix:
     codes, categories = {}, {}
     for name in (*NAMES, "document"):
         column = scores[name].astype("category").cat.remove_unused_categories()
+        if name in NAMES:
+            column = column.cat.reorder_categories(sorted(column.cat.categories))
+            categories[name] = column.cat.categories.astype(str).tolist()
         codes[name] = column.cat.codes.to_numpy()
-        categories[name] = [str(value) for value in column.cat.categories]
     # One stable sort by block; the order of the rows in the file then has no influence on anything.
     block_of_row = codes["study"].astype(np.int64)
     for name in ("model", "task"):
@@ -189,7 +191,8 @@ def score_matrix(scores: pd.DataFrame) -> ScoreMatrix:
         blocks.append(
             _block(
                 label,
-                np.array(categories["method"])[codes["method"][rows]],
+                categories["method"],
+                codes["method"][rows],
                 scores["seed"].to_numpy()[rows],
                 codes["document"][rows],
                 scores["correct"].to_numpy()[rows],
@@ -203,9 +206,16 @@ def score_matrix(scores: pd.DataFrame) -> ScoreMatrix:
 
 
 def _block(
-    name: str, method: np.ndarray, seed: np.ndarray, document: np.ndarray, correct: np.ndarray
+    name: str,
+    names: Sequence[str],
+    method: np.ndarray,
+    seed: np.ndarray,
+    document: np.ndarray,
+    correct: np.ndarray,
 ) -> Block:
-    methods, m = np.unique(method, return_inverse=True)
+    """Pack the rows of one block; `method` and `document` are codes, `names` what the former stand for."""
+    found, m = np.unique(method, return_inverse=True)
+    methods = [names[code] for code in found]
     seeds, s = np.unique(seed, return_inverse=True)
     documents, d = np.unique(document, return_inverse=True)
     shape = (len(methods), len(seeds), len(documents))
@@ -232,4 +242,4 @@ def _block(
         )
     packed = np.zeros(shape, dtype=np.uint8)
     packed.reshape(-1)[key] = correct
-    return Block(name, tuple(map(str, methods)), tuple(map(int, seeds)), packed, present)
+    return Block(name, tuple(methods), tuple(map(int, seeds)), packed, present)

@@ -143,8 +143,7 @@ def notes(matrix: ScoreMatrix, ranked: Sequence[str]) -> list[str]:
     if single:
         told.append(
             f"One seed in {', '.join(single)}: how much accuracy changes from one training to the next was "
-            f"not "
-            "seen, so no question there can be decided; intervals cover documents only."
+            "not seen, so no question there can be decided; intervals cover documents only."
         )
     missing = [method for method in matrix.methods if method not in ranked and method != BASE]
     if missing:

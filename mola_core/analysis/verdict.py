@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mola_core.analysis.planner import minimum_detectable_effect, power, seeds_needed
+from mola_core.analysis.planner import Planner
 from mola_core.analysis.questions import (
     FAMILIES,
     Question,
@@ -194,9 +194,8 @@ def _answer(
     moved = [method for method, weight in question.weights.items() if abs(weight) > 1e-9]
     if question.family == "depth" and len(moved) == 2:
         answer["reasons"].append(
-            f"only {moved[0]} and {moved[1]} differ in centre of depth from the rest, so the slope is "
-            f"their difference "
-            "and no other shape adds to it"
+            f"only {moved[0]} and {moved[1]} differ in centre of depth from the rest, so the slope is their "
+            "difference and no other shape adds to it"
         )
     answer |= _resampled(question, drawn, ranked, settings)
     single = [block.name for block, part in zip(used, parts, strict=True) if part.seeds == 1]
@@ -212,14 +211,14 @@ def _answer(
         )
         for block, part in zip(used, parts, strict=True)
     ]
-    level = settings.level / answer["family_size"]
-    mde = minimum_detectable_effect(parts, level, settings.power)
+    planner = Planner(parts, settings.level / answer["family_size"], settings.power)
+    mde = planner.minimum_detectable_effect()
     answer["minimum_detectable_effect"] = None if mde is None else points(mde)
     for difference in settings.differences:
         wanted = difference / 100 / question.reach
         name = f"{difference:g}"
-        answer["seeds_needed"][name] = seeds_needed(parts, wanted, level, settings.power)
-        answer["power"][name] = round(power(parts, wanted, level), 4)
+        answer["seeds_needed"][name] = planner.seeds_needed(wanted)
+        answer["power"][name] = round(planner.power(wanted), 4)
     return answer
 
 

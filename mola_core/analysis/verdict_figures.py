@@ -52,10 +52,13 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> None:
 
 
 def forest(
-    rows: Iterable[Mapping[str, Any]], *, label: str, width: float, title: str | None = None
+    rows: Iterable[Mapping[str, Any]], *, label: str, width: float, limit: float | None = None
 ) -> Figure:
-    """A forest plot. A row has `label`, `answer`, `estimate`, `low` and `high`; one with only `label` is a
-    heading.
+    """A forest plot.
+
+    A row has `label`, `answer`, `estimate`, `low` and `high`, and may have `inner_low` and `inner_high` for a
+    second, thick interval; one with only `label` is a heading. Beyond ±`limit` points, intervals end in an
+    arrow.
     """
     import matplotlib.pyplot as plt
     from matplotlib.lines import Line2D
@@ -67,7 +70,28 @@ def forest(
             continue
         look = ANSWERS[row["answer"]]
         axes.plot([row["low"], row["high"]], [place, place], color=look["color"], linewidth=1.3)
+        if "inner_low" in row:
+            inner = [row["inner_low"], row["inner_high"]]
+            axes.plot(
+                inner, [place, place], color=look["color"], linewidth=4.5, alpha=0.35, solid_capstyle="butt"
+            )
         axes.plot(row["estimate"], place, linestyle="", markersize=4.2, markeredgewidth=1.0, **look)
+        if limit is not None:
+            for beyond, side, marker in ((row["low"] < -limit, -1, "<"), (row["high"] > limit, 1, ">")):
+                if beyond:
+                    axes.plot(
+                        side * limit, place, marker=marker, color=look["color"], markersize=4, clip_on=False
+                    )
+            if abs(row["estimate"]) > limit:
+                words = f"{row['estimate']:+.1f}"
+                side = -1 if row["estimate"] < 0 else 1
+                axes.annotate(
+                    words,
+                    (side * limit * 0.95, place),
+                    va="bottom",
+                    fontsize=6,
+                    ha="left" if side < 0 else "right",
+                )
     axes.axvline(0, color="black", linewidth=0.7)
     axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
     for tick, row in zip(axes.get_yticklabels(), rows, strict=True):
@@ -77,8 +101,8 @@ def forest(
     axes.grid(visible=False, axis="y")
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel(label, loc="right")
-    if title:
-        axes.set_title(title, loc="left")
+    if limit is not None:
+        axes.set_xlim(-limit, limit)
     used = {row["answer"] for row in rows if row.get("estimate") is not None}
     handles = [
         Line2D([], [], linewidth=1.3, markersize=4.2, label=name, **look)

@@ -64,7 +64,7 @@ def _headline(verdict: dict[str, Any]) -> str:
         outer = sorted(question["weights"], key=lambda method: verdict["methods"][method]["centre"])
         text += (
             f" From `{outer[0]}` to `{outer[-1]}` that is {question['estimate'] * question['reach']:+.2f} "
-            f"points."
+            "points."
             if all(method in verdict["methods"] for method in outer)
             else ""
         )
@@ -84,15 +84,13 @@ def _what_would_change_it(verdict: dict[str, Any]) -> str:
     if question["covers"] == "documents":
         return (
             "**What would change it:** at least two more seeds a task. With one, how much accuracy moves "
-            "from one "
-            "training to the next is unknown, so nothing can be planned either."
+            "from one training to the next is unknown, so nothing can be planned either."
         )
     mde = question["minimum_detectable_effect"]
     power = f"{100 * verdict['settings']['power']:g} %"
     seen = (
         f"an effect below {abs(mde):.2f} would probably have been missed (found in fewer than {power} of "
-        f"studies "
-        "like this one)"
+        "studies like this one)"
         if mde is not None
         else "even a difference of 100 points could have been missed"
     )
@@ -100,8 +98,7 @@ def _what_would_change_it(verdict: dict[str, Any]) -> str:
     what = "a difference between the outermost shapes of" if question["reach"] != 1 else "a difference of"
     return (
         f"**What would change it:** {seen}. With the noise seen here, seeds per task that decide {what} so "
-        f"many "
-        f"points: {', '.join(plans)}."
+        f"many points: {', '.join(plans)}."
     )
 
 
@@ -114,9 +111,9 @@ def _answers(verdict: dict[str, Any]) -> str:
     lines = [
         "## Every question",
         "",
-        f"Accuracy points; a slope per unit of depth. *Smallest* is the smallest effect found with "
+        "Accuracy points; a slope per unit of depth. *Smallest* is the smallest effect found with "
         f"{100 * verdict['settings']['power']:g} % probability; *seeds* decide {sizes} points (for slopes: "
-        f"between the outermost shapes).",
+        "between the outermost shapes).",
     ]
     for family, title in FAMILIES.items():
         rows = [question for question in verdict["questions"] if question["family"] == family]
@@ -127,8 +124,7 @@ def _answers(verdict: dict[str, Any]) -> str:
             f"**{title}**" + (f" (Holm over {len(rows)})" if len(rows) > 1 else ""),
             "",
             f"| question | claim | answer | estimate | {_confidence(verdict)} interval | p (Holm) | better "
-            f"in | "
-            "smallest | seeds |",
+            "in | smallest | seeds |",
             "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         ]
         lines += [_row(row) for row in rows]
@@ -152,7 +148,7 @@ def _row(question: dict[str, Any]) -> str:
         answer if question["answer"] == "undecided" else f"**{answer}**",
         f"{question['estimate']:+.2f}",
         interval(question),
-        "–" if question["p_holm"] is None else _p(question["p_holm"]),
+        "–" if question["p_holm"] is None else p_value(question["p_holm"]),
         "–" if wins is None else f"{100 * wins['estimate']:.0f} % of runs",
         "–" if mde is None else f"{mde:.2f}",
         "–" if single else seeds,
@@ -160,14 +156,14 @@ def _row(question: dict[str, Any]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _p(value: float) -> str:
+def p_value(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _methods(verdict: dict[str, Any]) -> str:
     lines = [
         f"| method | accuracy | {_confidence(verdict)} interval | covers | best of all | centre of depth | "
-        f"spread |",
+        "spread |",
         "| --- | ---: | ---: | --- | ---: | ---: | ---: |",
     ]
     for method, row in verdict["methods"].items():
@@ -188,8 +184,8 @@ def _cannot_say(verdict: dict[str, Any]) -> str:
     lines = [
         "## What it cannot say",
         "",
-        f"- It is about {', '.join(verdict['data']['models'])} and these tasks alone: {tasks}. "
-        "Tasks are not a sample of all tasks; each counts the same.",
+        f"- It is about {', '.join(verdict['data']['models'])} and these tasks alone: {tasks}. Tasks are "
+        "not a sample of all tasks; each counts the same.",
         "- *Undecided* is not *no difference*: see the smallest effect that could have been found.",
         "- A slope is a straight line through the shapes tried, at their spread; it does not promise a "
         "shape between.",
@@ -205,16 +201,15 @@ def _mcnemar(verdict: dict[str, Any]) -> str:
         "## One seed: exact McNemar tests",
         "",
         "These compare two *trained adapters* on the same documents, not two shapes: the noise between "
-        "trainings is "
-        "not in them. p after Holm over all rows.",
+        "trainings is not in them. p after Holm over all rows.",
         "",
         "| pair | task | only first right | only second right | p | p (Holm) |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
     for row in verdict["mcnemar"]:
         lines.append(
-            f"| `{row['id']}` | {row['task']} | {row['only_first']} | {row['only_second']} | {_p(row['p'])} "
-            f"| {_p(row['p_holm'])} |"
+            f"| `{row['id']}` | {row['task']} | {row['only_first']} | {row['only_second']} | "
+            f"{p_value(row['p'])} | {p_value(row['p_holm'])} |"
         )
     return "\n".join(lines)
 
@@ -223,27 +218,21 @@ def _how(verdict: dict[str, Any]) -> str:
     settings = verdict["settings"]
     stated = ", ".join(f"`{name}`" for name in settings["hypotheses"])
     lines = [
-        f"**Stated beforehand:** hypotheses {stated}, level {settings['level']:g}, two-sided "
-        f"(settings sha256 `{verdict['settings_sha256'][:16]}`). A claim is *supported* where the estimate "
-        f"is above "
+        f"**Stated beforehand:** hypotheses {stated}, level {settings['level']:g}, two-sided (settings "
+        f"sha256 `{verdict['settings_sha256'][:16]}`). A claim is *supported* where the estimate is above "
         "zero and Holm's adjusted p within its family is at most the level, *contradicted* where it is "
-        "below, "
-        "*undecided* otherwise. The interval shown is each question's own.",
+        "below, *undecided* otherwise. The interval shown is each question's own.",
         "**Estimate:** the mean over documents, seeds, then tasks, of differences paired on documents and "
-        "seeds. "
-        "Slope and spread are least squares over all shapes of a budget with tasks and seeds as blocks.",
+        "seeds. Slope and spread are least squares over all shapes of a budget with tasks and seeds as "
+        "blocks.",
         "**Interval that decides:** tasks are fixed; seeds and documents are both random. The variance "
-        "comes from "
-        "the mean squares of each task's seeds x documents table and is compared with Student's t with "
-        "Satterthwaite's degrees of freedom. A bootstrap percentile interval over two to five seeds is not "
-        "calibrated; `mola calibrate` measures both.",
+        "comes from the mean squares of each task's seeds x documents table and is compared with Student's "
+        "t with Satterthwaite's degrees of freedom. The bootstrap below covers more than it says, since it "
+        "counts the noise of a seed on a document three times; `mola calibrate` measures both.",
         f"**Bootstrap** ({settings['resamples']} resamples, stratified by task, seeds and documents "
-        f"together, seed "
-        f"{settings['seed']}): ranks, the share of runs in which one method beats another, and a second "
-        f"interval "
-        "in `verdict.json`.",
-        f"**Smallest effect and seeds** aim at {100 * settings['power']:g} % power at the strictest step "
-        f"of Holm's "
-        "correction, averaged over what the data leave open about the variance.",
+        f"together, seed {settings['seed']}): ranks, the share of runs in which one method beats another, "
+        "and a second interval in `verdict.json`.",
+        f"**Smallest effect and seeds** aim at {100 * settings['power']:g} % power at the strictest step of "
+        "Holm's correction, averaged over what the data leave open about the variance.",
     ]
     return "\n".join(["## How it was computed", "", *(f"- {line}" for line in lines)])

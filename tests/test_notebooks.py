@@ -1,0 +1,26 @@
+"""The notebook runs from its first cell to its last on a small study."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mola_core.analysis.simulation import Scenario
+
+NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "explore_study.ipynb"
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_notebook_runs_on_a_simulated_study(tmp_path, monkeypatch, seeds):
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    scenario = Scenario("notebook", (60, 40), (0.8, 0.7), (0.05, 0.05), seeds=seeds, depth=10)
+    scenario.frame(np.random.default_rng(0)).to_parquet(tmp_path / "scores.parquet")
+    monkeypatch.setenv("MOLA_STUDY", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parent.parent))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    assert all(not cell.get("outputs") for cell in notebook.cells), "commit the notebook without outputs"
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    shown = str([cell.get("outputs") for cell in notebook.cells])
+    assert "2468-vs-8642" in shown and "image/svg+xml" in shown
+    assert ("one seed" in shown) == (seeds == 1)

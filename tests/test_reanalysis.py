@@ -1,0 +1,97 @@
+"""The published tables put to the questions, against arithmetic done here on the files themselves."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from mola_core.analysis import reference
+from mola_core.analysis.reanalysis import ask, reanalyse, seed_noise, sources
+
+
+@pytest.fixture(scope="module")
+def rows() -> pd.DataFrame:
+    return pd.DataFrame([row for source in sources() for row in ask(source)])
+
+
+def one(rows: pd.DataFrame, source: str, question: str, model: str = "Llama-2-7b") -> pd.Series:
+    found = rows[(rows.source == source) & (rows.question == question) & (rows.base_model == model)]
+    assert len(found) == 1
+    return found.iloc[0]
+
+
+@pytest.mark.parametrize(
+    ("source", "question", "model", "points"),
+    [
+        ("Table 1", "2468-vs-8642", "Llama-2-7b", 0.98),
+        ("Table 1", "2468-vs-5555", "Llama-2-7b", 0.28),
+        ("Table 8 (three seeds)", "2468-vs-8642", "Llama-2-7b", 0.76),
+        ("Table 8 (three seeds)", "2468-vs-5555", "Llama-2-7b", 0.21),
+        ("Table 4 (after instruction tuning)", "2468-vs-8642", "Llama-2-7b", 0.56),
+        ("Table 2", "2468-vs-8642", "Mistral-7B", 0.31),
+        ("Table 7", "2468-vs-8642", "Gemma-7b", 0.62),
+        ("LayerIF (3 epochs)", "2468-vs-8642", "Mistral-7B-v0.1", -6.20),
+        ("LayerIF (3 epochs)", "2468-vs-5555", "Mistral-7B-v0.1", -5.68),
+        ("GuiLoMo (uniform rank)", "2468-vs-8642", "unnamed", -1.01),
+    ],
+)
+def test_known_differences(rows, source, question, model, points):
+    assert one(rows, source, question, model).estimate == pytest.approx(points, abs=0.011)
+
+
+def test_interval_over_tasks_is_the_t_interval_of_the_printed_cells(rows):
+    printed = pd.read_csv(reference.FOLDER / "paper_results.csv").query("table == 'naacl-9'")
+    cells = printed.pivot(index="task", columns="method", values="accuracy")
+    expected = stats.ttest_1samp(cells["pissa-mola-2468"] - cells["pissa-mola-8642"], 0)
+    row = one(rows, "Table 9 (PiSSA)", "2468-vs-8642")
+    assert row.p == pytest.approx(expected.pvalue, abs=1e-6)
+    assert (row.low, row.high) == pytest.approx(tuple(expected.confidence_interval(0.95)), abs=1e-5)
+
+
+def test_seed_noise_is_read_off_the_printed_intervals(rows):
+    noise = seed_noise()
+    assert noise.loc["mrpc", "lora-r64"] == pytest.approx((83.12 - 82.37) / 2 * np.sqrt(3) / 1.96)
+    variance = (noise[["mola-2468", "mola-8642"]] ** 2).to_numpy() / 3
+    error = np.sqrt(variance.sum()) / 6
+    df = variance.sum() ** 2 / (variance**2 / 2).sum()
+    row = one(rows, "Table 8 (three seeds)", "2468-vs-8642")
+    half = stats.t.ppf(0.975, df) * error
+    assert (row.seed_low, row.seed_high) == pytest.approx(
+        (row.estimate - half, row.estimate + half), abs=1e-5
+    )
+    assert row.seed_noise == "its own three seeds"
+    assert one(rows, "Table 2", "2468-vs-8642", "Mistral-7B").seed_noise == "borrowed from Table 8"
+
+
+def test_readings_follow_the_adjusted_p(rows):
+    decided = rows[rows.reading != "undecided"]
+    assert (decided.p_holm <= 0.05).all() and (rows[rows.reading == "undecided"].p_holm > 0.05).all()
+    assert ((decided.reading == "supported") == (decided.estimate > 0)).all()
+    assert (rows.p_holm >= rows.p - 1e-6).all()
+
+
+def test_the_extreme_shapes_join_the_slope_of_budget_16(rows):
+    joined = one(rows, "Tables 2 and 3", "depth-slope-16", "Mistral-7B")
+    assert joined.reach > one(rows, "Table 2", "depth-slope-16", "Mistral-7B").reach
+    assert not ((rows.source == "Tables 2 and 3") & rows.question.str.contains("-vs-")).any()
+
+
+def test_page_and_figure_are_written_the_same_twice(tmp_path):
+    reanalyse(tmp_path / "a")
+    reanalyse(tmp_path / "b")
+    names = sorted(file.name for file in (tmp_path / "a").iterdir())
+    assert names == ["reanalysis.csv", "reanalysis.md", "reanalysis.png", "reanalysis.svg"]
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    page = (tmp_path / "a/reanalysis.md").read_text()
+    for words in ("+0.98", "+0.76", "-6.20", "one run per cell", "cannot say"):
+        assert words in page
+
+
+def test_the_committed_page_is_the_one_that_the_code_writes(tmp_path):
+    committed = reference.FOLDER.parent.parent / "results/published"
+    if not committed.is_dir():
+        pytest.skip("results/published is not part of an installed package")
+    reanalyse(tmp_path)
+    for name in ("reanalysis.csv", "reanalysis.md"):
+        assert (committed / name).read_text() == (tmp_path / name).read_text()

@@ -1,0 +1,129 @@
+"""Reading score files: what is accepted, what is refused and how it is said."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mola_core.analysis.scores import COLUMNS, load_scores, score_matrix
+from mola_core.analysis.simulation import SHAPES, Scenario
+from mola_core.errors import MolaError
+
+SMALL = Scenario("small", documents=(12, 7), accuracy=(0.8, 0.6), run_noise=(0.1, 0.1), seeds=2)
+
+
+@pytest.fixture
+def rows() -> pd.DataFrame:
+    return SMALL.frame(np.random.default_rng(0))
+
+
+def write(rows: pd.DataFrame, path):
+    rows.to_csv(path, index=False) if path.suffix == ".csv" else rows.to_parquet(path, index=False)
+    return path
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "scores.parquet"])
+def test_file_becomes_arrays_whatever_the_order_of_rows(tmp_path, rows, name):
+    shuffled = rows.sample(frac=1, random_state=1).assign(extra="ignored")
+    matrix = score_matrix(load_scores(write(shuffled, tmp_path / name)))
+    assert [block.name for block in matrix.blocks] == ["task0", "task1"]
+    assert matrix.methods == tuple(sorted(SHAPES))
+    for block in matrix.blocks:
+        assert block.present.all()
+        wide = rows[rows.task == block.name].pivot(
+            index=["method", "seed"], columns="document", values="correct"
+        )
+        # The order of documents is free; what each cell answered on one of them is not.
+        mine = block.correct.reshape(len(wide), -1)
+        assert sorted(map(tuple, mine.T)) == sorted(map(tuple, wide.to_numpy().T))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: rows.assign(correct=rows.correct.astype(bool)),
+        lambda rows: rows.assign(correct=rows.correct.astype(float)),
+        lambda rows: rows.assign(
+            document=rows.document.astype("category"), task=rows.task.astype("category")
+        ),
+        lambda rows: rows.assign(seed=rows.seed.astype(float)),
+    ],
+)
+def test_other_types_of_the_same_values_are_the_same_matrix(tmp_path, rows, change):
+    plain = score_matrix(load_scores(write(rows, tmp_path / "plain.parquet")))
+    other = score_matrix(load_scores(write(change(rows), tmp_path / "other.parquet")))
+    for a, b in zip(plain.blocks, other.blocks, strict=True):
+        assert (a.methods, a.seeds) == (b.methods, b.seeds)
+        assert np.array_equal(np.sort(a.correct, axis=2), np.sort(b.correct, axis=2))
+
+
+def test_whole_number_documents_are_names(tmp_path, rows):
+    rows = rows.assign(document=rows.groupby(["task", "method", "seed"]).cumcount())
+    for name in ("scores.csv", "scores.parquet"):
+        matrix = score_matrix(load_scores(write(rows, tmp_path / name)))
+        assert [block.documents for block in matrix.blocks] == [12, 7]
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "scores.parquet"])
+@pytest.mark.parametrize("column", COLUMNS)
+def test_missing_column_is_named(tmp_path, rows, name, column):
+    path = write(rows.drop(columns=column), tmp_path / name)
+    with pytest.raises(MolaError, match=f"column '{column}' missing"):
+        load_scores(path)
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "scores.parquet"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows.assign(correct=rows.correct * 2), "0 or 1"),
+        (lambda rows: rows.assign(correct=rows.correct + 0.5), "0 or 1"),
+        (lambda rows: rows.assign(correct="yes"), "0 or 1"),
+        (lambda rows: rows.assign(correct=rows.correct.where(rows.index > 0)), "empty field"),
+        (lambda rows: rows.assign(method=rows.method.where(rows.index > 0)), "empty field"),
+        (lambda rows: rows.assign(seed=rows.seed + 0.5), "whole numbers"),
+        (lambda rows: rows.head(0), "no rows"),
+    ],
+)
+def test_bad_values_are_refused(tmp_path, rows, name, change, message):
+    path = write(change(rows), tmp_path / name)
+    with pytest.raises(MolaError, match=message) as caught:
+        load_scores(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_not_a_score_file(tmp_path):
+    with pytest.raises(MolaError, match="no such score file"):
+        load_scores(tmp_path / "missing.parquet")
+    broken = tmp_path / "broken.parquet"
+    broken.write_bytes(b"PAR1 not really")
+    with pytest.raises(MolaError, match="not a readable score file"):
+        load_scores(broken)
+
+
+def test_duplicate_rows_are_refused(rows):
+    with pytest.raises(MolaError, match=r"task task0: 1 .*more than one row, first in mola-2468, seed 0"):
+        score_matrix(pd.concat([rows, rows.head(1)]))
+
+
+def test_unpaired_documents_are_refused(rows):
+    with pytest.raises(MolaError, match=r"not paired: mola-2468, seed 0 has 11 of the 12 documents"):
+        score_matrix(rows.iloc[1:])
+
+
+def test_a_missing_cell_is_not_an_unpaired_document(rows):
+    matrix = score_matrix(rows[~((rows.method == "mola-2882") & (rows.seed == 1) & (rows.task == "task0"))])
+    block = matrix.blocks[0]
+    assert block.present.sum() == len(SHAPES) * 2 - 1
+    assert block.common_seeds(["mola-2882", "mola-5555"]).tolist() == [0]
+    assert block.common_seeds(["mola-2468", "mola-5555"]).tolist() == [0, 1]
+    assert block.common_seeds(["mola-2468", "nothing"]).tolist() == []
+
+
+def test_several_models_have_blocks_of_their_own(rows):
+    matrix = score_matrix(pd.concat([rows, rows.assign(model="other")]))
+    assert [block.name for block in matrix.blocks] == [
+        "other/task0",
+        "other/task1",
+        "simulated/task0",
+        "simulated/task1",
+    ]

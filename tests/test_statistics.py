@@ -1,0 +1,226 @@
+"""The estimators against SciPy, closed forms and plain computations."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from mola_core.analysis.calibration import check_plan, measure
+from mola_core.analysis.planner import Planner
+from mola_core.analysis.simulation import SCENARIOS, SHAPES, Scenario
+from mola_core.analysis.statistics import (
+    Components,
+    between_tasks,
+    bootstrap,
+    combine,
+    components,
+    holm,
+    mcnemar,
+    pool_runs,
+    ranks,
+    slope_weights,
+)
+
+
+def test_one_seed_is_the_paired_t_interval_over_documents():
+    z = np.random.default_rng(0).integers(-1, 2, size=(1, 50)).astype(float)
+    low, high = combine([components(z)]).interval(0.05)
+    expected = stats.ttest_1samp(z[0], 0).confidence_interval(0.95)
+    assert (low, high) == pytest.approx((expected.low, expected.high))
+    assert combine([components(z)]).p_value() == pytest.approx(stats.ttest_1samp(z[0], 0).pvalue)
+
+
+def test_without_document_noise_it_is_the_t_interval_over_seeds():
+    seeds = np.array([0.1, 0.3, 0.2, 0.6])
+    z = np.repeat(seeds[:, None], 30, axis=1)
+    low, high = combine([components(z)]).interval(0.05)
+    expected = stats.ttest_1samp(seeds, 0).confidence_interval(0.95)
+    assert (low, high) == pytest.approx((expected.low, expected.high))
+
+
+def test_tasks_without_document_noise_are_welch_satterthwaite():
+    first, second = np.array([0.1, 0.3, 0.2]), np.array([0.9, 0.1, 0.4, 0.5])
+    parts = [components(np.repeat(a[:, None], 9, axis=1)) for a in (first, -second)]
+    ours = combine(parts)
+    welch = stats.ttest_ind(first, second, equal_var=False)
+    assert ours.df == pytest.approx(welch.df)
+    assert ours.p_value() == pytest.approx(welch.pvalue)
+
+
+def test_variance_is_unbiased_where_seeds_documents_and_rest_all_vary():
+    rng = np.random.default_rng(1)
+    shape = (4000, 3, 20)
+    z = rng.normal(size=shape) + 0.4 * rng.normal(size=(4000, 3, 1)) + 0.7 * rng.normal(size=(4000, 1, 20))
+    true = 0.4**2 / 3 + 0.7**2 / 20 + 1 / 60
+    estimate = combine([components(z)])
+    assert (estimate.error**2).mean() == pytest.approx(true, rel=0.05)
+    assert estimate.value.var() == pytest.approx(true, rel=0.08)
+
+
+def test_identical_methods_and_certain_differences():
+    assert combine([components(np.zeros((3, 10)))]).p_value() == 1
+    assert combine([components(np.ones((3, 10)))]).p_value() == 0
+
+
+def test_bootstrap_over_documents_agrees_with_scipy():
+    rng = np.random.default_rng(2)
+    answers = rng.integers(0, 2, size=(2, 1, 120), dtype=np.uint8)
+    drawn = bootstrap([answers], 4000, np.random.default_rng(3)).means() @ np.array([1.0, -1.0])
+    theirs = stats.bootstrap(
+        (answers[0, 0].astype(float), answers[1, 0].astype(float)),
+        lambda a, b, axis=-1: a.mean(axis) - b.mean(axis),
+        paired=True,
+        method="percentile",
+        n_resamples=4000,
+        vectorized=True,
+        rng=4,
+    )
+    assert np.quantile(drawn, [0.025, 0.975]) == pytest.approx(theirs.confidence_interval, abs=0.01)
+    assert drawn.std() == pytest.approx(theirs.standard_error, rel=0.05)
+
+
+def test_bootstrap_over_seeds_has_the_unbiased_variance():
+    accuracy = np.array([30, 34, 41, 45]) / 100
+    task = np.zeros((1, 4, 100), dtype=np.uint8)
+    for seed, share in enumerate(accuracy):
+        task[0, seed, : round(100 * share)] = 1
+    means = bootstrap([task], 20_000, np.random.default_rng(5)).means()[:, 0]
+    only_documents = bootstrap([task[:, :1]], 20_000, np.random.default_rng(5)).means()[:, 0]
+    assert means.var() - only_documents.var() == pytest.approx(accuracy.var(ddof=1) / 4, rel=0.35)
+    no_documents = np.repeat(accuracy[:, None] > 0.38, 100, axis=1).astype(np.uint8)[None]
+    means = bootstrap([no_documents], 20_000, np.random.default_rng(6)).means()[:, 0]
+    assert means.var() == pytest.approx(np.var([0, 0, 1, 1], ddof=1) / 4, rel=0.05)
+
+
+def test_bootstrap_is_stratified_by_task_and_repeats():
+    rng = np.random.default_rng(7)
+    tasks = [rng.integers(0, 2, size=(3, seeds, 40), dtype=np.uint8) for seeds in (2, 3)]
+    one = bootstrap(tasks, 200, np.random.default_rng(8))
+    two = bootstrap(tasks, 200, np.random.default_rng(8))
+    assert np.array_equal(one.runs, two.runs) and np.array_equal(one.weights, two.weights)
+    assert one.weights.sum(-1) == pytest.approx(1)
+    centre = np.mean([task.mean((1, 2)) for task in tasks], axis=0)
+    assert one.means().mean(0) == pytest.approx(centre, abs=0.03)
+
+
+def test_probability_of_improvement_and_ranks_where_they_are_certain():
+    best, worst = np.ones((1, 3, 20)), np.zeros((1, 3, 20))
+    drawn = bootstrap([np.concatenate([worst, best, best]).astype(np.uint8)], 100, np.random.default_rng(0))
+    assert (drawn.improvement(1, 0) == 1).all()
+    assert (drawn.improvement(1, 2) == 0.5).all()
+    assert ranks(drawn.means()).tolist() == [[0, 0, 1], [0.5, 0.5, 0], [0.5, 0.5, 0]]
+
+
+@given(st.integers(0, 40), st.integers(0, 40))
+def test_mcnemar_is_the_binomial_test(first, second):
+    a = np.array([1] * first + [0] * second + [1, 0], dtype=np.uint8)
+    b = np.array([0] * first + [1] * second + [1, 0], dtype=np.uint8)
+    expected = stats.binomtest(first, first + second).pvalue if first + second else 1.0
+    assert mcnemar(a, b)[:2] == (first, second)
+    assert mcnemar(a, b)[2] == pytest.approx(expected)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_is_the_step_down_procedure(p):
+    adjusted = holm(p)
+    for level in (0.01, 0.05, 0.5):
+        rejected = set()
+        for step, index in enumerate(np.argsort(p, kind="stable")):
+            if p[index] * (len(p) - step) > level:
+                break
+            rejected.add(int(index))
+        assert {index for index, value in enumerate(adjusted) if value <= level} == rejected
+
+
+def test_between_tasks_is_the_t_test():
+    values = [0.35, -0.2, 1.4, 0.3, 0.6]
+    low, high = between_tasks(values).interval(0.05)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (low, high) == pytest.approx((expected.low, expected.high))
+
+
+def test_slopes_are_least_squares_with_blocks():
+    rng = np.random.default_rng(9)
+    centre, spread, blocks = rng.random(5), rng.random(5), 4
+    accuracy = rng.random((blocks, 5))
+    dummies = np.kron(np.eye(blocks), np.ones((5, 1)))
+    design = np.column_stack([np.tile(centre, blocks), np.tile(spread, blocks), dummies])
+    expected = np.linalg.lstsq(design, accuracy.ravel(), rcond=None)[0][:2]
+    assert slope_weights(centre, spread) @ accuracy.mean(0) == pytest.approx(expected)
+
+
+def test_slopes_that_the_shapes_do_not_allow():
+    assert slope_weights([0.2, 0.8], [0.1, 0.2]) is None
+    assert slope_weights([0.5, 0.5, 0.5], [0.1, 0.2, 0.3]) is None
+    rows = slope_weights([0.2, 0.5, 0.8], [0.3, 0.3, 0.3])
+    assert not rows[1].any() and rows[0] @ [0.2, 0.5, 0.8] == pytest.approx(1)
+
+
+def plain(seed: float, document: float, rest: float, seeds: int = 30, documents: int = 5000) -> Components:
+    return Components(
+        np.float64(0), np.float64(seed), np.float64(document), np.float64(rest), seeds, documents, seeds - 1
+    )
+
+
+def test_power_with_well_known_noise_is_the_noncentral_t():
+    planner = Planner([plain(5000 * 0.02**2, 0, 0, seeds=2000)], 0.05, 0.8)
+    for seeds, difference in ((5, 0.03), (10, 0.02), (40, 0.008)):
+        threshold = stats.t.ppf(0.975, seeds - 1)
+        exact = stats.nct.sf(threshold, seeds - 1, difference / (0.02 / np.sqrt(seeds)))
+        assert planner.power(difference, seeds) == pytest.approx(exact, abs=0.01)
+
+
+def test_planner_is_consistent_with_its_power():
+    parts = [plain(0.5, 0.3, 0.2, seeds=4, documents=800), plain(0.9, 0.4, 0.2, seeds=4, documents=300)]
+    planner = Planner(parts, 0.05, 0.8)
+    effect = planner.minimum_detectable_effect()
+    assert planner.power(effect) == pytest.approx(0.8, abs=0.001)
+    assert planner.seeds_needed(effect * 1.05) <= 4
+    few = planner.seeds_needed(effect * 0.8)
+    assert planner.power(effect * 0.8, few) >= 0.8 > planner.power(effect * 0.8, few - 1)
+
+
+def test_more_seeds_cannot_beat_the_documents():
+    assert Planner([plain(0.3, 3.0, 0.2, seeds=3, documents=100)], 0.05, 0.8).seeds_needed(0.005) is None
+
+
+def test_pooled_noise_is_that_of_equally_noisy_methods():
+    rng = np.random.default_rng(10)
+    answers = rng.random((3000, 4, 3, 25)) + 0.2 * rng.normal(size=(3000, 4, 3, 1))
+    weights = np.array([1.0, -1.0, 0.0, 0.0])
+    part = components(np.tensordot(answers, weights, (1, 0)))
+    pooled = pool_runs(part, answers.mean(-1), weights)
+    assert pooled.seed.mean() == pytest.approx(part.seed.mean(), rel=0.05)
+    assert pooled.seed.var() < part.seed.var() / 2
+    assert pooled.seed_df == 6
+
+
+def test_simulated_accuracy_is_the_one_asked_for():
+    scenario = Scenario("two", (1000, 1000), (0.8, 0.6), (0.05, 0.2), seeds=2, depth=4, spread=-2)
+    rng = np.random.default_rng(11)
+    measured = np.array([task.mean((0, 2, 3)) for task in scenario.draw(150, rng)])
+    assert measured == pytest.approx(scenario.true_accuracy(), abs=0.012)
+    truth = dict(zip(SHAPES, 100 * scenario.true_accuracy().mean(0), strict=True))
+    assert truth["mola-2468"] - truth["mola-8642"] == pytest.approx(4)
+    assert truth["mola-8228"] - truth["mola-2882"] == pytest.approx(-2)
+
+
+@pytest.mark.parametrize(
+    "scenario", [SCENARIOS[0], SCENARIOS[2], SCENARIOS[5], SCENARIOS[6]], ids=lambda s: s.name
+)
+def test_calibration_short_version(scenario):
+    """`mola calibrate` in small: 400 matrices know a rate of 95 % within 2.2 points (two standard errors)."""
+    for row in measure(scenario, 400, np.random.default_rng(12)):
+        assert 95 - 2 - 2.2 <= row["coverage"] <= 97 + 2.2
+        if row["false_positives"] is not None:
+            assert row["false_positives"] <= 5 + 2 + 2.2
+        if row["family_false_positives"] is not None:
+            assert row["family_false_positives"] <= 5 + 2 + 2.2
+
+
+def test_planner_keeps_its_promise():
+    small = Scenario("plan", (200,) * 3, (0.8,) * 3, (0.1,) * 3, seeds=4, depth=5)
+    plan = check_plan(small, 300, np.random.default_rng(13), studies=60)
+    assert plan["measured"] == pytest.approx(plan["promised"], abs=7)
+    assert plan["measured_at_own_effect"] == pytest.approx(80, abs=7)
