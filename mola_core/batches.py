@@ -51,7 +51,9 @@ def encode(
     answer = tokens[len(prompt_ids) :]
     room = max_length - len(answer) - len(bos)
     if room < 1:
-        raise ValueError(f"max_length {max_length} leaves no room for a prompt: the answer has {len(answer)} tokens")
+        raise ValueError(
+            f"max_length {max_length} leaves no room for a prompt: the answer has {len(answer)} tokens"
+        )
     prompt_ids = bos + tokens[: len(prompt_ids)][-room:]
     return Encoded(prompt_ids + answer, len(prompt_ids))
 
@@ -81,6 +83,8 @@ class Collator:
         batch: dict[str, Any] = left_pad([document.tokens for document in documents], self.pad)
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
         kept = labels.shape[1]
+        for row, document in zip(labels, documents, strict=True):
+            row[-len(document.tokens)] = IGNORED  # nothing but padding stands before the first token
         if not self.whole:
             answers = [len(document.tokens) - document.prompt_length for document in documents]
             kept = min(kept, max(answers) + 1)
@@ -115,7 +119,9 @@ class LengthGrouped(torch.utils.data.Sampler[int]):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self.lengths), generator=generator)
         pools = order.split(self.batch_size * POOL)
-        ordered = torch.cat([pool[self.lengths[pool].argsort(descending=True, stable=True)] for pool in pools])
+        ordered = torch.cat(
+            [pool[self.lengths[pool].argsort(descending=True, stable=True)] for pool in pools]
+        )
         batches = ordered.split(self.batch_size)
         # A short last batch stays last: the Trainer counts steps by position.
         whole = [batch for batch in batches if len(batch) == self.batch_size]

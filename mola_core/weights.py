@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTuner
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 import mola_core.adapter  # noqa: F401 - makes MoLA known to PEFT
 from mola_core.errors import MolaError
@@ -54,7 +56,14 @@ def new_adapter(
 
 def continued_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     """The adapter in `folder`, to be trained on."""
-    return _trainable(PeftModel.from_pretrained(base, str(folder), is_trainable=True))
+    config = PeftConfig.from_pretrained(str(folder))
+    if not config.is_prompt_learning:
+        return _trainable(PeftModel.from_pretrained(base, str(folder), is_trainable=True))
+    # PEFT refuses `is_trainable` for these, for no reason that concerns one whose parameters are its own.
+    config.inference_mode = False
+    model = get_peft_model(base, config)
+    set_peft_model_state_dict(model, load_file(folder / ADAPTER_FILE))
+    return _trainable(model)
 
 
 def whole_model(folder: Path) -> PreTrainedModel:
@@ -146,6 +155,7 @@ def _trainable(model: PeftModel) -> PeftModel:
 
 def _fitted(model: PeftModel) -> PeftModel:
     if model.active_peft_config.is_prompt_learning:
+        warnings.filterwarnings("ignore", message="Position ids are not supported")  # see below
         model.get_base_model().register_forward_pre_hook(_fit_virtual_tokens, with_kwargs=True)
     return model
 

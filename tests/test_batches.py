@@ -24,10 +24,10 @@ def test_labels_cover_the_answers_only():
     assert batch["labels"].tolist() == [[IGNORED, IGNORED, 4], [IGNORED, 6, 7]]
 
 
-def test_labels_cover_everything_but_padding():
+def test_labels_cover_everything_but_padding_and_what_only_padding_precedes():
     batch = Collator(pad=0, loss_on="all")([Encoded([1, 2, 3, 4], 3), Encoded([5, 6], 1)])
     assert batch["logits_to_keep"] == 4
-    assert batch["labels"].tolist() == [[1, 2, 3, 4], [IGNORED, IGNORED, 5, 6]]
+    assert batch["labels"].tolist() == [[IGNORED, 2, 3, 4], [IGNORED, IGNORED, IGNORED, 6]]
 
 
 @pytest.mark.parametrize(("count", "batch"), [(100, 8), (37, 8), (5, 8), (64, 64)])

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from peft.config import PeftConfig
 from peft.utils import TaskType
@@ -36,8 +36,9 @@ class MolaConfig(PeftConfig):
             model's loss; the authors' code uses 0.001 where it is on.
         router_aux_loss_mask_padding: Leave padding tokens (by `attention_mask`) out of the balance loss. The
             authors' code counts them.
-        init_lora_weights: Start with B at zero, so that the untrained adapter changes nothing. False draws B like
-            A, which only tests need.
+        init_lora_weights: True starts with B at zero. "pissa" starts every expert at the leading r singular
+            directions of the base weight (`MolaLayer.start_at_leading_directions`). Either way the untrained
+            adapter changes nothing. False draws B like A, which only tests need.
 
     Raises:
         ValueError: a value is out of its range.
@@ -67,7 +68,10 @@ class MolaConfig(PeftConfig):
     router_aux_loss_mask_padding: bool = field(
         default=False, metadata={"help": "Leave padding tokens out of the load-balancing loss."}
     )
-    init_lora_weights: bool = field(default=True, metadata={"help": "Start with B at zero."})
+    init_lora_weights: bool | Literal["pissa"] = field(
+        default=True,
+        metadata={"help": "Start with B at zero, or ('pissa') at the leading singular directions."},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,6 +87,8 @@ class MolaConfig(PeftConfig):
             raise ValueError(
                 f"router_aux_loss_coef is {self.router_aux_loss_coef!r}: give a number of at least 0"
             )
+        if self.init_lora_weights not in (True, False, "pissa"):
+            raise ValueError(f"init_lora_weights is {self.init_lora_weights!r}: give true, false or 'pissa'")
         self._check_experts()
 
     def to_dict(self) -> dict[str, Any]:

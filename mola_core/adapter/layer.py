@@ -5,8 +5,12 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
+from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
 
 from .config import MolaConfig
 from .experts import RouteSettings, add_experts, route
@@ -17,11 +21,12 @@ class MolaLayer(BaseTunerLayer):
     """The parameters of the adapters of one layer.
 
     With E experts of rank r, expert by expert: `mola_A` (E * r, d_in), `mola_B` (d_out, E * r) and `mola_router`
-    (E, d_in).
+    (E, d_in). With the PiSSA start also the frozen `mola_start_A` (r, d_in) and `mola_start_B` (d_out, r).
     """
 
     adapter_layer_names = ("mola_A", "mola_B", "mola_router")
-    other_param_names = ("config",)
+    frozen_names = ("mola_start_A", "mola_start_B")
+    other_param_names = (*frozen_names, "config")
 
     def __init__(self, base_layer: nn.Module, name: str, block: str, balance: BalanceLoss) -> None:
         self.base_layer = base_layer
@@ -31,6 +36,8 @@ class MolaLayer(BaseTunerLayer):
         self.mola_A = nn.ParameterDict()
         self.mola_B = nn.ParameterDict()
         self.mola_router = nn.ParameterDict()
+        self.mola_start_A = BufferDict(persistent=True)
+        self.mola_start_B = BufferDict(persistent=True)
         self.config: dict[str, MolaConfig] = {}
         self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())
 
@@ -45,8 +52,48 @@ class MolaLayer(BaseTunerLayer):
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
         if not config.init_lora_weights:
             nn.init.kaiming_uniform_(self.mola_B[adapter_name], a=math.sqrt(5))
+        if config.init_lora_weights == "pissa":
+            self.start_at_leading_directions(adapter_name, config, num_experts)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    @torch.no_grad()
+    def start_at_leading_directions(self, adapter_name: str, config: MolaConfig, num_experts: int) -> None:
+        """PiSSA (Meng et al., 2024) for experts: all start as the same B0 A0, `lora_alpha / r * B0 A0` being the best
+        approximation of the base weight of rank r, and the base keeps the rest.
+
+        As the gates sum to 1, experts that are all B0 A0 add up to it whatever the router does, so the untrained
+        adapter changes nothing. They part in training because the router, drawn at random, gives each expert other
+        tokens; it learns itself once they differ. The base weight is left alone: what the experts start with is
+        taken from the output instead (`mola_start_B mola_start_A`), so that a quantised base will do, and the saved
+        adapter, which holds these two matrices, belongs to the unmodified base model. As in PEFT's PiSSA only the
+        experts see dropout, not what the base keeps.
+        """
+        weight = dequantize_module_weight(self.get_base_layer())
+        weight = weight.T if isinstance(self.get_base_layer(), Conv1D) else weight
+        if config.r > min(weight.shape):
+            raise ValueError(
+                f"r is {config.r}, above the {min(weight.shape)} singular directions of {self.name}"
+            )
+        if weight.is_meta:
+            A, B = weight.new_empty(config.r, weight.shape[1]), weight.new_empty(weight.shape[0], config.r)
+        else:
+            # Unchanged function needs no exact directions, only that the same ones are added and taken away.
+            size = min(config.r + 8, *weight.shape)
+            left, values, right = torch.svd_lowrank(weight.float(), q=size, niter=16)
+            root = (values[: config.r] * config.r / config.lora_alpha).sqrt()
+            A, B = root[:, None] * right.T[: config.r], left[:, : config.r] * root
+        self.mola_start_A[adapter_name], self.mola_start_B[adapter_name] = A.contiguous(), B.contiguous()
+        self.mola_A[adapter_name] = nn.Parameter(A.repeat(num_experts, 1))
+        self.mola_B[adapter_name] = nn.Parameter(B.repeat(1, num_experts))
+
+    def _start(self, adapter: str, x: Tensor) -> Tensor:
+        """What the experts of `adapter` started with, shape (..., d_out)."""
+        A, B = self.mola_start_A[adapter], self.mola_start_B[adapter]
+        if not torch.is_autocast_enabled(x.device.type):
+            x = self._cast_input_dtype(x, A.dtype)
+        config = self.config[adapter]
+        return F.linear(F.linear(x, A), B) * (config.lora_alpha / config.r)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> NoReturn:
         """Raises ValueError: which experts run depends on the input, so no single weight can stand for them."""
@@ -91,6 +138,8 @@ class MolaLinear(nn.Module, MolaLayer):
         if self.disable_adapters:
             return y
         for adapter in self.active_adapters:
+            if adapter in self.mola_start_A:
+                y = y - self._start(adapter, x).to(y.dtype)
             if adapter in self.mola_A:
                 z = self.shared.route(self, adapter, x)
                 y = add_experts(y, z, self.mola_B[adapter].to(z.dtype), self.owns_output and not y._is_view())

@@ -149,7 +149,7 @@ class MolaModel(BaseTuner):
             f"{name}.{part}.{adapter_name}": getattr(module, part)[adapter_name]
             for name, module in model.named_modules()
             if isinstance(module, MolaLayer)
-            for part in module.adapter_layer_names
+            for part in (*module.adapter_layer_names, *module.frozen_names)
             if adapter_name in getattr(module, part)
         }
         known = own.keys() | model.state_dict().keys()
