@@ -6,28 +6,20 @@ import contextlib
 import dataclasses
 import datetime
 import platform
-import shutil
 import sys
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mola_core.data import rows_identity
+from mola_core.epochs import candidate_folder, choose_epoch, evaluate_candidates
 from mola_core.errors import MolaError
-from mola_core.files import atomic_write, read_json, remove, sha256_file, write_json
+from mola_core.files import atomic_write, read_json, remove, sha256_file
+from mola_core.identity import digests as digests  # callers of the Workbench ask for it here
+from mola_core.identity import evaluation_facts
 from mola_core.layout import Layout
-from mola_core.methods import parse_method
-from mola_core.models import model_identity
-from mola_core.provenance import (
-    ALLOCATION_CODE,
-    EVALUATION_CODE,
-    TRAINING_CODE,
-    code_digest,
-    digest,
-    git_state,
-    versions,
-)
+from mola_core.provenance import git_state, read_record, versions, write_record
+from mola_core.recovery import forget, free_memory, train_once
 from mola_core.study import INSTRUCTION, Cell, Study
 
 if TYPE_CHECKING:
@@ -37,62 +29,6 @@ if TYPE_CHECKING:
     from mola_core.allocation import Allocation
     from mola_core.batches import Encoded
     from mola_core.study import TrainingSettings
-
-
-def training_facts(study: Study, cell: Cell) -> dict[str, Any]:
-    """Everything that decides a cell's adapter; its digest names the training."""
-    method = study.method_by_label[cell.method]
-    training = study.training_of(cell)
-    rows = study.trained_on(cell)
-    facts = {
-        # Where an epoch is chosen, the evaluation decides the adapter too.
-        "code": code_digest(EVALUATION_CODE if training.candidates else TRAINING_CODE),
-        "model": model_identity(study.model),
-        "dtype": study.model.dtype,
-        "quantization": study.model.quantization,
-        "data": rows_identity(study, rows),
-        "task": rows,
-        "protocol": study.protocol,
-        "method": method.model_dump(exclude={"name"}, exclude_none=True),
-        "adapter": method.adapter(study.adapter).model_dump(),
-        "training": training.model_dump(exclude={"checkpoint_minutes"}),
-        "seed": cell.seed,
-    }
-    if parse_method(method).allocation:
-        facts["allocation"] = code_digest(ALLOCATION_CODE)
-    parent = study.parent(cell)
-    return facts | {"parent": digests(study, parent).training} if parent else facts
-
-
-def evaluation_facts(study: Study, cell: Cell) -> dict[str, Any]:
-    """Everything that decides a cell's scores; its digest names the cell."""
-    base = study.method_by_label[cell.method].method == "base"
-    training = training_facts(study, cell)
-    if base:
-        # The untrained model does not depend on how others are trained.
-        training = {
-            key: training[key] for key in ("model", "dtype", "quantization", "data", "task", "protocol")
-        }
-    facts = {
-        "code": code_digest(EVALUATION_CODE),
-        "training": training,
-        "evaluation": study.evaluation.model_dump(exclude={"batch_size"}),
-    }
-    if study.evaluated_on(cell) != [cell.task]:
-        facts["tasks"] = {task: rows_identity(study, task) for task in study.evaluated_on(cell)}
-    return facts
-
-
-@dataclasses.dataclass(frozen=True)
-class Digests:
-    """The names of a cell's training and of its scores: they change when, and only when, what decides them does."""
-
-    training: str
-    evaluation: str
-
-
-def digests(study: Study, cell: Cell) -> Digests:
-    return Digests(digest(training_facts(study, cell)), digest(evaluation_facts(study, cell)))
 
 
 @dataclasses.dataclass
@@ -136,8 +72,15 @@ class Workbench:
         """Train the cell: `adapter/` (`model/` after full fine-tuning), train.jsonl and, last, training.json.
 
         Goes on from the parent's adapter where the cell has a parent, and from a checkpoint with the same digest
-        where there is one. Raises `MolaError` where the method does not fit the model or the parent is not trained,
-        and `OutOfTime` at the deadline.
+        where there is one; leaves a cell alone whose training is whole. Raises `MolaError` where the method does not
+        fit the model or the parent is not trained, and `OutOfTime` at the deadline or after SIGTERM.
+        """
+        train_once(self, cell)
+
+    def train_into(self, scratch: Path, cell: Cell, settings: TrainingSettings) -> None:
+        """Train with `settings`: the weights into the cell's folder, log and record into `scratch`, by checkpoints there.
+
+        `train` is what to call: it knows what was done before.
         """
         from transformers import set_seed
 
@@ -146,12 +89,6 @@ class Workbench:
         from mola_core.weights import save_weights, weights_sha256
 
         study = self.study
-        settings = study.training_of(cell)
-        method = study.method_by_label[cell.method]
-        if method.learning_rate:
-            settings = settings.model_copy(update={"learning_rate": method.learning_rate})
-        name = digests(study, cell).training
-        scratch = self.layout.checkpoints(name)
         documents = self._documents(cell, settings)
         # What continues a parent has the parent's experts.
         allocation = None if study.parent(cell) else allocate(self, cell, documents, settings, scratch)
@@ -162,7 +99,7 @@ class Workbench:
             save_weights(model, folder, study.model.name, study.model.dtype, scratch)
 
         def keep(epoch: int) -> None:
-            save(scratch / f"epoch-{epoch}")
+            save(candidate_folder(scratch, epoch))
 
         try:
             outcome, log = train(
@@ -172,13 +109,15 @@ class Workbench:
                 save(self.layout.weights(cell))
         finally:
             self._release(model)
-        record = {"digest": name, **record, **outcome}
+        record = {"digest": digests(study, cell).training, **record, **outcome}
+        record["micro_batch_size"] = settings.micro_batch_size
         if settings.candidates:
-            record |= self._choose_epoch(cell, settings, scratch)
-        write_log(self.layout.cell(cell) / "train.jsonl", log)
+            record |= choose_epoch(self, cell, settings, scratch)
+        write_log(scratch / "train.jsonl", log)
+        record["log_sha256"] = sha256_file(scratch / "train.jsonl")
         record["adapter_sha256"] = weights_sha256(self.layout.weights(cell))
-        write_json(self.layout.cell(cell) / "training.json", record | _environment())
-        remove(scratch)
+        write_record(scratch / "training.json", record | _environment())
+        forget(scratch)
 
     def evaluate(self, cell: Cell) -> None:
         """Evaluate the cell; its manifest is written last and says that the cell is complete."""
@@ -189,9 +128,9 @@ class Workbench:
         training = None
         if not self._is_base(cell):
             training = self._training_record(cell)
-        with self._opened(cell, self.layout.weights(cell)) as model:
+        with self.opened(cell, self.layout.weights(cell)) as model:
             self._check_weights_act(cell, model)
-            outcomes = {name: self._evaluated(model, name, task) for name, task in tasks.items()}
+            outcomes = {name: self.evaluated(model, name, task) for name, task in tasks.items()}
         if list(tasks) == [cell.task]:
             samples, record = outcomes[cell.task]
         else:
@@ -200,7 +139,9 @@ class Workbench:
             )
             record = {"tasks": {name: record for name, (_, record) in outcomes.items()}}
         if study.evaluation.every_epoch and training and "epoch_choice" in training:
-            record["epoch_choice"] = self._every_epoch(cell, training["epoch_choice"], record["accuracy"])
+            record["epoch_choice"] = evaluate_candidates(
+                self, cell, training["epoch_choice"], record["accuracy"]
+            )
         with atomic_write(folder / "samples.parquet") as temporary:
             samples.to_parquet(temporary, index=False)
         fingerprints = {name: read_json(self.layout.data(name) / "fingerprint.json") for name in tasks}
@@ -220,24 +161,30 @@ class Workbench:
             "samples_sha256": sha256_file(folder / "samples.parquet"),
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
-        write_json(folder / "manifest.json", manifest)
+        write_record(folder / "manifest.json", manifest)
+        remove(self.layout.checkpoints(digests(study, cell).training))
 
     def run(self, cell: Cell) -> None:
         """Train (unless an adapter with this digest is there) and evaluate."""
-        if not self._is_base(cell) and not self.is_trained(cell):
+        if not self._is_base(cell):
             self.train(cell)
         if self.study.evaluated_on(cell):
             self.evaluate(cell)
 
     def is_trained(self, cell: Cell) -> bool:
-        record = self.layout.cell(cell) / "training.json"
-        return record.is_file() and read_json(record)["digest"] == digests(self.study, cell).training
+        return self._recorded(cell, "training.json") == digests(self.study, cell).training
 
     def is_complete(self, cell: Cell) -> bool:
         if not self.study.evaluated_on(cell):
             return self.is_trained(cell)
-        manifest = self.layout.cell(cell) / "manifest.json"
-        return manifest.is_file() and read_json(manifest)["digest"] == digests(self.study, cell).evaluation
+        return self._recorded(cell, "manifest.json") == digests(self.study, cell).evaluation
+
+    def _recorded(self, cell: Cell, name: str) -> str | None:
+        """The digest in one of the cell's records; None where it is missing or damaged, and so to be made again."""
+        try:
+            return read_record(self.layout.cell(cell) / name)["digest"]
+        except MolaError:
+            return None
 
     def _is_base(self, cell: Cell) -> bool:
         return self.study.method_by_label[cell.method].method == "base"
@@ -264,7 +211,7 @@ class Workbench:
             self.__dict__["base"] = base
 
     @contextlib.contextmanager
-    def _opened(self, cell: Cell, folder: Path) -> Iterator[Any]:
+    def opened(self, cell: Cell, folder: Path) -> Iterator[Any]:
         """The base model with the cell's trained weights in `folder`."""
         from mola_core.weights import load_adapter
 
@@ -352,10 +299,10 @@ class Workbench:
             raise MolaError(
                 f"cell {cell.path}: not trained with these settings; train it first with `mola train`"
             )
-        record = read_json(self.layout.cell(cell) / "training.json")
+        record = read_record(self.layout.cell(cell) / "training.json")
         weights = self.layout.weights(cell)
         if weights_sha256(weights) != record["adapter_sha256"]:
-            raise MolaError(f"{weights}: altered since it was trained; delete the cell")
+            raise MolaError(f"{weights}: altered since it was trained; `mola train` makes it again")
         return record
 
     def _check_weights_act(self, cell: Cell, model: Any) -> None:
@@ -369,53 +316,23 @@ class Workbench:
             prompt = examples(self.task(self.study.trained_on(cell)), "train", 1)[0].prompt
             check_adapter_acts(model, self.tokenizer, prompt)
 
-    def _evaluated(
+    def evaluated(
         self, model: Any, name: str, task: Any, whole: bool = False
     ) -> tuple[pd.DataFrame, dict[str, Any]]:
         from mola_core.evaluation import evaluate
+        from mola_core.training import is_out_of_memory
 
         settings = self.study.evaluation
         settings = settings.model_copy(update={"documents": None}) if whole else settings
-        return evaluate(model, self.tokenizer, task, settings, name)
-
-    def _choose_epoch(self, cell: Cell, settings: TrainingSettings, scratch: Path) -> dict[str, Any]:
-        """Keep the candidate that is best on validation (of equals the earliest) and put the others beside it."""
-        task = self.task(cell.task, validated=True)
-        accuracies, documents = {}, 0
-        for epoch in settings.candidates:
-            with self._opened(cell, scratch / f"epoch-{epoch}") as model:
-                frame, record = self._evaluated(model, cell.task, task, whole=True)
-            accuracies[epoch], documents = record["accuracy"], len(frame)
-        best = max(accuracies, key=lambda epoch: accuracies[epoch])
-        remove(self.layout.cell(cell) / "epochs")
-        for epoch in settings.candidates:
-            # Copied: a job killed here finds everything in `scratch` again.
-            place = self.layout.weights(cell) if epoch == best else self.layout.candidate(cell, epoch)
-            with atomic_write(place) as temporary:
-                shutil.copytree(scratch / f"epoch-{epoch}", temporary)
-        split = "held out of train" if task.config.dataset_kwargs["hold_out"] else "validation"
-        candidates = [
-            {"epoch": epoch, "validation_accuracy": accuracies[epoch]} for epoch in settings.candidates
-        ]
-        choice = {"chosen": best, "split": split, "documents": documents, "candidates": candidates}
-        return {"epoch_choice": choice, "epochs": best}
-
-    def _every_epoch(self, cell: Cell, choice: dict[str, Any], accuracy: float) -> dict[str, Any]:
-        """The candidates with their accuracy on the evaluation set too, and what choosing by it would give."""
-        task = self.task(cell.task)
-        candidates = []
-        for candidate in choice["candidates"]:
-            epoch, own = candidate["epoch"], accuracy
-            if epoch != choice["chosen"]:
-                with self._opened(cell, self.layout.candidate(cell, epoch)) as model:
-                    own = self._evaluated(model, cell.task, task)[1]["accuracy"]
-            candidates.append(candidate | {"evaluation_accuracy": own})
-        best = max(candidates, key=lambda candidate: candidate["evaluation_accuracy"])
-        return {
-            "candidates": candidates,
-            "chosen_on_validation": {"epoch": choice["chosen"], "accuracy": accuracy},
-            "chosen_on_evaluation_set": {"epoch": best["epoch"], "accuracy": best["evaluation_accuracy"]},
-        }
+        while True:
+            try:
+                return evaluate(model, self.tokenizer, task, settings, name)
+            except (MemoryError, RuntimeError) as error:
+                if settings.batch_size == 1 or not is_out_of_memory(error):
+                    raise
+            free_memory()
+            settings = settings.model_copy(update={"batch_size": settings.batch_size // 2})
+            print(f"{name}: out of memory, goes on with batch_size {settings.batch_size}", file=sys.stderr)
 
 
 def _environment() -> dict[str, Any]:
