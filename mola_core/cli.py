@@ -10,9 +10,13 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mola_core.errors import MolaError
-from mola_core.files import atomic_write
+from mola_core.errors import MolaError, OutOfTime
+from mola_core.files import atomic_write, locked, storage_problem
+
+if TYPE_CHECKING:
+    from mola_core.study import Cell
 
 BENCHMARKS = ("layers", "steps", "memory", "evaluation", "padding", "overhead", "planning")
 
@@ -34,7 +38,8 @@ def model(arguments: argparse.Namespace) -> None:
     from mola_core.models import prepare_model
 
     layout = _layout(arguments)
-    prepare_model(layout.study.model, layout.model)
+    with locked(layout.model.with_suffix(".lock")):
+        prepare_model(layout.study.model, layout.model)
 
 
 def data(arguments: argparse.Namespace) -> None:
@@ -49,17 +54,21 @@ def data(arguments: argparse.Namespace) -> None:
 def train(arguments: argparse.Namespace) -> None:
     """Train the adapter of one cell."""
     from mola_core.cells import Workbench
+    from mola_core.gpu_slots import gpu_slot
 
     layout, cell = _cell(arguments)
-    Workbench(layout).train(cell)
+    with gpu_slot(layout.study.compute.cells_per_gpu):
+        Workbench(layout).train(cell)
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Evaluate one cell through lm-evaluation-harness."""
     from mola_core.cells import Workbench
+    from mola_core.gpu_slots import gpu_slot
 
     layout, cell = _cell(arguments)
-    Workbench(layout).evaluate(cell)
+    with gpu_slot(layout.study.compute.cells_per_gpu):
+        Workbench(layout).evaluate(cell)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -106,6 +115,46 @@ def figures(arguments: argparse.Namespace) -> None:
 
     layout = _layout(arguments)
     own_figures.write(layout, layout.folder)
+
+
+def routing(arguments: argparse.Namespace) -> None:
+    """Count which experts a cell's routers choose; without a cell, gather and draw what has been counted."""
+    named = [arguments.task, arguments.method, arguments.seed]
+    if any(value is not None for value in named):
+        if any(value is None for value in named):
+            raise MolaError("a cell needs --task, --method and --seed; without any the study is gathered")
+        from mola_core.cells import Workbench
+        from mola_core.routing_statistics import write_routing
+
+        layout, cell = _cell(arguments)
+        write_routing(Workbench(layout), cell)
+        return
+    from mola_core.analysis import routing as statistics
+
+    _tell_missing("router statistics", statistics.write(_layout(arguments)))
+
+
+def redundancy(arguments: argparse.Namespace) -> None:
+    """Measure how different the experts of the study's trained adapters are, and draw it by layer."""
+    from mola_core.analysis import redundancy as own_redundancy
+
+    _tell_missing("adapters", own_redundancy.write(_layout(arguments)))
+
+
+def layers(arguments: argparse.Namespace) -> None:
+    """Score the base model's layers (PL_Alpha_Hill) and correlate the scores with the experts' redundancy."""
+    from mola_core.analysis import quality
+    from mola_core.layer_quality import layer_quality
+
+    layout = _layout(arguments)
+    layer_quality(layout.model, layout.quality)
+    if not arguments.scores_only:
+        quality.write(layout)
+
+
+def _tell_missing(what: str, missing: Sequence[Cell]) -> None:
+    if missing:
+        print(f"no {what} here of {len(missing)} cells, the first is {missing[0].path}", file=sys.stderr)
 
 
 def summary(arguments: argparse.Namespace) -> None:
@@ -257,6 +306,14 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument("--drop-adapters", action="store_true", help="keep scores and records only")
     running.add_argument("--archive", help="pack the finished cells' small files into this .tar.gz")
     verb(collect, _study_options).add_argument("--partial", action="store_true", help="accept open cells")
+    of_cell = verb(routing, _study_options)
+    of_cell.add_argument("--task", help="of the cell to count; a model is loaded")
+    of_cell.add_argument("--method", help="the method's name in the study")
+    of_cell.add_argument("--seed", type=int)
+    verb(redundancy, _study_options)
+    verb(layers, _study_options).add_argument(
+        "--scores-only", action="store_true", help="only measure the base model, for all studies that use it"
+    )
     for action in (tables, figures, summary, reproduce, where):
         verb(action, _study_options)
     measuring = verb(benchmark, _study_options)
@@ -282,7 +339,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb. Bad input is one line on standard error and exit code 2."""
+    """Run one verb. Bad input is one line on standard error and exit code 2; so is a disk that takes no more, with
+    exit code 1, and a training stopped by SIGTERM, with 143."""
     parsed = _parser().parse_args(arguments)
     # Progress is told in lines that a log can hold; bars and chatter of the libraries would bury them.
     os.environ.setdefault("TQDM_DISABLE", "1")
@@ -295,8 +353,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MolaError as error:
         print(f"mola {parsed.verb}: {error}", file=sys.stderr)
         return 2
+    except OutOfTime as stop:
+        print(f"mola {parsed.verb}: {stop}; the same command goes on from its checkpoint", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        problem = storage_problem(error)
+        if problem is None:
+            raise
+        print(f"mola {parsed.verb}: {problem}; nothing is half-written, mend it and run again", file=sys.stderr)
+        return 1
     return 0
 
 
