@@ -14,12 +14,12 @@ import time
 from pathlib import Path
 
 from mola_core.cells import Workbench
-from mola_core.data import prepare_task
+from mola_core.data import prepare_rows
 from mola_core.errors import MolaError
 from mola_core.files import remove
 from mola_core.layout import Layout
 from mola_core.models import prepare_model
-from mola_core.study import Cell
+from mola_core.study import Cell, Study
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ def _open(layout: Layout, deadline: float | None) -> None:
     _bench = Workbench(layout, deadline)
 
 
-def _run(cell: Cell, keep_adapters: bool) -> Outcome:
+def _run(cell: Cell) -> Outcome:
     from mola_core.training import OutOfTime
 
     started = time.time()
@@ -52,8 +52,6 @@ def _run(cell: Cell, keep_adapters: bool) -> Outcome:
         return Outcome(cell, "out of time", time.time() - started, str(stop))
     except Exception as error:  # one failed cell must not take the others with it
         return Outcome(cell, "failed", time.time() - started, f"{type(error).__name__}: {error}")
-    if not keep_adapters:
-        remove(_bench.layout.cell(cell) / "adapter")
     return Outcome(cell, "complete", time.time() - started)
 
 
@@ -62,38 +60,94 @@ def run(
 ) -> list[Outcome]:
     """Train and evaluate every cell that is not complete, `parallel` at a time, each worker loading the base once.
 
-    No cell is begun and no training goes on after `time_budget` seconds; a stopped training leaves a checkpoint.
-    Raises `MolaError` where a model or data source cannot be read.
+    A cell begins when its parent is complete. No cell is begun and no training goes on after `time_budget` seconds; a
+    stopped training leaves a checkpoint. Without `keep_adapters` the weights of a cell go as soon as no open cell
+    continues from them. Raises `MolaError` where a model or data source cannot be read.
     """
     deadline = time.time() + time_budget if time_budget else None
+    study = layout.study
     if not (layout.model / "model.json").is_file():
         if layout.model_folder:
-            raise MolaError(f"model folder {layout.model_folder}: no model.json; prepare it with `mola model`")
-        prepare_model(layout.study.model, layout.model)
-    for task in layout.study.tasks:
-        if not (layout.data(task) / "fingerprint.json").is_file():
-            prepare_task(task, layout.study.data, layout.data(task))
-    bench = Workbench(layout)
-    cells = [cell for cell in layout.study.cells() if not bench.is_complete(cell)]
-    outcomes = []
+            raise MolaError(
+                f"model folder {layout.model_folder}: no model.json; prepare it with `mola model`"
+            )
+        prepare_model(study.model, layout.model)
+    for name in study.rows():
+        if not (layout.data(name) / "fingerprint.json").is_file():
+            prepare_rows(study, name, layout.data(name))
+    waiting = open_cells(layout)
+    for cell in waiting:
+        if not layout.weights(cell).is_dir():
+            # A record without its weights would say that there is nothing to train.
+            remove(layout.cell(cell) / "training.json")
+    outcomes: list[Outcome] = []
+    running: dict[concurrent.futures.Future[Outcome], Cell] = {}
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(
-        max_workers=min(parallel, len(cells)) or 1,
+        max_workers=min(parallel, len(waiting)) or 1,
         mp_context=context,
         initializer=_open,
         initargs=(layout, deadline),
     ) as workers:
-        futures = [workers.submit(_run, cell, keep_adapters) for cell in cells]
-        for done in concurrent.futures.as_completed(futures):
-            outcome = done.result()
-            outcomes.append(outcome)
-            note = f": {outcome.reason}" if outcome.reason else ""
-            print(f"{outcome.state:12} {outcome.cell.path} ({outcome.seconds:.0f} s){note}", file=sys.stderr, flush=True)
+        while waiting or running:
+            for cell in [cell for cell in waiting if study.parent(cell) not in {*waiting, *running.values()}]:
+                waiting.remove(cell)
+                running[workers.submit(_run, cell)] = cell
+            done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+            for future in done:
+                outcome = future.result()
+                del running[future]
+                outcomes.append(outcome)
+                _tell(outcome)
+                if outcome.state != "complete":
+                    for cell in _descendants(study, outcome.cell, waiting):
+                        waiting.remove(cell)
+                        outcomes.append(Outcome(cell, outcome.state, reason=f"after {outcome.cell.path}"))
+                        _tell(outcomes[-1])
+            if not keep_adapters:
+                _drop_weights(layout, [outcome.cell for outcome in outcomes], [*waiting, *running.values()])
     return outcomes
+
+
+def open_cells(layout: Layout) -> list[Cell]:
+    """The cells to run, each after its parent: those that are not complete, and complete ones whose weights are gone
+    though an open cell continues from them."""
+    bench, study = Workbench(layout), layout.study
+    cells: list[Cell] = []
+    for cell in reversed(study.all_cells()):
+        continued = any(study.parent(other) == cell for other in cells)
+        if not bench.is_complete(cell) or (continued and not layout.weights(cell).is_dir()):
+            cells.append(cell)
+    return cells[::-1]
+
+
+def _descendants(study: Study, cell: Cell, cells: list[Cell]) -> list[Cell]:
+    """Those of `cells` that continue from `cell`, at any distance; children follow their parents in `cells`."""
+    found = [cell]
+    for other in cells:
+        if study.parent(other) in found:
+            found.append(other)
+    return found[1:]
+
+
+def _drop_weights(layout: Layout, finished: list[Cell], coming: list[Cell]) -> None:
+    needed = {layout.study.parent(cell) for cell in coming}
+    for cell in finished:
+        if cell not in needed and (layout.cell(cell) / "training.json").is_file():
+            remove(layout.weights(cell))
+            remove(layout.cell(cell) / "epochs")
+
+
+def _tell(outcome: Outcome) -> None:
+    note = f": {outcome.reason}" if outcome.reason else ""
+    print(
+        f"{outcome.state:12} {outcome.cell.path} ({outcome.seconds:.0f} s){note}", file=sys.stderr, flush=True
+    )
 
 
 def results_of(layout: Layout) -> list[Path]:
     """The small files of complete cells: what must come home from a borrowed machine."""
     names = ("manifest.json", "samples.parquet", "training.json", "train.jsonl")
-    files = [layout.cell(cell) / name for cell in layout.study.cells() for name in names]
-    return [file for file in files if (file.parent / "manifest.json").is_file() and file.is_file()]
+    bench = Workbench(layout)
+    cells = [cell for cell in layout.study.all_cells() if bench.is_complete(cell)]
+    return [file for cell in cells for name in names if (file := layout.cell(cell) / name).is_file()]
