@@ -8,7 +8,8 @@ intermediate tensors.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,8 +88,8 @@ class _Route(torch.autograd.Function):
         modules = len(weights) // 2
         A, router = _stack(weights[:modules]), _stack(weights[modules:])
         dropped = _draw_dropped(x, settings.dropout) if settings.dropout else None
-        kept = x if dropped is None else _zero_(x.clone(), dropped)
-        hidden = (A @ kept.T).view(modules, -1, settings.rank, len(x))
+        with _without(x, dropped) as kept:
+            hidden = (A @ kept.T).view(modules, -1, settings.rank, len(x))
         logits = (router @ x.T).view(modules, -1, len(x))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         gates, chosen = top_k_gates(logits, settings.top_k, dim=1)
@@ -98,12 +99,12 @@ class _Route(torch.autograd.Function):
             probabilities = logits.softmax(1)
             settings.observation.count(probabilities, chosen)
         ctx.settings = settings
-        ctx.save_for_backward(x, kept, dropped, A, router, hidden, gates, probabilities)
+        ctx.save_for_backward(x, dropped, A, router, hidden, gates, probabilities)
         return (hidden * gates.to(hidden.dtype).unsqueeze(2)).flatten(1, 2).unbind()
 
     @staticmethod
     def backward(ctx: Any, *dz: Tensor) -> tuple[Tensor | None, ...]:
-        x, kept, dropped, A, router, hidden, gates, probabilities = ctx.saved_tensors
+        x, dropped, A, router, hidden, gates, probabilities = ctx.saved_tensors
         settings, modules = ctx.settings, len(dz)
         dz = torch.stack(dz).view_as(hidden)
         dgates = (dz * hidden).sum(2).to(gates.dtype)
@@ -113,7 +114,9 @@ class _Route(torch.autograd.Function):
         if settings.observation is not None:
             dlogits += settings.observation.logit_gradient(probabilities)
         dlogits = dlogits.view(len(router), -1).to(x.dtype)
-        dA, drouter = dhidden @ kept, dlogits @ x
+        with _without(x, dropped) as kept:
+            dA = dhidden @ kept
+        drouter = dlogits @ x
         dx = None
         if ctx.needs_input_grad[0]:
             dx = dhidden.T @ A
@@ -147,7 +150,7 @@ def _stack(weights: Sequence[Tensor]) -> Tensor:
 
 
 def _draw_dropped(x: Tensor, probability: float) -> Tensor:
-    """Which elements of `x` to drop, each with `probability` on its own: what `_zero_` takes.
+    """Which elements of `x` to drop, each with `probability` on its own: what `_without` and `_zero_` take.
 
     On a CPU these are positions: the gaps between drops are geometric, so only the drops are drawn, not every
     element. That takes a tenth of the time of a mask, which would cost as much as the experts. Elsewhere it is a
@@ -163,6 +166,27 @@ def _draw_dropped(x: Tensor, probability: float) -> Tensor:
     gaps = uniform.neg_().log1p_().div_(math.log1p(-probability)).long().add_(1)
     positions = gaps.cumsum_(0).sub_(1)
     return positions[: int(torch.searchsorted(positions, x.numel()))]
+
+
+@contextmanager
+def _without(x: Tensor, dropped: Tensor | None) -> Iterator[Tensor]:
+    """`x` with the dropped elements zero.
+
+    On a CPU it is `x` itself while the context lasts, its values put back afterwards: a copy would take as long as
+    the product it is for, and LoRA's copies are most of what its dropout costs in memory.
+    """
+    if dropped is None:
+        yield x
+    elif dropped.dtype == torch.bool:
+        yield x.masked_fill(dropped, 0)
+    else:
+        elements = x.data.view(-1)  # `data`, because to autograd the tensor is the same before and after
+        values = elements[dropped]
+        elements.index_fill_(0, dropped, 0)
+        try:
+            yield x
+        finally:
+            elements[dropped] = values
 
 
 def _zero_(x: Tensor, dropped: Tensor) -> Tensor:

@@ -222,5 +222,5 @@ def _route(layers: list[MolaLinear], adapter: str, x: Tensor) -> tuple[Tensor, .
         dropout=config.lora_dropout if first.training else 0.0,
         observation=observation,
     )
-    x = x.reshape(tokens.numel(), -1).to(dtype)
+    x = x.reshape(tokens.numel(), -1).to(dtype).contiguous()
     return route(x, [w.to(dtype) for w in A], [w.to(dtype) for w in routers], settings)
