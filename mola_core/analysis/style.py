@@ -43,6 +43,9 @@ KINDS: dict[str, tuple[str, str]] = {
     "full": ("#000000", "*"),
     "prompt-tuning": ("#7F7F7F", "d"),
     "llama-adapter": ("#7F7F7F", "X"),
+    "alphalora": ("#8C564B", "p"),
+    "sensitivity": ("#6A3D9A", "h"),
+    "random": ("#7F7F7F", "8"),
 }
 SPARE_MARKERS = ("X", "P", "d", "8", "<", ">", "p", "h")
 NOTICE_COLOUR = "#A03000"
@@ -122,7 +125,7 @@ def method_style(settings: MethodSettings) -> Style:
     """The look of one method by itself."""
     method = parse_method(settings)
     if method.shape is None:
-        colour, marker = KINDS.get(method.kind, PROFILES["other"])
+        colour, marker = KINDS.get(method.allocation or method.kind, PROFILES["other"])
         return Style(colour, marker, line=":" if method.kind == "base" else "-")
     colour, marker = PROFILES[profile(method.shape)]
     if not profile(method.shape).startswith("peak"):
