@@ -19,7 +19,7 @@ try:
         Path(config.get("results", "results")),
     )
     study = layout.study
-    digests = {cell: cells.digests(study, cell) for cell in study.cells()}
+    digests = {cell: cells.digests(study, cell) for cell in study.all_cells()}
 except MolaError as error:
     sys.exit(f"snakemake: {error}")
 

@@ -44,11 +44,11 @@ def model(arguments: argparse.Namespace) -> None:
 
 def data(arguments: argparse.Namespace) -> None:
     """Fetch and prepare the rows of a study's tasks (one task, or all)."""
-    from mola_core.data import prepare_task
+    from mola_core.data import prepare_rows
 
     layout = _layout(arguments)
-    for task in [arguments.task] if arguments.task else layout.study.tasks:
-        prepare_task(task, layout.study.data, layout.data(task))
+    for name in [arguments.task] if arguments.task else layout.study.rows():
+        prepare_rows(layout.study, name, layout.data(name))
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -217,14 +217,14 @@ def benchmark(arguments: argparse.Namespace) -> None:
     import torch
 
     from mola_core.benchmark import harness, report, steps
-    from mola_core.data import prepare_task
+    from mola_core.data import prepare_rows
     from mola_core.models import prepare_model
 
     layout = _layout(arguments)
     torch.set_num_threads(arguments.threads)
     prepare_model(layout.study.model, layout.model)
-    for task in layout.study.tasks:
-        prepare_task(task, layout.study.data, layout.data(task))
+    for name in layout.study.rows():
+        prepare_rows(layout.study, name, layout.data(name))
     parts = {
         "layers": lambda: steps.layers(arguments.repeats, arguments.dtype),
         "steps": lambda: steps.steps(layout.model, arguments.repeats, arguments.dtype),
@@ -253,7 +253,7 @@ def cells(arguments: argparse.Namespace) -> None:
     from mola_core.cells import Workbench
 
     bench = Workbench(_layout(arguments))
-    for cell in bench.study.cells():
+    for cell in bench.study.all_cells():
         state = "complete" if bench.is_complete(cell) else "trained" if bench.is_trained(cell) else "open"
         print(f"{state:9} {cell.path}")
 

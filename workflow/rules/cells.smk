@@ -1,4 +1,5 @@
-# A cell is one (task, method, seed). Its digest in `params` reruns it when, and only when, what decides it changes.
+# A cell is one (task, method, seed); instead of a task it may have the name of a stage: instruction,
+# continual-1-biology, ... Its digest in `params` reruns it when, and only when, what decides it changes.
 
 
 def training_of(wildcards):
@@ -7,12 +8,28 @@ def training_of(wildcards):
     return folder("cells/{task}/{method}/seed{seed}/training.json")
 
 
+def parent_of(wildcards):
+    """The training that this cell goes on from, if any."""
+    parent = study.parent(named_cell(wildcards))
+    return layout.cell(parent) / "training.json" if parent else []
+
+
+def trained_on(wildcards):
+    return ancient(layout.data(study.trained_on(named_cell(wildcards))) / "fingerprint.json")
+
+
+def evaluated_on(wildcards):
+    tasks = study.evaluated_on(named_cell(wildcards))
+    return [ancient(layout.data(task) / "fingerprint.json") for task in tasks]
+
+
 # The adapter stands beside training.json, which holds its hash, but is not declared: cells that were trained on
 # another machine are complete without their adapters.
 rule train:
     input:
         model=ancient(layout.model / "model.json"),
-        data=lambda wildcards: ancient(layout.data(wildcards.task) / "fingerprint.json"),
+        data=trained_on,
+        parent=parent_of,
     output:
         log=folder("cells/{task}/{method}/seed{seed}/train.jsonl"),
         record=folder("cells/{task}/{method}/seed{seed}/training.json"),
@@ -35,7 +52,7 @@ rule train:
 rule evaluate:
     input:
         model=ancient(layout.model / "model.json"),
-        data=lambda wildcards: ancient(layout.data(wildcards.task) / "fingerprint.json"),
+        data=evaluated_on,
         training=training_of,
     output:
         samples=folder("cells/{task}/{method}/seed{seed}/samples.parquet"),

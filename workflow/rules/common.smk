@@ -1,4 +1,4 @@
-from mola_core.data import data_identity
+from mola_core.data import rows_identity
 from mola_core.models import model_identity
 from mola_core.provenance import digest
 
@@ -20,6 +20,6 @@ def named_cell(wildcards):
 
 
 wildcard_constraints:
-    task="|".join(study.tasks),
+    task="|".join(sorted({*study.rows(), *(cell.task for cell in study.all_cells())})),
     method="|".join(method.label for method in study.methods),
     seed=r"\d+",

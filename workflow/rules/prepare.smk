@@ -20,7 +20,7 @@ rule data:
     log:
         folder("logs/data/{store}/{task}.log"),
     params:
-        identity=lambda wildcards: digest(data_identity(wildcards.task, study.data)),
+        identity=lambda wildcards: digest(rows_identity(study, wildcards.task)),
     shell:
         "{mola} data {options} --task {wildcards.task} 2>&1 | tee {log}"
 
@@ -29,4 +29,4 @@ rule data:
 rule prefetch:
     input:
         rules.model.output,
-        [layout.data(task) / "fingerprint.json" for task in study.tasks],
+        [layout.data(task) / "fingerprint.json" for task in study.rows()],

@@ -4,7 +4,7 @@ from mola_core.analysis.paper_tables import PAPER_TABLES
 from mola_core.analysis.tables import TABLES
 from mola_core.analysis.verdict_figures import FIGURES as VERDICT_FIGURES
 
-manifests = [str(layout.cell(cell) / "manifest.json") for cell in study.cells()]
+manifests = [str(layout.cell(cell) / "manifest.json") for cell in study.all_cells() if study.evaluated_on(cell)]
 
 
 rule collect:
