@@ -6,3 +6,7 @@ class MolaError(Exception):
 
     The command line prints the message without a traceback and exits with code 2.
     """
+
+
+class OutOfTime(Exception):
+    """A training was stopped before its last step, by a deadline or SIGTERM; a checkpoint was saved."""

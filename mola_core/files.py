@@ -1,15 +1,26 @@
 """Files that are either whole or not there: write to a temporary name, then rename."""
 
 import contextlib
+import errno
+import fcntl
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mola_core.errors import MolaError
+
+STORAGE_ERRORS = {
+    getattr(errno, name): os.strerror(getattr(errno, name))
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "EACCES", "EPERM", "EMFILE", "ENFILE", "ESTALE")
+}
 
 
 @contextlib.contextmanager
@@ -17,22 +28,95 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block ends without an error.
 
     The block may create a file or a folder under the temporary name; a folder that stood at `path` is replaced.
-    The data reach the disk before the rename, so a crash leaves the old content or the new, never a mixture.
+    The data reach the disk before the rename, so a crash leaves the old content, the new or none, never a mixture.
+    What a killed process left under such a name is swept away by the next write of the same path on its machine.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    remove(temporary)
+    _sweep(path)
+    owner = f"{socket.gethostname()}-{os.getpid()}"
+    temporary = path.with_name(f".{path.name}.{owner}.tmp")
+    old = path.with_name(f".{path.name}.{owner}.old")
     try:
         yield temporary
-        for file in [temporary] if temporary.is_file() else [f for f in temporary.rglob("*") if f.is_file()]:
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
+        _to_disk(temporary, *temporary.rglob("*"))
         if path.is_dir():
-            remove(path)
+            # Moved aside, not deleted in place: deleting takes time, in which half a folder would stand there.
+            os.replace(path, old)
         os.replace(temporary, path)
+        _to_disk(path.parent)
     finally:
         remove(temporary)
+        remove(old)
+
+
+def _to_disk(*paths: Path) -> None:
+    for path in paths:
+        if path.is_file() or path.is_dir():
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+
+def _sweep(path: Path) -> None:
+    """Delete what processes of this machine that no longer live left of an `atomic_write` of `path`."""
+    names = f".{path.name}.{socket.gethostname()}-"
+    for leftover in path.parent.glob(f"{glob.escape(names)}*"):
+        process = re.fullmatch(r"(\d+)\.(tmp|old)", leftover.name.removeprefix(names))
+        if process and (int(process[1]) == os.getpid() or not _lives(int(process[1]))):
+            remove(leftover)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+@contextlib.contextmanager
+def locked(path: str | Path, wait: bool = True) -> Iterator[None]:
+    """Hold the lock file `path` during the block; the kernel gives it back however the process ends.
+
+    Where another process holds it, wait, or with `wait` False raise `MolaError`. On a file system without locks
+    nothing is held, and a line says so.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                raise MolaError(
+                    f"{path}: another run works on this folder; wait for its end or stop it"
+                ) from None
+            print(f"waiting for another process, which holds {path}", file=sys.stderr, flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            print(f"{path}: no locks here ({error.strerror}); let nothing else work on it", file=sys.stderr)
+        yield
+
+
+def storage_problem(error: BaseException) -> str | None:
+    """What the disk refused, where that is why `error` was raised; None for other errors.
+
+    Libraries that write by themselves (safetensors, torch) hide the system's error in a text of their own.
+    """
+    if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
+        return f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
+    for code, reason in STORAGE_ERRORS.items():
+        if f"(os error {code})" in str(error) or f"[Errno {code}]" in str(error):
+            return reason
+    if "PytorchStreamWriter failed" in str(error):
+        return "writing failed, is the disk full?"
+    cause = error.__cause__ or error.__context__
+    return storage_problem(cause) if cause else None
 
 
 def remove(path: Path) -> None:

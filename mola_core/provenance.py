@@ -10,6 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from mola_core.errors import MolaError
+from mola_core.files import read_json, write_json
+
 PACKAGE = Path(__file__).parent
 TRAINING_CODE = (
     "adapter",
@@ -30,6 +33,24 @@ PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets", "accelerate"
 def digest(content: Any) -> str:
     """sha256 of any JSON value, independent of the order of keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def write_record(path: str | Path, record: dict[str, Any]) -> None:
+    """Write a record as JSON with the sha256 of its content, which `read_record` compares."""
+    write_json(path, record | {"sha256": _sealed(record)})
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """A record that `write_record` wrote. Raises `MolaError` where it is missing, cut short or altered."""
+    record = read_json(path)
+    if not isinstance(record, dict) or record.pop("sha256", None) != _sealed(record):
+        raise MolaError(f"{path}: altered since it was written; delete its folder and run again")
+    return record
+
+
+def _sealed(record: dict[str, Any]) -> str:
+    # As it is read back: JSON knows no tuples and no keys that are numbers.
+    return digest(json.loads(json.dumps({key: value for key, value in record.items() if key != "sha256"})))
 
 
 @functools.cache

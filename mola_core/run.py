@@ -41,7 +41,7 @@ def _open(layout: Layout, deadline: float | None) -> None:
 
 
 def _run(cell: Cell) -> Outcome:
-    from mola_core.training import OutOfTime
+    from mola_core.errors import OutOfTime
 
     started = time.time()
     if _bench.deadline and started > _bench.deadline:

@@ -173,7 +173,7 @@ class TrainingSettings(Closed):
     batch_size: Count = 128
     """Documents per optimiser step."""
     micro_batch_size: Count = 8
-    """Documents per forward pass; gradients accumulate up to `batch_size`."""
+    """Documents per forward pass; gradients accumulate up to `batch_size`. Halved where memory does not suffice."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -190,7 +190,7 @@ class TrainingSettings(Closed):
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 10
     """A checkpoint at least this often, so that a killed cell loses no more."""
     deterministic: bool = False
-    """Ask for deterministic kernels on a GPU; the CPU is deterministic anyway."""
+    """Ask for deterministic kernels on a GPU, at some cost in speed; the CPU is deterministic anyway."""
 
     @model_validator(mode="after")
     def _check(self) -> "TrainingSettings":
@@ -203,6 +203,12 @@ class TrainingSettings(Closed):
         if self.candidates != sorted(set(self.candidates)):
             raise ValueError("epochs: list them in ascending order, each once")
         return self
+
+    @property
+    def smaller_micro_batch(self) -> int | None:
+        """The largest divisor of `batch_size` that is at most half of `micro_batch_size`; None below 1."""
+        half = self.micro_batch_size // 2
+        return next((size for size in range(half, 0, -1) if self.batch_size % size == 0), None)
 
     @property
     def last_epoch(self) -> float:
@@ -277,7 +283,8 @@ class ComputeSettings(Closed):
     """What one cell asks of the machine; never changes a result beyond rounding."""
 
     threads: Count = 2
-    gpus: Annotated[int, Field(ge=0)] = 0
+    gpus: Annotated[int, Field(ge=0, le=1)] = 0
+    """Cards of one cell. A cell never uses more than one: cells run beside each other instead."""
     cells_per_gpu: Count = 1
     """Cells that share one card."""
     memory_gb: Annotated[float, Field(gt=0)] = 4

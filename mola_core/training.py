@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +25,7 @@ from transformers import (
 )
 
 from mola_core.batches import Collator, Encoded, LengthGrouped
-from mola_core.errors import MolaError
+from mola_core.errors import MolaError, OutOfTime
 from mola_core.files import read_json, remove, write_json, write_text
 
 if TYPE_CHECKING:
@@ -32,10 +35,6 @@ if TYPE_CHECKING:
 
 MARKER = "complete.json"
 """Written into a checkpoint after everything else: a checkpoint without it was cut short and is not resumed."""
-
-
-class OutOfTime(Exception):
-    """The deadline came before the last step; a checkpoint was saved."""
 
 
 class Progress(TrainerCallback):
@@ -99,6 +98,8 @@ class Progress(TrainerCallback):
         # `logs` is a copy: what shall stand in the checkpoint and the cell's log goes into the history itself.
         tokens = int(state.num_input_tokens_seen)
         state.log_history[-1] |= {"tokens": tokens, "seconds": round(self.seconds, 3)}
+        if self.out_of_time:
+            return  # Who sent SIGTERM may have closed the log; the checkpoint is still to be written.
         last = state.global_step == state.max_steps
         if last or time.monotonic() - self.spoken > 5:
             self.spoken = time.monotonic()
@@ -208,7 +209,8 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)
     model.config.use_cache = False
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with _stopped_by_sigterm(progress):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if progress.out_of_time:
         raise OutOfTime(f"{label}: stopped at step {trainer.state.global_step} of {steps}")
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -228,6 +230,28 @@ def train(
         "peak_memory_bytes": peak_memory(),
         "resumed": checkpoint is not None,
     }, log
+
+
+@contextlib.contextmanager
+def _stopped_by_sigterm(progress: Progress) -> Iterator[None]:
+    """SIGTERM (a cluster's time limit, a drained node) ends the training after its current step, with a checkpoint."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        progress.deadline = 1.0
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory, the GPU's or the machine's, did not suffice: torch has no common type for both."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def peak_memory() -> int:

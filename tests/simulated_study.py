@@ -14,6 +14,7 @@ from mola_core.cells import digests
 from mola_core.files import sha256_file, write_json, write_text
 from mola_core.layout import Layout
 from mola_core.methods import layer_experts, parse_method
+from mola_core.provenance import write_record
 from mola_core.shapes import centre_of_depth, lora_parameters, mola_parameters
 from mola_core.study import Cell, Study
 
@@ -125,7 +126,7 @@ def write_cell(layout: Layout, cell: Cell, documents: int, width: int, inner: in
             **_write_log(folder / "train.jsonl", effect, rng),
             **environment,
         }
-        write_json(folder / "training.json", training)
+        write_record(folder / "training.json", training)
     accuracy = float(correct.mean())
     metrics = {"acc": accuracy} | (
         {"mcc": float(np.corrcoef(correct, targets)[0, 1])} if cell.task == "cola" else {}
@@ -153,7 +154,7 @@ def write_cell(layout: Layout, cell: Cell, documents: int, width: int, inner: in
         "samples_sha256": sha256_file(folder / "samples.parquet"),
         "finished": "2026-01-01T00:00:00+00:00",
     }
-    write_json(folder / "manifest.json", manifest)
+    write_record(folder / "manifest.json", manifest)
 
 
 def write_continual_cell(layout: Layout, cell: Cell, documents: int) -> None:
@@ -167,7 +168,7 @@ def write_continual_cell(layout: Layout, cell: Cell, documents: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     samples.to_parquet(folder / "samples.parquet", index=False)
     manifest = {"digest": digests(layout.study, cell).evaluation}
-    write_json(
+    write_record(
         folder / "manifest.json", manifest | {"samples_sha256": sha256_file(folder / "samples.parquet")}
     )
 

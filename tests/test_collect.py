@@ -12,7 +12,8 @@ from simulated_study import make_study, simulate
 from mola_core.analysis import collect
 from mola_core.analysis.scores import load_scores, score_matrix
 from mola_core.errors import MolaError
-from mola_core.files import read_json, sha256_file, write_json
+from mola_core.files import read_json, sha256_file
+from mola_core.provenance import read_record, write_record
 
 DOCUMENTS = 40
 
@@ -27,10 +28,10 @@ def rewrite_samples(folder, change):
     """Change a cell's samples and its manifest together, as a cell of another evaluation would have them."""
     samples = change(pd.read_parquet(folder / "samples.parquet"))
     samples.to_parquet(folder / "samples.parquet", index=False)
-    manifest = read_json(folder / "manifest.json")
+    manifest = read_record(folder / "manifest.json")
     manifest["samples_sha256"] = sha256_file(folder / "samples.parquet")
     manifest["evaluation"] |= {"documents": len(samples), "accuracy": float(samples["correct"].mean())}
-    write_json(folder / "manifest.json", manifest)
+    write_record(folder / "manifest.json", manifest)
 
 
 def test_every_answer_of_every_cell_is_there_once(layout):
@@ -103,7 +104,7 @@ def test_incomplete_cells_are_listed_or_left_out(layout):
 def test_cells_of_other_settings_are_out_of_date(layout):
     cell = layout.study.cell("cola", "mola-2468", 0)
     path = layout.cell(cell) / "manifest.json"
-    write_json(path, read_json(path) | {"digest": "0" * 64})
+    write_record(path, read_record(path) | {"digest": "0" * 64})
     with pytest.raises(MolaError, match=r"cola/mola-2468/seed0 \(out of date\)"):
         collect.write(layout)
     assert "cola" not in set(
@@ -130,9 +131,9 @@ def test_altered_samples_are_refused(layout):
 
 def test_an_accuracy_must_be_k_of_n_on_the_samples(layout):
     folder = layout.cell(layout.study.cell("cola", "lora-r8", 0))
-    manifest = read_json(folder / "manifest.json")
+    manifest = read_record(folder / "manifest.json")
     manifest["evaluation"]["accuracy"] += 0.001
-    write_json(folder / "manifest.json", manifest)
+    write_record(folder / "manifest.json", manifest)
     with pytest.raises(MolaError, match="cola/lora-r8/seed0: the manifest says accuracy"):
         collect.write(layout)
 

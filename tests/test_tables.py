@@ -13,7 +13,8 @@ from mola_core.analysis.parameters import closed_form, layer_matrices
 from mola_core.analysis.render import KINDS, latex, percent, points
 from mola_core.analysis.reproduce import reproduce
 from mola_core.errors import MolaError
-from mola_core.files import read_json, write_json
+from mola_core.files import write_json
+from mola_core.provenance import read_record, write_record
 from mola_core.shapes import lora_parameters, mola_parameters
 from mola_core.study import load_study
 
@@ -388,9 +389,9 @@ def test_nothing_collected_is_one_line(tmp_path):
 
 def test_cells_of_two_sizes_are_refused(layout):
     path = layout.cell(layout.study.cell("cola", "mola-2468", 2)) / "manifest.json"
-    manifest = read_json(path)
+    manifest = read_record(path)
     manifest["training"]["trainable_parameters"] += 5
-    write_json(path, manifest)
+    write_record(path, manifest)
     collect.write(layout)
     with pytest.raises(MolaError, match="mola-2468: trainable parameters: the cells differ"):
         tables.write(layout)

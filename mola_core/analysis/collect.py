@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 from mola_core.analysis import continual
 from mola_core.cells import digests
 from mola_core.errors import MolaError
-from mola_core.files import atomic_write, read_json, sha256_file
+from mola_core.files import atomic_write, sha256_file
 from mola_core.layout import Layout
+from mola_core.provenance import read_record
 from mola_core.study import Cell
 
 FILES = ("scores.parquet", "cells.parquet", "cells.csv", "curves.parquet")
@@ -49,7 +50,7 @@ def cell_state(layout: Layout, cell: Cell) -> str:
     if not path.is_file():
         return "missing"
     current = digests(layout.study, cell).evaluation
-    return "complete" if read_json(path).get("digest") == current else "out of date"
+    return "complete" if read_record(path).get("digest") == current else "out of date"
 
 
 def write(layout: Layout, out_dir: Path | None = None, partial: bool = False) -> pd.DataFrame:
@@ -95,7 +96,7 @@ def continual_rows(layout: Layout) -> pd.DataFrame:
             continue
         for cell in cells:
             path = layout.cell(cell) / "samples.parquet"
-            _verify(path, read_json(path.with_name("manifest.json")))
+            _verify(path, read_record(path.with_name("manifest.json")))
             scores = (
                 pd.read_parquet(path, columns=["task", "correct"])
                 .groupby("task", sort=False)["correct"]
@@ -161,7 +162,7 @@ def _checked(layout: Layout, cells: list[Cell], records: list[dict[str, Any]]) -
     documents: dict[str, tuple[Cell, pa.Array]] = {}
     for cell in cells:
         folder = layout.cell(cell)
-        manifest = read_json(folder / "manifest.json")
+        manifest = read_record(folder / "manifest.json")
         samples = _samples(folder / "samples.parquet", manifest)
         records.append(_record(layout, cell, manifest, samples))
         first, expected = documents.setdefault(cell.task, (cell, samples["document"].combine_chunks()))

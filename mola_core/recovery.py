@@ -1,0 +1,113 @@
+"""What lets the training of a cell be killed at any moment, run out of memory, or be started twice."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mola_core.errors import MolaError
+from mola_core.files import atomic_write, locked, read_json, remove, sha256_file, write_json
+from mola_core.identity import digests
+from mola_core.provenance import read_record
+
+if TYPE_CHECKING:
+    from mola_core.cells import Workbench
+    from mola_core.study import Cell, TrainingSettings
+
+MICRO_BATCH = "micro_batch.json"
+"""In a cell's scratch folder: the micro-batch that memory suffices for, where it is smaller than the study's."""
+RECORDS = ("train.jsonl", "training.json")
+"""What a training leaves beside its weights; training.json, written last, says that the training is whole."""
+
+
+def train_once(bench: Workbench, cell: Cell) -> None:
+    """Have `bench` train the cell unless its training is there, whole and unaltered.
+
+    One process at a time works on a cell; others wait, then find it trained. A training that memory does not suffice
+    for goes on with half the micro-batch. The records are kept in the scratch folder until the cell is evaluated:
+    Snakemake deletes those of the cell where it was killed before it learnt that a job, which on a cluster goes on
+    without it, had ended.
+    """
+    scratch = bench.layout.checkpoints(digests(bench.study, cell).training)
+    with locked(scratch.with_suffix(".lock")):
+        folder = bench.layout.cell(cell)
+        if _is_whole(bench, cell, folder):
+            print(f"{cell.path}: already trained", file=sys.stderr)
+            return
+        if not _is_whole(bench, cell, scratch):
+            while not _attempt(bench, cell, scratch):
+                pass
+        for name in RECORDS:
+            with atomic_write(folder / name) as temporary:
+                shutil.copyfile(scratch / name, temporary)
+
+
+def forget(scratch: Path) -> None:
+    """Delete what only a training under way needs: checkpoints, not the records."""
+    for entry in scratch.iterdir():
+        if entry.name not in (*RECORDS, MICRO_BATCH):
+            remove(entry)
+
+
+def free_memory() -> None:
+    """Give back what a step that ran out of memory had taken."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _is_whole(bench: Workbench, cell: Cell, folder: Path) -> bool:
+    """Whether `folder` has the records of a training with the cell's digest, and the cell its unaltered weights."""
+    from mola_core.weights import weights_sha256
+
+    try:
+        record = read_record(folder / "training.json")
+        return (
+            record["digest"] == digests(bench.study, cell).training
+            and record["log_sha256"] == sha256_file(folder / "train.jsonl")
+            and record["adapter_sha256"] == weights_sha256(bench.layout.weights(cell))
+        )
+    except (MolaError, OSError):
+        return False
+
+
+def _attempt(bench: Workbench, cell: Cell, scratch: Path) -> bool:
+    """Train the cell into `scratch`; False where it needs a smaller micro-batch, which is noted there."""
+    from mola_core.training import is_out_of_memory
+
+    settings = _fitting(bench, cell, scratch)
+    try:
+        bench.train_into(scratch, cell, settings)
+        return True
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    # Outside the handler: the error keeps alive what the failed step had allocated.
+    free_memory()
+    smaller = settings.smaller_micro_batch
+    if smaller is None:
+        raise MolaError(
+            f"cell {cell.path}: not enough memory for one document at a time; lower training.max_length, set "
+            "training.gradient_checkpointing, or use a larger card"
+        )
+    print(f"{cell.path}: out of memory, goes on with micro_batch_size {smaller}", file=sys.stderr, flush=True)
+    write_json(scratch / MICRO_BATCH, smaller)
+    return False
+
+
+def _fitting(bench: Workbench, cell: Cell, scratch: Path) -> TrainingSettings:
+    """The cell's training settings, with the smaller micro-batch that an earlier attempt was left with.
+
+    The effective batch, the documents and their order stay, and so does the digest; but sums round differently, and
+    dropout, where there is some, draws other masks.
+    """
+    method = bench.study.method_by_label[cell.method]
+    changes: dict[str, Any] = {"learning_rate": method.learning_rate} if method.learning_rate else {}
+    if (scratch / MICRO_BATCH).is_file():
+        changes["micro_batch_size"] = read_json(scratch / MICRO_BATCH)
+    return bench.study.training_of(cell).model_copy(update=changes)
