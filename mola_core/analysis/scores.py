@@ -4,9 +4,10 @@ A *cell* is one trained and evaluated (study, model, task, method, seed). All ce
 answered the same documents: every later step pairs on them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,10 @@ from mola_core.errors import MolaError
 
 NAMES = ("study", "model", "task", "method")
 COLUMNS = (*NAMES, "seed", "document", "correct")
-_DICTIONARY = pa.dictionary(pa.int32(), pa.string())
+BATCH = 1 << 20
+"""Rows read at a time: a file of ten million rows then never needs more than 2 GiB."""
+CSV_BLOCK = 1 << 26
+_SPELLINGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "-0": 0, "false": 0, "true": 1}
 
 
 @dataclass(frozen=True)
@@ -84,25 +88,29 @@ def load_scores(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     if not path.is_file():
         raise MolaError(f"{path}: no such score file; give a .parquet or .csv file")
-    read = _read_csv if path.suffix.lower() == ".csv" else _read_parquet
+    names = {name: _Names() for name in (*NAMES, "document")}
+    codes: dict[str, list[np.ndarray]] = {column: [] for column in COLUMNS}
     try:
-        table = read(path)
+        for batch in _read_csv(path) if path.suffix.lower() == ".csv" else _read_parquet(path):
+            for column in COLUMNS:
+                values = batch.column(column)
+                if values.null_count:
+                    raise MolaError(f"{path}: column {column!r} has empty fields; fill them")
+                if column in names:
+                    codes[column].append(names[column].encode(values))
+                elif column == "seed":
+                    codes[column].append(_whole_seeds(values, path))
+                else:
+                    codes[column].append(_zeros_and_ones(values, path))
     except pa.ArrowException as error:
         raise MolaError(f"{path}: not a readable score file ({str(error).splitlines()[0]})") from None
-    if table.num_rows == 0:
+    if not sum(map(len, codes["seed"])):
         raise MolaError(f"{path}: no rows; a score file has one row per cell and document")
+    columns: dict[str, Any] = {}
     for column in COLUMNS:
-        if table[column].null_count:
-            raise MolaError(
-                f"{path}: column {column!r} has {table[column].null_count} empty fields; fill them"
-            )
-    return pd.DataFrame(
-        {
-            **{name: table[name].to_pandas() for name in (*NAMES, "document")},
-            "seed": _whole_seeds(table["seed"], path),
-            "correct": _zeros_and_ones(table["correct"], path),
-        }
-    )[list(COLUMNS)]
+        joined = np.concatenate(codes.pop(column))
+        columns[column] = names[column].categorical(joined) if column in names else joined
+    return pd.DataFrame(columns)
 
 
 def _require(names: Sequence[str], path: Path) -> None:
@@ -114,53 +122,66 @@ def _require(names: Sequence[str], path: Path) -> None:
         )
 
 
-def _read_parquet(path: Path) -> pa.Table:
+class _Names:
+    """The distinct strings of a column that is read batch by batch, each kept once."""
+
+    def __init__(self) -> None:
+        self.known = pa.array([], pa.string())
+
+    def encode(self, column: pa.Array) -> np.ndarray:
+        """Positions of the column's values in `known`, which grows by those that are new."""
+        if not pa.types.is_dictionary(column.type):
+            column = column.cast(pa.string()).dictionary_encode()
+        values = column.dictionary.cast(pa.string())
+        new = values.filter(pc.is_null(pc.index_in(values, value_set=self.known)))
+        self.known = pa.concat_arrays([self.known, new.unique()])
+        return pc.index_in(values, value_set=self.known).to_numpy()[column.indices.to_numpy()]
+
+    def categorical(self, codes: np.ndarray) -> pd.Categorical:
+        return pd.Categorical.from_codes(codes, self.known.to_pandas())
+
+
+def _read_parquet(path: Path) -> Iterator[pa.RecordBatch]:
     schema = pq.read_schema(path)
     _require(schema.names, path)
     strings = [name for name in (*NAMES, "document") if pa.types.is_string(schema.field(name).type)]
-    table = pq.read_table(path, columns=list(COLUMNS), read_dictionary=strings)
-    for name in (*NAMES, "document"):
-        table = table.set_column(table.schema.get_field_index(name), name, _encode(table[name]))
-    return table.unify_dictionaries()
+    with pq.ParquetFile(path, read_dictionary=strings) as file:
+        yield from file.iter_batches(BATCH, columns=list(COLUMNS))
 
 
-def _encode(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Any column as one of strings, each kept once."""
-    if not pa.types.is_dictionary(column.type):
-        column = column.cast(pa.string()).dictionary_encode()
-    return column.cast(_DICTIONARY)
-
-
-def _read_csv(path: Path) -> pa.Table:
+def _read_csv(path: Path) -> Iterator[pa.RecordBatch]:
     with open(path, encoding="utf-8", errors="replace") as handle:
         _require([name.strip().strip('"') for name in handle.readline().rstrip("\r\n").split(",")], path)
+    strings = {name: pa.string() for name in (*NAMES, "document")}
+    # Types are stated, since a reader of blocks would otherwise judge by the first one alone.
     convert = pyarrow.csv.ConvertOptions(
         include_columns=list(COLUMNS),
-        column_types={name: _DICTIONARY for name in (*NAMES, "document")},
+        column_types={**strings, "seed": pa.float64(), "correct": pa.string()},
         strings_can_be_null=True,
         null_values=[""],
     )
-    return pyarrow.csv.read_csv(path, convert_options=convert).unify_dictionaries()
+    options = pyarrow.csv.ReadOptions(block_size=CSV_BLOCK)
+    with pyarrow.csv.open_csv(path, read_options=options, convert_options=convert) as reader:
+        yield from reader
 
 
-def _whole_seeds(column: pa.ChunkedArray, path: Path) -> np.ndarray:
+def _whole_seeds(column: pa.Array, path: Path) -> np.ndarray:
     try:
         return column.cast(pa.int64()).to_numpy()
     except pa.ArrowInvalid:
         raise MolaError(f"{path}: column 'seed' must hold whole numbers") from None
 
 
-def _zeros_and_ones(column: pa.ChunkedArray, path: Path) -> np.ndarray:
-    kind = column.type
-    if pa.types.is_boolean(kind):
-        column = column.cast(pa.uint8())
-    elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-        raise MolaError(f"{path}: column 'correct' must be 0 or 1, not {kind}")
-    bad = pc.invert(pc.is_in(column, pa.array([0, 1]).cast(column.type)))
-    if (count := pc.sum(bad).as_py() or 0) > 0:
-        example = column.filter(bad)[0].as_py()
-        raise MolaError(f"{path}: column 'correct' must be 0 or 1; {count} rows are not, such as {example}")
-    return column.cast(pa.uint8()).to_numpy()
+def _zeros_and_ones(column: pa.Array, path: Path) -> np.ndarray:
+    """0/1 as numbers, truth values or their spelling in a CSV file."""
+    if pa.types.is_boolean(column.type):
+        return column.cast(pa.uint8()).to_numpy()
+    spelt = pc.utf8_lower(column.cast(pa.string()))
+    known = pc.index_in(spelt, value_set=pa.array(list(_SPELLINGS)))
+    if known.null_count:
+        example = column.filter(pc.is_null(known))[0].as_py()
+        raise MolaError(f"{path}: column 'correct' must be 0 or 1, not {example}")
+    return np.array(list(_SPELLINGS.values()), dtype=np.uint8)[known.to_numpy()]
 
 
 def score_matrix(scores: pd.DataFrame) -> ScoreMatrix:

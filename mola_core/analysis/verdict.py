@@ -281,7 +281,7 @@ def write_verdict(
     from mola_core.analysis.verdict_page import verdict_page
 
     scores, out = Path(scores), Path(out)
-    verdict = decide(load_scores(scores), settings, shapes=shapes)
+    verdict = decide(score_matrix(load_scores(scores)), settings, shapes=shapes)
     verdict |= {"stand_in": stand_in, "scores_sha256": sha256_file(scores)}
     for method, row in verdict["methods"].items():
         row["parameters"] = (parameters or {}).get(method)
