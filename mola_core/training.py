@@ -60,6 +60,10 @@ class Progress(TrainerCallback):
         self.out_of_time = False
 
     @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.sampler) // self.settings.batch_size)
+
+    @property
     def seconds(self) -> float:
         """Seconds of training so far, those before a restart included."""
         return time.monotonic() - self.started
@@ -68,11 +72,15 @@ class Progress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         # accelerate does not hand the epoch to the sampler of a resumed, partly skipped epoch.
-        self.sampler.set_epoch(state.global_step // -(-len(self.sampler) // self.settings.batch_size))
+        self.sampler.set_epoch(state.global_step // self.steps_per_epoch)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        # Before a checkpoint is asked for: whoever resumes after this epoch finds its weights.
+        epoch, rest = divmod(state.global_step, self.steps_per_epoch)
+        if self.keep and rest == 0 and epoch in self.settings.candidates:
+            self.keep(epoch)
         if time.monotonic() - self.saved > 60 * self.settings.checkpoint_minutes:
             control.should_save = True
             self.saved = time.monotonic()
