@@ -28,6 +28,7 @@ lint: $(BIN)/.ready
 
 report: $(BIN)/.ready
 	snakemake --cores 1 --config study=$(STUDY) --report results/$(STUDY)/report.html
+	if command -v chromium >/dev/null; then python tests/open_pages.py results/$(STUDY)/*.html; fi
 
 clean:
 	rm -rf .venv

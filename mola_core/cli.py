@@ -158,11 +158,13 @@ def _tell_missing(what: str, missing: Sequence[Cell]) -> None:
 
 
 def summary(arguments: argparse.Namespace) -> None:
-    """Write summary.md, which a person reads first."""
+    """Write summary.md and summary.html, which a person reads first."""
     from mola_core.analysis import summary as own_summary
+    from mola_core.analysis.page import write_page
 
     layout = _layout(arguments)
     own_summary.write(layout, layout.folder)
+    write_page(layout.folder / "summary.md")
 
 
 def reanalyse(arguments: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ rule collect:
     log:
         folder("logs/collect.log"),
     shell:
-        "{mola} collect {options} 2>&1 | tee {log}"
+        "{mola} collect {options} 2>&1 | tee {log:q}"
 
 
 rule tables:
@@ -24,16 +24,16 @@ rule tables:
         rules.collect.output,
     output:
         report(
-            expand(folder("tables/{table}.md"), table=TABLES),
+            expand(folder("tables/{table}.csv"), table=TABLES),
             caption="../report/tables.rst",
             category="Tables",
         ),
-        expand(folder("tables/{table}.{kind}"), table=TABLES, kind=["csv", "tex"]),
+        expand(folder("tables/{table}.{kind}"), table=TABLES, kind=["md", "tex"]),
         expand(folder("tables/{table}.{kind}"), table=PAPER_TABLES, kind=["md", "csv", "tex"]),
     log:
         folder("logs/tables.log"),
     shell:
-        "{mola} tables {options} 2>&1 | tee {log}"
+        "{mola} tables {options} 2>&1 | tee {log:q}"
 
 
 rule figures:
@@ -49,7 +49,7 @@ rule figures:
     log:
         folder("logs/figures.log"),
     shell:
-        "{mola} figures {options} 2>&1 | tee {log}"
+        "{mola} figures {options} 2>&1 | tee {log:q}"
 
 
 rule verdict:
@@ -67,7 +67,7 @@ rule verdict:
     log:
         folder("logs/verdict.log"),
     shell:
-        "{mola} verdict {options} 2>&1 | tee {log}"
+        "{mola} verdict {options} 2>&1 | tee {log:q}"
 
 
 # The published numbers, put to the same questions; needs no cell.
@@ -77,7 +77,7 @@ rule reanalysis:
     log:
         folder("logs/reanalysis.log"),
     shell:
-        "{mola} reanalyse --out {layout.root}/reanalysis 2>&1 | tee {log}"
+        "{mola} reanalyse --out {layout.root}/reanalysis 2>&1 | tee {log:q}"
 
 
 rule summary:
@@ -87,8 +87,9 @@ rule summary:
         rules.figures.output,
         rules.verdict.output,
     output:
-        report(folder("summary.md"), caption="../report/summary.rst", category="Summary"),
+        folder("summary.md"),
+        report(folder("summary.html"), caption="../report/summary.rst", category="Summary"),
     log:
         folder("logs/summary.log"),
     shell:
-        "{mola} summary {options} 2>&1 | tee {log}"
+        "{mola} summary {options} 2>&1 | tee {log:q}"
