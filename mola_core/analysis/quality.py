@@ -102,10 +102,11 @@ def draw(
     from mola_core.analysis.style import COLUMN, TEXT, study_styles
 
     estimates = list(ESTIMATES) if differences is not None else []
-    figure, axes = plt.subplots(
-        1, 1 + len(estimates), figsize=(TEXT if estimates else COLUMN, 3.0), squeeze=False
-    )
-    curves, *panels = axes[0]
+    below = 2.2 + 0.15 * differences["method"].nunique() if differences is not None else 0
+    figure = plt.figure(figsize=(TEXT if estimates else COLUMN, 2.6 + below))
+    grid = figure.add_gridspec(2 if estimates else 1, max(1, len(estimates)))
+    curves = figure.add_subplot(grid[0, :])
+    panels = [figure.add_subplot(grid[1, place]) for place in range(len(estimates))]
     for (estimate, words), colour in zip(ESTIMATES.items(), ("#0072B2", "#D55E00"), strict=True):
         curves.plot(
             scores["layer"] + 1, scores[estimate], color=colour, marker="o", markersize=2.5, label=words
@@ -121,11 +122,11 @@ def draw(
             label="printed in the paper",
         )
     curves.set_xlabel("layer")
-    curves.set_ylabel("PL_Alpha_Hill, mean over the layer's weights")
-    curves.set_title(study.model.name)
+    curves.set_ylabel("PL_Alpha_Hill")
+    curves.set_title(study.model.name, loc="left")
     curves.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     curves.set_ylim(bottom=1)
-    curves.legend(loc="lower right")
+    curves.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.3, ncols=3)
     styles = study_styles(study)
     for estimate, axis in zip(estimates, panels, strict=True):
         assert differences is not None and found is not None
@@ -133,7 +134,7 @@ def draw(
             both = group.merge(scores, on="layer")
             own = found[(found["method"] == method) & (found["estimate"] == estimate)]
             words = (
-                f"{method}: r = {own['r'].iloc[0]:.2f}, p = {own['p'].iloc[0]:.2g}" if len(own) else method
+                f"{method}: r = {own['r'].iloc[0]:+.2f}, p = {own['p'].iloc[0]:.2g}" if len(own) else method
             )
             axis.plot(
                 both[estimate],
@@ -145,7 +146,7 @@ def draw(
         axis.set_xlabel(f"PL_Alpha_Hill, {ESTIMATES[estimate]}")
         axis.set_ylim(bottom=0)
         axis.xaxis.set_major_locator(MaxNLocator(5))
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), handletextpad=0.2)
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.24), handletextpad=0.2)
     if panels:
         panels[0].set_ylabel("mean difference of two experts' BA")
     return figure

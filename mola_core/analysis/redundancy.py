@@ -192,8 +192,9 @@ def draw(study: Study, frame: pd.DataFrame, column: str):  # noqa: ANN201
                 )
             axis.set_title(method)
             axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-            axis.set_ylim(bottom=0)
-        column_axes[0].legend(loc="upper left", ncols=2)
+        # Last, since the panels share their scale.
+        column_axes[0].set_ylim(bottom=0)
+        column_axes[-1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.32), ncols=4)
         column_axes[-1].set_xlabel("layer")
     unit = "" if column == "raw" else " / mean norm"
     figure.supylabel(f"mean difference of two experts' BA (Frobenius){unit}", fontsize=7.5)
