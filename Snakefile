@@ -15,8 +15,8 @@ min_version("9.27")
 
 try:
     layout = Layout(
-        load_study(config.get("study", "quickstart"), config.get("data_root")),
-        Path(config.get("results", "results")),
+        load_study(str(config.get("study", "quickstart")), config.get("data_root")),
+        Path(str(config.get("results", "results"))),
     )
     study = layout.study
     digests = {cell: cells.digests(study, cell) for cell in study.all_cells()}
@@ -34,9 +34,9 @@ include: "workflow/rules/results.smk"
 
 
 rule all:
+    default_target: True
     input:
         folder("summary.md"),
         rules.figures.output,
         rules.verdict.output,
         rules.reanalysis.output,
-    default_target: True

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-DECIDED = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "KUBERNETES_SERVICE_HOST")
+DECIDED = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID")
 """Where one of these is set, someone else has chosen the card."""
 
 

@@ -15,7 +15,9 @@ def parent_of(wildcards):
 
 
 def trained_on(wildcards):
-    return ancient(layout.data(study.trained_on(named_cell(wildcards))) / "fingerprint.json")
+    return ancient(
+        layout.data(study.trained_on(named_cell(wildcards))) / "fingerprint.json"
+    )
 
 
 def evaluated_on(wildcards):
@@ -37,16 +39,16 @@ rule train:
         folder("logs/train/{task}/{method}/seed{seed}.log"),
     benchmark:
         folder("benchmarks/train/{task}/{method}/seed{seed}.tsv")
-    params:
-        digest=lambda wildcards: digests[named_cell(wildcards)].training,
     threads: compute.threads
     resources:
         mem_mb=lambda wildcards, attempt: int(1024 * compute.memory_gb * attempt),
         runtime=lambda wildcards, attempt: int(60 * compute.hours * attempt),
         gpu=compute.gpus,
+    params:
+        digest=lambda wildcards: digests[named_cell(wildcards)].training,
     shell:
         "{mola} train {options} --task {wildcards.task} --method {wildcards.method} --seed {wildcards.seed}"
-        " 2>&1 | tee {log}"
+        " 2>&1 | tee {log:q}"
 
 
 rule evaluate:
@@ -61,13 +63,13 @@ rule evaluate:
         folder("logs/evaluate/{task}/{method}/seed{seed}.log"),
     benchmark:
         folder("benchmarks/evaluate/{task}/{method}/seed{seed}.tsv")
-    params:
-        digest=lambda wildcards: digests[named_cell(wildcards)].evaluation,
     threads: compute.threads
     resources:
         mem_mb=lambda wildcards, attempt: int(1024 * compute.memory_gb * attempt),
         runtime=lambda wildcards, attempt: int(60 * compute.hours * attempt),
         gpu=compute.gpus,
+    params:
+        digest=lambda wildcards: digests[named_cell(wildcards)].evaluation,
     shell:
         "{mola} evaluate {options} --task {wildcards.task} --method {wildcards.method} --seed {wildcards.seed}"
-        " 2>&1 | tee {log}"
+        " 2>&1 | tee {log:q}"

@@ -6,12 +6,12 @@ rule model:
         layout.model / "model.json",
     log:
         folder("logs/model.log"),
-    params:
-        identity=digest(model_identity(study.model)),
     resources:
         mem_mb=int(1024 * compute.memory_gb),
+    params:
+        identity=digest(model_identity(study.model)),
     shell:
-        "{mola} model {options} 2>&1 | tee {log}"
+        "{mola} model {options} 2>&1 | tee {log:q}"
 
 
 rule data:
@@ -22,7 +22,7 @@ rule data:
     params:
         identity=lambda wildcards: digest(rows_identity(study, wildcards.task)),
     shell:
-        "{mola} data {options} --task {wildcards.task} 2>&1 | tee {log}"
+        "{mola} data {options} --task {wildcards.task} 2>&1 | tee {log:q}"
 
 
 # Everything that needs a network, for a login node; compute nodes then run offline.

@@ -4,7 +4,11 @@ from mola_core.analysis.paper_tables import PAPER_TABLES
 from mola_core.analysis.tables import TABLES
 from mola_core.analysis.verdict_figures import FIGURES as VERDICT_FIGURES
 
-manifests = [str(layout.cell(cell) / "manifest.json") for cell in study.all_cells() if study.evaluated_on(cell)]
+manifests = [
+    str(layout.cell(cell) / "manifest.json")
+    for cell in study.all_cells()
+    if study.evaluated_on(cell)
+]
 
 
 rule collect:
@@ -29,7 +33,11 @@ rule tables:
             category="Tables",
         ),
         expand(folder("tables/{table}.{kind}"), table=TABLES, kind=["md", "tex"]),
-        expand(folder("tables/{table}.{kind}"), table=PAPER_TABLES, kind=["md", "csv", "tex"]),
+        expand(
+            folder("tables/{table}.{kind}"),
+            table=PAPER_TABLES,
+            kind=["md", "csv", "tex"],
+        ),
     log:
         folder("logs/tables.log"),
     shell:
@@ -58,7 +66,9 @@ rule verdict:
     output:
         folder("verdict.json"),
         folder("verdict.md"),
-        report(folder("verdict.html"), caption="../report/verdict.rst", category="Verdict"),
+        report(
+            folder("verdict.html"), caption="../report/verdict.rst", category="Verdict"
+        ),
         report(
             expand(folder("figures/{figure}.svg"), figure=VERDICT_FIGURES),
             caption="../report/verdict.rst",
@@ -76,8 +86,10 @@ rule reanalysis:
         layout.root / "reanalysis" / "reanalysis.md",
     log:
         folder("logs/reanalysis.log"),
+    params:
+        folder=str(layout.root / "reanalysis"),
     shell:
-        "{mola} reanalyse --out {layout.root}/reanalysis 2>&1 | tee {log:q}"
+        "{mola} reanalyse --out {params.folder:q} 2>&1 | tee {log:q}"
 
 
 rule summary:
@@ -88,7 +100,9 @@ rule summary:
         rules.verdict.output,
     output:
         folder("summary.md"),
-        report(folder("summary.html"), caption="../report/summary.rst", category="Summary"),
+        report(
+            folder("summary.html"), caption="../report/summary.rst", category="Summary"
+        ),
     log:
         folder("logs/summary.log"),
     shell:

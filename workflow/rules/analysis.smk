@@ -1,0 +1,101 @@
+# What is read from trained adapters and from the base model's weights. Not part of `all`: cells that were trained on
+# another machine may be here without their adapters. `snakemake --cores N analysis` makes it all.
+from mola_core.analysis.quality import FIGURES as QUALITY_FIGURES
+from mola_core.analysis.redundancy import FIGURES as REDUNDANCY_FIGURES, mola_cells
+from mola_core.analysis.routing import FIGURES as ROUTING_FIGURES, routed_cells
+
+
+rule routing:
+    input:
+        ancient(layout.model / "model.json"),
+        folder("cells/{task}/{method}/seed{seed}/training.json"),
+    output:
+        folder("cells/{task}/{method}/seed{seed}/routing.csv"),
+    log:
+        folder("logs/routing/{task}/{method}/seed{seed}.log"),
+    threads: compute.threads
+    resources:
+        mem_mb=int(1024 * compute.memory_gb),
+        runtime=int(60 * compute.hours),
+        gpu=compute.gpus,
+    params:
+        digest=lambda wildcards: digests[named_cell(wildcards)].evaluation,
+    shell:
+        "{mola} routing {options} --task {wildcards.task} --method {wildcards.method} --seed {wildcards.seed}"
+        " 2>&1 | tee {log}"
+
+
+rule routing_figures:
+    input:
+        [str(layout.cell(cell) / "routing.csv") for cell in routed_cells(study)],
+    output:
+        folder("routing.csv"),
+        folder("routing.parquet"),
+        expand(
+            folder("figures/{figure}.{kind}"),
+            figure=ROUTING_FIGURES,
+            kind=["svg", "png"],
+        ),
+    log:
+        folder("logs/routing.log"),
+    shell:
+        "{mola} routing {options} 2>&1 | tee {log}"
+
+
+rule redundancy:
+    input:
+        [str(layout.cell(cell) / "training.json") for cell in mola_cells(study)],
+    output:
+        folder("redundancy.csv"),
+        folder("redundancy.parquet"),
+        expand(
+            folder("figures/{figure}.{kind}"),
+            figure=REDUNDANCY_FIGURES,
+            kind=["svg", "png"],
+        ),
+    log:
+        folder("logs/redundancy.log"),
+    shell:
+        "{mola} redundancy {options} 2>&1 | tee {log}"
+
+
+# Once for a base model, whatever the study; cells of `alphalora` methods wait for it.
+rule layer_quality:
+    input:
+        ancient(layout.model / "model.json"),
+    output:
+        layout.quality,
+    log:
+        folder("logs/layer_quality.log"),
+    threads: compute.threads
+    resources:
+        mem_mb=int(1024 * compute.memory_gb),
+        gpu=compute.gpus,
+    shell:
+        "{mola} layers {options} --scores-only 2>&1 | tee {log}"
+
+
+rule layer_figures:
+    input:
+        layout.quality,
+        folder("redundancy.parquet"),
+    output:
+        folder("layer_quality.csv"),
+        folder("quality.csv"),
+        folder("quality.parquet"),
+        expand(
+            folder("figures/{figure}.{kind}"),
+            figure=QUALITY_FIGURES,
+            kind=["svg", "png"],
+        ),
+    log:
+        folder("logs/layers.log"),
+    shell:
+        "{mola} layers {options} 2>&1 | tee {log}"
+
+
+rule analysis:
+    input:
+        rules.routing_figures.output,
+        rules.redundancy.output,
+        rules.layer_figures.output,
