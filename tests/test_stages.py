@@ -1,0 +1,370 @@
+"""Cells that continue others, instruction rows, continual learning, and the choice of an epoch."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from safetensors.torch import load_file
+
+from mola_core.analysis import collect, continual
+from mola_core.cells import Workbench, digests
+from mola_core.data import prepare_rows, prepare_task
+from mola_core.errors import MolaError, OutOfTime
+from mola_core.files import read_json
+from mola_core.instruction import instruction_documents, prepare_instruction, proportional_sample
+from mola_core.layout import Layout
+from mola_core.models import load_tokenizer, prepare_model
+from mola_core.run import open_cells, run
+from mola_core.study import INSTRUCTION, Cell, Study, load_study
+from mola_core.tasks import examples, load_task
+from mola_core.weights import weights_sha256
+
+STAGES = {
+    "tasks": ["cola"],
+    "methods": ["base", "lora-r4", "mola-2468"],
+    "seeds": [0],
+    "instruction": {"epochs": 1.0, "documents": 40},
+    "continual": {
+        "epochs": 1.0,
+        "tasks": ["scienceqa-biology", "scienceqa-physics"],
+        "methods": ["mola-2468"],
+    },
+}
+
+
+def smoke(**changes) -> Study:
+    """The smoke study with sections changed."""
+    content = load_study("smoke").model_dump(mode="json", exclude_none=True)
+    for key, value in changes.items():
+        content[key] = {**content[key], **value} if isinstance(content.get(key), dict) else value
+    return Study.model_validate(content)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    layout = Layout(smoke(**STAGES), tmp_path_factory.mktemp("prepared"))
+    prepare_model(layout.study.model, layout.model)
+    for name in layout.study.rows():
+        prepare_rows(layout.study, name, layout.data(name))
+    return layout.root
+
+
+@pytest.fixture
+def bench(prepared, tmp_path):
+    def make(**changes) -> Workbench:
+        for name in ("models", "data"):
+            if not (tmp_path / name).exists():
+                (tmp_path / name).symlink_to(prepared / name)
+        return Workbench(Layout(smoke(**changes), tmp_path))
+
+    return make
+
+
+def test_cells_stand_after_their_parents():
+    study = smoke(**STAGES)
+    cells = study.all_cells()
+    assert len(set(cells)) == len(cells)
+    for place, cell in enumerate(cells):
+        parent = study.parent(cell)
+        assert parent is None or parent in cells[:place]
+    assert {cell.task for cell in study.cells()} == {"cola"}, "stages are no rows of the score matrix"
+    first, second = study.continual_cells()
+    assert first.path == "continual-1-biology/mola-2468/seed0"
+    assert study.parent(second) == first
+    assert study.parent(first) == Cell(INSTRUCTION, "mola-2468", 0)
+    assert study.parent(Cell("cola", "base", 0)) is None
+    assert study.trained_on(second) == "scienceqa-physics"
+    assert (
+        study.evaluated_on(first) == study.evaluated_on(second) == ["scienceqa-biology", "scienceqa-physics"]
+    )
+    assert study.evaluated_on(Cell(INSTRUCTION, "lora-r4", 0)) == []
+    assert smoke().all_cells() == smoke().cells()
+
+
+def test_a_stage_has_its_own_training_settings():
+    study = smoke(**STAGES, training={"documents": 7, "max_steps": 2, "epochs": 4})
+    stage = study.training_of(Cell(INSTRUCTION, "lora-r4", 0))
+    assert (stage.epochs, stage.max_steps, stage.documents, stage.loss_on) == (1.0, None, None, "all")
+    stage = study.training_of(study.continual_cells()[1])
+    assert (stage.epochs, stage.max_steps, stage.loss_on) == (1.0, None, "answer")
+    assert stage.learning_rate == study.training.learning_rate
+    assert study.training_of(study.cells()[1]) == study.training
+
+
+def test_a_childs_digest_holds_its_parents():
+    before = smoke(**STAGES)
+    cell, (first, second) = Cell("cola", "mola-2468", 0), before.continual_cells()
+
+    def changed(cell, **changes):
+        return digests(smoke(**{**STAGES, **changes}), cell) != digests(before, cell)
+
+    other = {**STAGES["instruction"], "learning_rate": 0.5}
+    assert all(changed(each, instruction=other) for each in (cell, first, second))
+    assert not changed(Cell("cola", "base", 0), instruction=other)
+    other = {**STAGES["continual"], "warmup_steps": 2}
+    assert not changed(cell, continual=other)
+    assert changed(first, continual=other) and changed(second, continual=other)
+    plain = smoke(tasks=["cola"], methods=["base", "lora-r4", "mola-2468"], seeds=[0])
+    assert digests(plain, cell) != digests(before, cell)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"continual": {"tasks": ["cola", "cola"]}}, "listed twice"),
+        ({"continual": {"methods": ["base"]}}, "no trained method"),
+        ({"methods": ["base", "pissa-lora-r4"], "instruction": {}}, "cannot be continued"),
+        ({"tasks": ["instruction"]}, "name of a stage"),
+        ({"training": {"epochs": [1, 2], "max_steps": 3}}, "max_steps does not go"),
+        ({"training": {"epochs": [2, 1]}}, "ascending"),
+        ({"instruction": {"epochs": [1, 2]}}, "epochs"),
+    ],
+)
+def test_stages_that_make_no_sense_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        smoke(**changes)
+
+
+@pytest.mark.parametrize("count", [1, 7, 50, 100])
+def test_a_sample_has_each_source_in_proportion(count):
+    sources = ["flan"] * 60 + ["t0"] * 29 + ["cot"] * 11
+    chosen = proportional_sample(sources, count, seed=1)
+    assert len(set(chosen)) == len(chosen) == count
+    for name, share in [("flan", 0.60), ("t0", 0.29), ("cot", 0.11)]:
+        assert abs(sum(sources[row] == name for row in chosen) - share * count) < 1
+    assert chosen == proportional_sample(sources, count, seed=1)
+    assert count == 100 or chosen != proportional_sample(sources, count, seed=2)
+
+
+def test_instruction_rows_of_a_directory(tmp_path, prepared):
+    rows = [
+        {
+            "id": f"{'flan' if i % 4 else 'cot'}.{i}",
+            "system_prompt": "",
+            "question": f"q{i}",
+            "response": "r" * i,
+        }
+        for i in range(80)
+    ]
+    (tmp_path / "openorca").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "openorca" / "1M.parquet")
+    data = {"source": "directory", "root": str(tmp_path)}
+    content = load_study("smoke").model_dump(mode="json", exclude_none=True)
+    study = Study.model_validate(content | {"data": data, "instruction": {"documents": 20}})
+    layout = Layout(study, tmp_path)
+    prepare_instruction(study, tmp_path / "rows")
+    fingerprint = read_json(tmp_path / "rows" / "fingerprint.json")
+    assert fingerprint["sources"] == {"cot": 5, "flan": 15}
+    tokenizer = load_tokenizer(next((prepared / "models").iterdir()))
+    documents = instruction_documents(tmp_path / "rows", tokenizer, max_length=30)
+    table = pq.read_table(tmp_path / "rows" / "train.parquet").to_pylist()
+    for document, row in zip(documents, table, strict=True):
+        text = tokenizer.decode(document.tokens, skip_special_tokens=True)
+        assert f"{row['question']}\n{row['response']}".startswith(text)
+        assert len(document.tokens) <= 30
+        assert document.prompt_length == 0
+        assert len(document.tokens) == 30 or document.tokens[-1] == tokenizer.eos_token_id
+    before = layout.data(INSTRUCTION)
+    pq.write_table(pa.Table.from_pylist(rows[:40]), tmp_path / "openorca" / "1M.parquet")
+    assert layout.data(INSTRUCTION) != before, "other files, another folder"
+    short = Study.model_validate(content | {"data": data, "instruction": {"documents": 41}})
+    with pytest.raises(MolaError, match="documents: 41, but the source has 40 rows"):
+        prepare_instruction(short, tmp_path / "short")
+    shutil.rmtree(tmp_path / "openorca")
+    with pytest.raises(MolaError, match="no parquet file"):
+        layout.data(INSTRUCTION)
+
+
+def test_a_cell_continues_from_its_parent(bench):
+    bench = bench(**STAGES)
+    parent, child = Cell(INSTRUCTION, "mola-2468", 0), Cell("cola", "mola-2468", 0)
+    with pytest.raises(MolaError, match="instruction/mola-2468/seed0: not trained"):
+        bench.train(child)
+    bench.run(parent)
+    bench.run(child)
+    assert bench.is_complete(parent) and bench.is_complete(child)
+    assert not (bench.layout.cell(parent) / "samples.parquet").exists()
+    manifest = read_json(bench.layout.cell(child) / "manifest.json")
+    assert manifest["parent"] == parent.path
+    record = manifest["training"]["parent"]
+    assert record["digest"] == digests(bench.study, parent).training
+    assert record["adapter_sha256"] == weights_sha256(bench.layout.weights(parent))
+
+    def adapter(cell):
+        return load_file(bench.layout.weights(cell) / "adapter_model.safetensors")
+
+    trained, start = adapter(child), adapter(parent)
+    assert any(not trained[name].equal(start[name]) for name in start)
+
+
+def test_a_child_starts_with_what_its_parent_learnt(bench):
+    """The child's own steps are next to nothing, so that what it ends with is what it began with."""
+    learning = {
+        "instruction": {**STAGES["instruction"], "learning_rate": 0.01},
+        "training": {"learning_rate": 1e-30},
+    }
+    bench = bench(**{**STAGES, **learning})
+    cells = [Cell(INSTRUCTION, "mola-2468", 0), Cell("cola", "mola-2468", 0)]
+    for cell in cells:
+        bench.train(cell)
+    parent, child = (load_file(bench.layout.weights(cell) / "adapter_model.safetensors") for cell in cells)
+    assert any(tensor.abs().max() > 1e-3 for name, tensor in parent.items() if "mola_B" in name)
+    assert all(child[name].allclose(parent[name], rtol=0, atol=1e-20) for name in parent)
+
+
+@pytest.mark.parametrize("method", ["full", "prompt-tuning", "llama-adapter", "pissa-mola-2468"])
+def test_other_methods_go_through_the_same_cells(bench, method):
+    content = {
+        **STAGES,
+        "methods": ["base", method, "lora-r4"],
+        "continual": {**STAGES["continual"], "methods": [method]},
+    }
+    bench = bench(**content)
+    for cell in [Cell(INSTRUCTION, method, 0), Cell("cola", method, 0), *bench.study.continual_cells()]:
+        bench.run(cell)
+        assert bench.is_complete(cell)
+    record = read_json(bench.layout.cell(Cell("cola", method, 0)) / "training.json")
+    assert record["base_parameters"] == bench.base.num_parameters()
+    assert (record["trainable_parameters"] == record["base_parameters"]) == (method == "full")
+    if method == "full":
+        assert list(bench.layout.cell(Cell("cola", method, 0)).glob("model/*.safetensors"))
+    # The base model is what it was: another cell of this process is what it is in one of its own.
+    other = Cell(INSTRUCTION, "lora-r4", 0)
+    bench.train(other)
+    after = weights_sha256(bench.layout.weights(other))
+    shutil.rmtree(bench.layout.cell(other))
+    Workbench(bench.layout).train(other)
+    assert weights_sha256(bench.layout.weights(other)) == after
+
+
+def test_continual_learning_to_op_and_pd(bench):
+    content = {**STAGES, "instruction": None, "methods": ["base", "mola-2468"]}
+    content.pop("instruction")
+    bench = bench(**content)
+    for cell in bench.study.all_cells():
+        bench.run(cell)
+    collect.write(bench.layout)
+    frame = continual.read(bench.layout.folder)
+    assert list(frame["trained_up_to"]) == ["biology", "biology", "physics", "physics"]
+    assert list(frame["tested_on"]) == ["biology", "physics"] * 2
+    last = bench.study.continual_cells()[1]
+    samples = pd.read_parquet(bench.layout.cell(last) / "samples.parquet")
+    by_task = samples.groupby("task")["correct"].mean()
+    assert frame["accuracy"].iloc[2] == by_task["scienceqa-biology"]
+    op = continual.summary(frame)["op"].item()
+    assert op == pytest.approx(by_task.mean())
+    scores = pd.read_parquet(bench.layout.folder / "scores.parquet")
+    assert set(scores["task"]) == {"cola"}
+
+
+EPOCHS = {
+    "tasks": ["cola"],
+    "methods": ["base", "mola-2468"],
+    "seeds": [0],
+    "training": {"epochs": [1, 2, 3]},
+}
+
+
+def test_the_best_epoch_on_validation_is_kept(bench, monkeypatch):
+    bench = bench(**EPOCHS, evaluation={"every_epoch": True})
+    cell = Cell("cola", "mola-2468", 0)
+    accuracies = iter([0.5, 0.75, 0.75])
+    plain = Workbench.evaluated
+
+    def scripted(self, model, name, task, whole=False):
+        frame, record = plain(self, model, name, task, whole)
+        return (frame, record | {"accuracy": next(accuracies)}) if whole else (frame, record)
+
+    monkeypatch.setattr(Workbench, "evaluated", scripted)
+    bench.run(cell)
+    manifest = read_json(bench.layout.cell(cell) / "manifest.json")
+    choice = manifest["training"]["epoch_choice"]
+    assert choice["chosen"] == manifest["training"]["epochs"] == 2, "the earlier of two equals"
+    assert choice["split"] == "held out of train"
+    assert [entry["validation_accuracy"] for entry in choice["candidates"]] == [0.5, 0.75, 0.75]
+    assert sorted(folder.name for folder in (bench.layout.cell(cell) / "epochs").iterdir()) == ["1", "3"]
+    both = manifest["evaluation"]["epoch_choice"]
+    assert both["chosen_on_validation"] == {"epoch": 2, "accuracy": manifest["evaluation"]["accuracy"]}
+    best = max(entry["evaluation_accuracy"] for entry in both["candidates"])
+    assert both["chosen_on_evaluation_set"]["accuracy"] == best
+    # Each candidate is what its name says: training goes on from one to the next.
+    folders = [bench.layout.candidate(cell, 1), bench.layout.weights(cell), bench.layout.candidate(cell, 3)]
+    assert len({weights_sha256(folder) for folder in folders}) == 3
+
+
+def test_a_stopped_training_chooses_the_same_epoch(bench):
+    bench = bench(**EPOCHS)
+    cell = Cell("cola", "mola-2468", 0)
+    bench.train(cell)
+    undisturbed = read_json(bench.layout.cell(cell) / "training.json")
+    shutil.rmtree(bench.layout.cell(cell))
+    for _ in range(7):  # past the end of the first epoch
+        bench.deadline = 1.0
+        with pytest.raises(OutOfTime):
+            bench.train(cell)
+    bench.deadline = None
+    bench.train(cell)
+    record = read_json(bench.layout.cell(cell) / "training.json")
+    assert record["resumed"] is True
+    assert record["epoch_choice"] == undisturbed["epoch_choice"]
+    assert record["adapter_sha256"] == undisturbed["adapter_sha256"]
+
+
+@pytest.mark.parametrize(("task", "held_out"), [("cola", True), ("scienceqa", False)])
+def test_validation_documents_are_apart_from_training_and_evaluation(tmp_path, task, held_out):
+    study = load_study("smoke")
+    prepare_task(task, study.data, tmp_path / task)
+    chosen, plain = (load_task(task, "choice", tmp_path / task, validated) for validated in (True, False))
+    evaluated = {
+        example.document for example in examples(plain, "test" if plain.has_test_docs() else "validation")
+    }
+    validation = {example.document for example in examples(chosen, "validation")}
+    train, whole = ({example.document for example in examples(each, "train")} for each in (chosen, plain))
+    assert not chosen.has_test_docs(), "lm-eval would evaluate on it"
+    assert validation and not validation & train and not validation & evaluated
+    assert train <= whole
+    assert (validation <= whole) == held_out
+    assert len(whole) - len(train) == (len(whole) // 10 if held_out else 0)
+    assert [e.document for e in examples(chosen, "train")] == [
+        e.document for e in examples(load_task(task, "choice", tmp_path / task, True), "train")
+    ], "always the same"
+
+
+def test_run_puts_parents_first_and_drops_weights_that_nobody_needs(bench):
+    content = {**STAGES, "methods": ["base", "mola-2468"]}
+    layout = bench(**content).layout
+    outcomes = run(layout, keep_adapters=False)
+    assert {outcome.state for outcome in outcomes} == {"complete"}, outcomes
+    assert not list(layout.folder.glob("cells/*/*/*/adapter"))
+    assert open_cells(layout) == []
+    # A child that is to be made again needs its ancestors' weights again.
+    last = layout.study.continual_cells()[-1]
+    (layout.cell(last) / "manifest.json").unlink()
+    ancestors = [Cell(INSTRUCTION, "mola-2468", 0), layout.study.continual_cells()[0]]
+    assert open_cells(layout) == [*ancestors, last]
+
+
+def test_what_hangs_on_a_failed_cell_is_not_begun(bench):
+    content = {
+        **STAGES,
+        "methods": ["base", "lora-r4"],
+        "continual": {**STAGES["continual"], "methods": ["lora-r4"]},
+    }
+    layout = bench(**content, adapter={"target_modules": ["no_such_proj"]}).layout
+    outcomes = {outcome.cell: outcome for outcome in run(layout)}
+    assert set(outcomes) == set(layout.study.all_cells())
+    failed = {cell for cell, outcome in outcomes.items() if outcome.state == "failed"}
+    assert failed == {cell for cell in outcomes if cell.method == "lora-r4"}
+    reasons = [outcomes[cell].reason for cell in failed if cell.task != INSTRUCTION]
+    assert reasons and all(reason.startswith("after instruction/lora-r4") for reason in reasons)
+
+
+def test_rounding_shares_never_asks_for_more_than_there_is():
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        sources = random.choice(["a", "b", "c", "d"], random.integers(1, 40)).tolist()
+        count = int(random.integers(1, len(sources) + 1))
+        assert len(set(proportional_sample(sources, count, 0))) == count
