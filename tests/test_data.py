@@ -251,7 +251,7 @@ def test_without_a_network_one_line_names_the_alternative(monkeypatch: pytest.Mo
 
 
 BUILTIN_SHA256 = {
-    "cola": "650f4d356137fc40e90e4a99a583f2f944640e4ea2105c833a20c3f88eb18422",
+    "cola": "b20341bb1d80916d260c7599daf21992caafabf06fa5bacc276a2c1bdb0cb751",
     "scienceqa": "79ee3ed823da39e3dd86ea0e7b4298f64a913afccfff47b7fa26c215ed0cfc1c",
 }
 
