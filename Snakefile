@@ -31,6 +31,7 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/prepare.smk"
 include: "workflow/rules/cells.smk"
 include: "workflow/rules/results.smk"
+include: "workflow/rules/analysis.smk"
 
 
 rule all:

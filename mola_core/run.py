@@ -17,7 +17,9 @@ from mola_core.cells import Workbench
 from mola_core.data import prepare_rows
 from mola_core.errors import MolaError
 from mola_core.files import remove
+from mola_core.layer_quality import layer_quality
 from mola_core.layout import Layout
+from mola_core.methods import parse_method
 from mola_core.models import prepare_model
 from mola_core.study import Cell, Study
 
@@ -148,6 +150,8 @@ def _tell(outcome: Outcome) -> None:
 def results_of(layout: Layout) -> list[Path]:
     """The small files of complete cells: what must come home from a borrowed machine."""
     names = ("manifest.json", "samples.parquet", "training.json", "train.jsonl")
+    if any(parse_method(method).allocation == "alphalora" for method in layout.study.methods):
+        layer_quality(layout.model, layout.quality)  # here, so that workers do not all measure it
     bench = Workbench(layout)
     cells = [cell for cell in layout.study.all_cells() if bench.is_complete(cell)]
     return [file for cell in cells for name in names if (file := layout.cell(cell) / name).is_file()]

@@ -8,6 +8,7 @@ from mola_core.analysis.routing import FIGURES as ROUTING_FIGURES, routed_cells
 rule routing:
     input:
         ancient(layout.model / "model.json"),
+        evaluated_on,
         folder("cells/{task}/{method}/seed{seed}/training.json"),
     output:
         folder("cells/{task}/{method}/seed{seed}/routing.csv"),
@@ -22,7 +23,7 @@ rule routing:
         digest=lambda wildcards: digests[named_cell(wildcards)].evaluation,
     shell:
         "{mola} routing {options} --task {wildcards.task} --method {wildcards.method} --seed {wildcards.seed}"
-        " 2>&1 | tee {log}"
+        " 2>&1 | tee {log:q}"
 
 
 rule routing_figures:
@@ -39,7 +40,7 @@ rule routing_figures:
     log:
         folder("logs/routing.log"),
     shell:
-        "{mola} routing {options} 2>&1 | tee {log}"
+        "{mola} routing {options} 2>&1 | tee {log:q}"
 
 
 rule redundancy:
@@ -56,7 +57,7 @@ rule redundancy:
     log:
         folder("logs/redundancy.log"),
     shell:
-        "{mola} redundancy {options} 2>&1 | tee {log}"
+        "{mola} redundancy {options} 2>&1 | tee {log:q}"
 
 
 # Once for a base model, whatever the study; cells of `alphalora` methods wait for it.
@@ -72,7 +73,7 @@ rule layer_quality:
         mem_mb=int(1024 * compute.memory_gb),
         gpu=compute.gpus,
     shell:
-        "{mola} layers {options} --scores-only 2>&1 | tee {log}"
+        "{mola} layers {options} --scores-only 2>&1 | tee {log:q}"
 
 
 rule layer_figures:
@@ -91,7 +92,7 @@ rule layer_figures:
     log:
         folder("logs/layers.log"),
     shell:
-        "{mola} layers {options} 2>&1 | tee {log}"
+        "{mola} layers {options} 2>&1 | tee {log:q}"
 
 
 rule analysis:

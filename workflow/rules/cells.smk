@@ -1,5 +1,6 @@
 # A cell is one (task, method, seed); instead of a task it may have the name of a stage: instruction,
 # continual-1-biology, ... Its digest in `params` reruns it when, and only when, what decides it changes.
+from mola_core.methods import parse_method
 
 
 def training_of(wildcards):
@@ -25,6 +26,12 @@ def evaluated_on(wildcards):
     return [ancient(layout.data(task) / "fingerprint.json") for task in tasks]
 
 
+def quality_of(wildcards):
+    """The scores of the base model's layers, where they decide the experts; nothing else waits for them."""
+    method = parse_method(study.method_by_label[wildcards.method])
+    return ancient(layout.quality) if method.allocation == "alphalora" else []
+
+
 # The adapter stands beside training.json, which holds its hash, but is not declared: cells that were trained on
 # another machine are complete without their adapters.
 rule train:
@@ -32,6 +39,7 @@ rule train:
         model=ancient(layout.model / "model.json"),
         data=trained_on,
         parent=parent_of,
+        quality=quality_of,
     output:
         log=folder("cells/{task}/{method}/seed{seed}/train.jsonl"),
         record=folder("cells/{task}/{method}/seed{seed}/training.json"),

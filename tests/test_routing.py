@@ -1,0 +1,201 @@
+"""Router statistics against a count written out, their summary and figures; layer quality beside redundancy."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from peft import get_peft_model
+from scipy import stats
+
+from mola_core.adapter import MolaConfig
+from mola_core.analysis import quality, routing
+from mola_core.cells import Workbench
+from mola_core.cli import main
+from mola_core.errors import MolaError
+from mola_core.files import write_json
+from mola_core.layout import Layout
+from mola_core.routing_statistics import routing_frame, write_routing
+from mola_core.study import Study, load_study
+
+DOCUMENTS = [[5, 9, 13], [7, 7, 2, 40, 33, 12, 8], [3, 60, 21, 11]]
+
+
+@pytest.fixture
+def adapted(tiny_llama):
+    config = MolaConfig(
+        num_experts=[2, 3, 4, 5],
+        top_k=2,
+        r=2,
+        target_modules=["q_proj", "down_proj"],
+        init_lora_weights=False,
+    )
+    torch.manual_seed(3)
+    return get_peft_model(tiny_llama(), config).eval()
+
+
+def test_counts_are_those_of_each_document_alone(adapted):
+    """Token by token, without padding, from the modules' own inputs."""
+    frame = routing_frame(adapted, DOCUMENTS, batch_size=2, pad=0)
+    layer = adapted.base_model.model.model.layers[2].mlp.down_proj
+    inputs: list[torch.Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda module, given: inputs.append(given[0][0]))
+    with torch.no_grad():
+        for document in DOCUMENTS:
+            adapted(input_ids=torch.tensor([document]))
+    handle.remove()
+    chosen, weight, probability = np.zeros(4), np.zeros(4), np.zeros(4)
+    for x in torch.cat(inputs):
+        p = np.exp((layer.mola_router["default"].detach() @ x).numpy().astype(float))
+        p /= p.sum()
+        best = np.argsort(-p)[:2]
+        chosen[best] += 1
+        weight[best] += p[best] / p[best].sum()
+        probability += p
+    own = frame[(frame["layer"] == 2) & (frame["module"] == "down_proj")].sort_values("expert")
+    assert own["tokens"].tolist() == [14] * 4
+    assert own["chosen"].tolist() == chosen.tolist()
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_allclose(own["mean_weight"], weight / chosen, rtol=1e-5)
+    np.testing.assert_allclose(own["probability"], probability / 14, rtol=1e-5)
+
+
+def test_every_module_is_counted_and_batches_do_not_matter(adapted):
+    one, all_at_once = (routing_frame(adapted, DOCUMENTS, size, pad=0) for size in (1, 3))
+    assert len(one) == 2 * (2 + 3 + 4 + 5)
+    assert (one.groupby(["layer", "module"])["chosen"].sum() == 2 * 14).all()
+    pd.testing.assert_frame_equal(one, all_at_once, rtol=1e-4)
+
+
+def test_the_hooks_are_gone_afterwards(adapted):
+    routing_frame(adapted, DOCUMENTS, 3, pad=0)
+    assert not any(module._forward_pre_hooks for module in adapted.modules())
+
+
+def test_a_model_without_routers_is_refused(tiny_llama):
+    with pytest.raises(MolaError, match="no router"):
+        routing_frame(tiny_llama(), DOCUMENTS, 3, pad=0)
+
+
+@pytest.mark.parametrize("chosen", [[5, 5, 5], [8, 1, 0, 3]])
+def test_load_entropy_is_the_normalised_entropy(chosen):
+    assert routing.load_entropy(chosen) == pytest.approx(stats.entropy(chosen, base=len(chosen)))
+
+
+def test_load_entropy_of_extremes():
+    assert routing.load_entropy([7, 0, 0]) == 0
+    assert np.isnan(routing.load_entropy([7]))
+
+
+def study(**changes) -> Study:
+    content = load_study("smoke").model_dump(mode="json", exclude_none=True)
+    settings = {"methods": ["base", "lora-r4", "mola-2468", "mola-8642"], "seeds": [0], "tasks": ["cola"]}
+    return Study.model_validate(content | settings | changes)
+
+
+def cell_frame(draw: int) -> pd.DataFrame:
+    random = np.random.default_rng(draw)
+    rows = [
+        (layer, module, expert, 50, int(random.integers(0, 50)), float(random.uniform(0.3, 0.7)), 0.25)
+        for layer in range(4)
+        for module in ("q_proj", "down_proj")
+        for expert in range(2 + layer)
+    ]
+    columns = ["layer", "module", "expert", "tokens", "chosen", "mean_weight", "probability"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+@pytest.fixture
+def counted(tmp_path) -> Layout:
+    layout = Layout(study(), tmp_path)
+    for place, cell in enumerate(routing.routed_cells(layout.study)):
+        layout.cell(cell).mkdir(parents=True)
+        cell_frame(place).to_csv(layout.cell(cell) / routing.CELL_FILE, index=False)
+    return layout
+
+
+def test_a_summary_has_a_row_for_each_module(counted):
+    assert routing.write(counted) == []
+    summary = pd.read_csv(counted.folder / "routing.csv")
+    own = cell_frame(0)
+    own = own[(own["layer"] == 3) & (own["module"] == "q_proj")]
+    row = summary[
+        (summary["method"] == "mola-2468") & (summary["layer"] == 3) & (summary["module"] == "q_proj")
+    ].iloc[0]
+    assert len(summary) == 2 * 4 * 2
+    assert row["experts"] == 5
+    assert row["mean_weight"] == pytest.approx(np.average(own["mean_weight"], weights=own["chosen"]))
+    assert row["load_entropy"] == pytest.approx(stats.entropy(own["chosen"], base=5))
+    assert row["most_load"] == pytest.approx(own["chosen"].max() / own["chosen"].mean())
+    for name in routing.FIGURES:
+        assert (counted.folder / "figures" / f"{name}.svg").stat().st_size > 5_000
+
+
+def test_cells_without_statistics_are_named_and_broken_files_refused(counted):
+    first, second = routing.routed_cells(counted.study)
+    (counted.cell(second) / routing.CELL_FILE).unlink()
+    assert routing.write(counted) == [second]
+    cell_frame(0).drop(columns="chosen").to_csv(counted.cell(first) / routing.CELL_FILE)
+    with pytest.raises(MolaError, match="no column chosen"):
+        routing.read(counted)
+    (counted.cell(first) / routing.CELL_FILE).unlink()
+    with pytest.raises(MolaError, match="no cell has routing.csv"):
+        routing.read(counted)
+
+
+def test_a_trained_cell_goes_through_all_verbs(tmp_path):
+    file = tmp_path / "little.yaml"
+    file.write_text(
+        study(methods=["mola-2468"]).model_copy(update={"name": "little"}).model_dump_json(exclude_none=True)
+    )
+    options = ["--study", str(file), "--results", str(tmp_path)]
+    cell = ["--task", "cola", "--method", "mola-2468", "--seed", "0"]
+    assert main(["routing", *options, *cell]) == 2
+    for verb in (
+        ["model"],
+        ["data"],
+        ["train", *cell],
+        ["routing", *cell],
+        ["routing"],
+        ["redundancy"],
+        ["layers"],
+    ):
+        assert main([verb[0], *options, *verb[1:]]) == 0
+    layout = Layout(load_study(str(file)), tmp_path)
+    bench = Workbench(layout)
+    frame = pd.read_csv(layout.cell(layout.study.cells()[0]) / "routing.csv")
+    assert frame.groupby(["layer", "module"]).size().loc[3].tolist() == [8] * 7
+    write_routing(bench, layout.study.cells()[0])
+    pd.testing.assert_frame_equal(pd.read_csv(layout.cell(layout.study.cells()[0]) / "routing.csv"), frame)
+    made = {path.name for path in layout.folder.iterdir()}
+    assert {"routing.csv", "redundancy.csv", "layer_quality.csv", "quality.csv"} <= made
+    assert main(["routing", *options, "--task", "cola"]) == 2
+
+
+def test_correlations_are_pearsons():
+    scores = pd.DataFrame({"layer": range(6), "fitted": [3.0, 2, 5, 4, 7, 6], "median": [2.0] * 6})
+    raw = [0.1, 0.4, 0.2, 0.6, 0.5, 0.9]
+    redundancy = pd.DataFrame(
+        [
+            {"method": "m", "layer": layer, "module": module, "matrix": matrix, "raw": value + shift}
+            for layer, value in enumerate(raw)
+            for module, shift in [("q_proj", 0.1), ("k_proj", -0.1), ("up_proj", 7.0)]
+            for matrix in ("A", "BA")
+        ]
+    )
+    found = quality.correlations(scores, quality.layer_differences(redundancy))
+    expected = stats.pearsonr(scores["fitted"], raw)
+    # The scores of the other estimate are all the same: no correlation, no row.
+    assert found["estimate"].tolist() == ["fitted"]
+    assert (found["r"][0], found["p"][0]) == pytest.approx((expected.statistic, expected.pvalue))
+
+
+def test_the_papers_scores_are_drawn_beside_its_models(tmp_path):
+    model = {"name": "m", "source": "random", "paper": "Mistral-7B"}
+    layout = Layout(study(model=model), tmp_path)
+    with pytest.raises(MolaError, match="run `mola layers"):
+        quality.layer_means(layout)
+    matrices = [{"layer": n, "module": "q", "fitted": 3.0 + n % 2, "median": 2.0} for n in range(32)]
+    write_json(layout.quality, {"matrices": matrices})
+    assert quality.write(layout) is False
+    assert "printed in the paper" in (layout.folder / "figures" / "layer_quality.svg").read_text()
+    assert not (layout.folder / "quality.csv").exists()
