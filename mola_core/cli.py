@@ -184,16 +184,17 @@ def verdict(arguments: argparse.Namespace) -> None:
         write_verdict(arguments.scores, out)
         write_page(out / "verdict.md")
         return
-    from mola_core.analysis.collect import read_cells
+    from mola_core.analysis.collect import read_cells, recorded_experts
 
     layout = _layout(arguments)
     out = Path(arguments.out or layout.folder)
-    cells = read_cells(layout.folder).drop_duplicates("method").set_index("method")
+    every = read_cells(layout.folder)
+    cells = every.drop_duplicates("method").set_index("method")
     write_verdict(
         layout.folder / "scores.parquet",
         out,
         layout.study.verdict,
-        shapes={method: json.loads(experts) for method, experts in cells["experts"].dropna().items()},
+        shapes=recorded_experts(every),
         parameters=cells["trainable_parameters"].dropna().astype(int).to_dict(),
         stand_in=layout.study.stand_in,
     )

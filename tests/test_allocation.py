@@ -1,6 +1,7 @@
 """Allocations meet their budget, follow their scores, and say what cannot be had; ghost norms against gradients."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -165,7 +166,7 @@ def test_other_cells_do_not_depend_on_how_data_choose(monkeypatch):
     mixed = study("mola-2468", "alphalora-20")
     cells = [mixed.cell("cola", method, 0) for method in ("mola-2468", "alphalora-20")]
     before = [digests(mixed, cell).training for cell in cells]
-    monkeypatch.setattr("mola_core.cells.ALLOCATION_CODE", ("allocation.py",))
+    monkeypatch.setattr("mola_core.identity.ALLOCATION_CODE", ("allocation.py",))
     after = [digests(mixed, cell).training for cell in cells]
     assert after[0] == before[0] and after[1] != before[1]
 
@@ -174,3 +175,39 @@ def test_other_cells_do_not_depend_on_how_data_choose(monkeypatch):
 def test_names_that_are_no_allocation_are_refused(name):
     with pytest.raises(ValueError, match="unknown method"):
         study(name)
+
+
+def test_what_data_chose_reaches_tables_figures_and_verdict(tmp_path):
+    from mola_core.analysis import plots, tables
+    from mola_core.analysis.collect import recorded_experts
+    from mola_core.analysis.parameters import closed_form
+
+    chosen = study("mola-2468", "alphalora-20", "sensitivity-20")
+    cells = pd.DataFrame(
+        [
+            {"method": "mola-2468", "experts": "[2, 4, 6, 8]", "trainable_parameters": 10},
+            {"method": "alphalora-20", "experts": "[3, 3, 7, 7]", "trainable_parameters": 10},
+            {"method": "sensitivity-20", "experts": "[2, 2, 8, 8]", "trainable_parameters": 10},
+            {"method": "sensitivity-20", "experts": "[3, 3, 7, 7]", "trainable_parameters": 10},
+        ]
+    )
+    found = recorded_experts(cells)
+    assert found["sensitivity-20"] == [2.5, 2.5, 7.5, 7.5]
+    layers = [{"self_attn.q_proj": (32, 32)}] * 4
+    adapted = chosen.model_copy(
+        update={"adapter": chosen.adapter.model_copy(update={"target_modules": ["q_proj"]})}
+    )
+    shape = closed_form(adapted, "mola-2468", layers)
+    assert closed_form(adapted, "alphalora-20", layers) == shape == 20 * (8 * 64 + 32)
+    assert closed_form(adapted, "alphalora-20", [*layers[:3], {"q_proj": (32, 16)}]) is None
+    rows = [tables._capacity(chosen, label, cells, layers) for label in chosen.method_by_label]
+    assert [row["experts_per_layer"] for row in rows] == [
+        "1 × 2, 1 × 4, 1 × 6, 1 × 8",
+        "2 × 3, 2 × 7",
+        "differ by cell",
+    ]
+    assert [(row["experts"], row["budget"]) for row in rows] == [(20, 20)] * 3
+    panels = plots.experts_per_layer(chosen, 4, found).axes
+    assert [panel.get_title().strip() for panel in panels if panel.get_visible()] == list(
+        chosen.method_by_label
+    )

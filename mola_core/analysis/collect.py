@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -113,6 +114,16 @@ def continual_rows(layout: Layout) -> pd.DataFrame:
 def read_cells(folder: Path) -> pd.DataFrame:
     """The cells' table of a collected study, one row a cell (see `_record` for its columns)."""
     return _read(folder / "cells.parquet")
+
+
+def recorded_experts(cells: pd.DataFrame) -> dict[str, list[float]]:
+    """Experts of each layer that each method was trained with: the mean over its cells, which differ only where data
+    of the cell chose them (`sensitivity-<budget>`)."""
+    known = cells.dropna(subset="experts").groupby("method", sort=False)["experts"]
+    return {
+        method: np.mean([json.loads(experts) for experts in lists], axis=0).tolist()
+        for method, lists in known
+    }
 
 
 def read_curves(folder: Path) -> pd.DataFrame:

@@ -17,7 +17,7 @@ def write(layout: Layout, out_dir: Path | None = None) -> None:
     Raises `MolaError` where those are missing.
     """
     from mola_core.analysis import plots
-    from mola_core.analysis.collect import read_cells, read_curves
+    from mola_core.analysis.collect import read_cells, read_curves, recorded_experts
     from mola_core.analysis.drawing import heading, save_figure
     from mola_core.analysis.notices import missing_cells, notices
     from mola_core.analysis.parameters import layer_matrices
@@ -32,7 +32,7 @@ def write(layout: Layout, out_dir: Path | None = None) -> None:
     with figure_style():
         drawn = [
             plots.accuracy_parameters(study, cells, matrix),
-            plots.experts_per_layer(study, depth),
+            plots.experts_per_layer(study, depth, recorded_experts(cells)),
             plots.training_loss(study, read_curves(folder)),
         ]
         for name, figure in zip(FIGURES, drawn, strict=True):

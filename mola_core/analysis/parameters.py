@@ -9,6 +9,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+from mola_core.allocation import total_experts
 from mola_core.errors import MolaError
 from mola_core.methods import layer_experts, parse_method
 from mola_core.shapes import lora_parameters, mola_parameters
@@ -43,6 +44,11 @@ def closed_form(study: Study, label: str, layers: Sizes) -> int | None:
     if method.kind not in {"lora", "lora-matched", "mola"}:
         return None
     experts = layer_experts(settings, len(layers))
+    if method.budget is not None:
+        # Which layer has how many is the data's choice: the sum alone is known, and enough where layers are alike.
+        if any(layer != layers[0] for layer in layers):
+            return None
+        experts = [total_experts(method.budget, len(layers)), *[0] * (len(layers) - 1)]
     total = 0
     for index, layer in enumerate(layers):
         sizes = [size for name, size in layer.items() if _adapted(name, adapter.target_modules)]

@@ -1,7 +1,7 @@
 """Drawing a study's own figures: accuracy against size, the shapes, the training loss. `figures` saves them."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -165,13 +165,20 @@ def short_count(value: float) -> str:
     return f"{value:g}"
 
 
-def experts_per_layer(study: Study, depth: int | None) -> Figure:
-    """Each shape as the paper draws it: layer 1 at the bottom, as wide as the layer has experts."""
-    shapes: dict[str, tuple[list[int], Style]] = {}
+def experts_per_layer(
+    study: Study, depth: int | None, chosen: Mapping[str, Sequence[float]] | None = None
+) -> Figure:
+    """Each shape as the paper draws it: layer 1 at the bottom, as wide as the layer has experts.
+
+    `chosen` are the experts by layer of methods whose name does not tell, as `collect.recorded_experts` gives them.
+    """
+    shapes: dict[str, tuple[Sequence[float], Style]] = {}
     styles = study_styles(study)
     for label, settings in study.method_by_label.items():
         method = parse_method(settings)
-        experts = layer_experts(settings, depth) if depth and (method.shape or settings.experts) else None
+        experts: Sequence[float] | None = None
+        if depth:
+            experts = (chosen or {}).get(label) if method.budget else layer_experts(settings, depth)
         # A matched LoRA has its shape's profile; it is drawn once, as the shape.
         if experts and (method.kind == "mola" or f"mola-{method.shape}" not in study.method_by_label):
             shapes[label] = (experts, styles[label])
@@ -198,17 +205,18 @@ def experts_per_layer(study: Study, depth: int | None) -> Figure:
     return figure
 
 
-def _shape(axis: Axes, label: str, experts: list[int], style: Style, study: Study) -> None:
+def _shape(axis: Axes, label: str, experts: Sequence[float], style: Style, study: Study) -> None:
     layers = np.arange(1, len(experts) + 1)
     left = -np.asarray(experts) / 2
     axis.barh(layers, experts, left=left, height=1.0, color=style.colour, edgecolor="white", linewidth=0.4)
-    shape = parse_method(study.method_by_label[label]).shape
-    budget = f"budget {sum(parse_shape(shape))}, " if shape else ""
+    method = parse_method(study.method_by_label[label])
+    size = sum(parse_shape(method.shape)) if method.shape else method.budget
+    budget = f"budget {size}, " if size else ""
     axis.set_title(f"{label}\n", pad=2)
     axis.text(
         0.5,
         1.02,
-        f"{budget}{sum(experts)} experts",
+        f"{budget}{round(sum(experts))} experts",
         transform=axis.transAxes,
         ha="center",
         va="bottom",
@@ -216,11 +224,16 @@ def _shape(axis: Axes, label: str, experts: list[int], style: Style, study: Stud
     )
     dark = np.dot([0.2126, 0.7152, 0.0722], to_rgb(style.colour)) < 0.55
     start = 0
+    # Single layers leave no room for a number.
+    least = 3 if len(experts) > 8 else 1
     for count, length in _runs(experts):
+        if length < least:
+            start += length
+            continue
         axis.text(
             0,
             start + (length + 1) / 2,
-            str(count),
+            f"{count:g}",
             ha="center",
             va="center",
             color="white" if dark else "black",
@@ -238,7 +251,7 @@ def _shape(axis: Axes, label: str, experts: list[int], style: Style, study: Stud
     axis.spines["bottom"].set_visible(False)
 
 
-def _runs(experts: list[int]) -> list[tuple[int, int]]:
+def _runs(experts: Sequence[float]) -> list[tuple[float, int]]:
     """Runs of layers with equally many experts: (experts, layers)."""
     edges = np.flatnonzero(np.diff(experts, prepend=-1, append=-1))
     return [(experts[start], int(stop - start)) for start, stop in zip(edges[:-1], edges[1:], strict=True)]

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from mola_core.analysis import reference
-from mola_core.analysis.collect import read_cells
+from mola_core.analysis.collect import read_cells, recorded_experts
 from mola_core.analysis.notices import missing_cells, notices
 from mola_core.analysis.parameters import Sizes, closed_form, layer_matrices
 from mola_core.analysis.render import EMPTY, count, percent, write_table
@@ -217,6 +217,14 @@ def _capacity(study: Study, label: str, cells: pd.DataFrame, layers: Sizes) -> d
     depth = model_depth(cells, layers)
     if method.rank:
         return nothing | {"rank": method.rank}
+    if method.budget is not None and label in (chosen := recorded_experts(cells)):
+        same = all(float(count).is_integer() for count in chosen[label])
+        return {
+            "rank": rank,
+            "experts_per_layer": runs([int(count) for count in chosen[label]]) if same else "differ by cell",
+            "experts": round(sum(chosen[label])),
+            "budget": method.budget,
+        }
     if not (method.shape or settings.experts) or depth is None:
         return nothing
     experts = layer_experts(settings, depth)
