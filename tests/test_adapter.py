@@ -237,7 +237,11 @@ def test_parts_computed_ahead_are_used_only_for_the_call_they_were_made_for(tiny
     with torch.no_grad():
         k.mola_A["default"].mul_(3)
     torch.testing.assert_close(k(x), k(x.clone()))
-    q(x), k(x), attention.v_proj(x)
+    model.add_adapter("second", MolaConfig(num_experts=2, target_modules=["k_proj", "v_proj"]))
+    model.add_adapter("third", MolaConfig(num_experts=2, target_modules=["q_proj", "k_proj"]))
+    for name in ("default", "second", "third"):
+        model.set_adapter(name)
+        q(x), k(x), attention.v_proj(x)
     assert not q.shared._ready  # nothing is kept once every module has had its part
 
 
@@ -479,6 +483,16 @@ def test_disable_adapter_gives_the_base_model(tiny_llama):
     torch.testing.assert_close(output.logits, expected, rtol=0, atol=0)
     torch.testing.assert_close(model(**batch()).logits, adapted, rtol=0, atol=0)
     torch.testing.assert_close(model.unload()(**batch()).logits, expected, rtol=0, atol=0)
+
+
+def test_hooks_see_the_base_layers_own_output(tiny_llama):
+    model = mola(tiny_llama())
+    layer = model.get_base_model().model.layers[0].self_attn.q_proj
+    seen = []
+    layer.base_layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    x = torch.randn(3, 32)
+    layer(x)
+    torch.testing.assert_close(seen[0], nn.functional.linear(x, layer.base_layer.weight))
 
 
 def test_two_adapters_side_by_side(tiny_llama, tmp_path):

@@ -159,9 +159,8 @@ def _draw_dropped(x: Tensor, probability: float) -> Tensor:
     if x.device.type != "cpu":
         return torch.empty_like(x, dtype=torch.bool).bernoulli_(probability)
     mean = x.numel() * probability
-    enough = (
-        int(mean + 7 * math.sqrt(mean)) + 16
-    )  # seven standard deviations: what is left out is below 1e-11
+    # Seven standard deviations more than expected: too few draws once in 1e11 times, and then a few drops too few.
+    enough = int(mean + 7 * math.sqrt(mean)) + 16
     uniform = torch.rand(enough)
     gaps = uniform.neg_().log1p_().div_(math.log1p(-probability)).long().add_(1)
     positions = gaps.cumsum_(0).sub_(1)

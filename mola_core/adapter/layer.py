@@ -128,7 +128,7 @@ class MolaLinear(nn.Module, MolaLayer):
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config, num_experts)
         self.shared = shared
-        shared.members.append(self)
+        shared.add(self)
         # Overwriting its output saves a pass over it; other layers may hand out a view of something they keep.
         self.owns_output = type(base_layer) is nn.Linear
 
@@ -142,7 +142,8 @@ class MolaLinear(nn.Module, MolaLayer):
                 y = y - self._start(adapter, x).to(y.dtype)
             if adapter in self.mola_A:
                 z = self.shared.route(self, adapter, x)
-                y = add_experts(y, z, self.mola_B[adapter].to(z.dtype), self.owns_output and not y._is_view())
+                in_place = self.owns_output and not y._is_view() and not self.base_layer._forward_hooks
+                y = add_experts(y, z, self.mola_B[adapter].to(z.dtype), in_place)
         return y
 
     def __repr__(self) -> str:
@@ -166,9 +167,16 @@ class SharedInput:
     for themselves if not.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, names: tuple[str, ...] = ()) -> None:
+        self.names = names
+        """The modules' names in the order in which they are called."""
         self.members: list[MolaLinear] = []
         self._ready: dict[str, _Ready] = {}
+
+    def add(self, layer: MolaLinear) -> None:
+        self.members.append(layer)
+        if self.names:
+            self.members.sort(key=lambda member: self.names.index(member.name.rpartition(".")[2]))
 
     def route(self, layer: MolaLinear, adapter: str, x: Tensor) -> Tensor:
         """Hidden activations of the layer's experts (`experts.route`), shape (E * r, tokens)."""
@@ -179,9 +187,9 @@ class SharedInput:
                 del self._ready[adapter]
             if stamp == _stamp(layer, adapter, x):
                 return hidden
-        if layer is not self.members[0]:
-            return _route([layer], adapter, x)[0]
         layers = [m for m in self.members if adapter in m.active_adapters and adapter in m.mola_A]
+        if layer is not layers[0]:
+            return _route([layer], adapter, x)[0]
         mine, *others = _route(layers, adapter, x)
         if others:
             stamps = [_stamp(m, adapter, x) for m in layers[1:]]

@@ -12,7 +12,7 @@ from .layer import MolaLayer, MolaLinear, SharedInput
 from .routing import BalanceLoss
 
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("query", "key", "value"))
-"""Names of modules that read the same tensor where they are parts of the same module."""
+"""Names of modules that read the same tensor, in the order of their calls, where they have the same parent."""
 
 
 class MolaModel(BaseTuner):
@@ -79,7 +79,7 @@ class MolaModel(BaseTuner):
         parent, _, name = key.rpartition(".")
         for group in SAME_INPUT:
             if name in group:
-                return self.shared_inputs.setdefault(f"{parent}.{group}", SharedInput())
+                return self.shared_inputs.setdefault(f"{parent}.{group}", SharedInput(group))
         return SharedInput()
 
     def _block_and_experts(self, config: MolaConfig, key: str) -> tuple[str, int]:
