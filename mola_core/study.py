@@ -103,15 +103,15 @@ class Study(Closed):
                 raise ValueError(
                     f"tasks: {task!r} is the name of a stage; use the sections instruction and continual"
                 )
-        if self.instruction or self.continual:
-            for name, method in self.method_by_label.items():
-                if method.adapter(self.adapter).initialisation == "pissa" and method.method.startswith(
-                    "lora"
-                ):
-                    # PEFT saves it as a LoRA of twice the rank, so what continues would be another method.
-                    raise ValueError(
-                        f"methods: {name!r} (LoRA with pissa) cannot be continued; leave it to a study of its own"
-                    )
+        continued = {cell.method for cell in self.all_cells() if self.parent(cell)}
+        for name in continued:
+            method = self.method_by_label[name]
+            if method.adapter(self.adapter).initialisation == "pissa" and method.method.startswith("lora"):
+                # PEFT saves it as a LoRA of twice the rank, so what continues would be another method.
+                raise ValueError(
+                    f"methods: {name!r} (LoRA with pissa) cannot be continued; name other continual.methods,"
+                    " or leave it to a study without instruction"
+                )
         return self
 
     @property

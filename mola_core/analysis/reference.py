@@ -65,10 +65,11 @@ def _starts_as_pissa(study: Study, label: str) -> bool:
 def paper_name(study: Study, label: str) -> str | None:
     """The paper's row for a method of a study; None where the paper has none.
 
-    A method whose own settings differ from its study's (another rank, say) is not the paper's, whatever its name.
+    A method whose own settings differ from its study's (another rank, say) is not the paper's, whatever its name;
+    its learning rate may differ, since the paper does not print its baselines'.
     """
     settings = study.method_by_label[label]
-    if settings.model_dump(exclude={"method", "name", "initialisation"}, exclude_none=True):
+    if settings.model_dump(exclude={"method", "name", "initialisation", "learning_rate"}, exclude_none=True):
         return None
     name = ("pissa-" if _starts_as_pissa(study, label) else "") + settings.method
     return name if name in set(results()["method"]) else None
