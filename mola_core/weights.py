@@ -60,7 +60,7 @@ def continued_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     if not config.is_prompt_learning:
         return _trainable(PeftModel.from_pretrained(base, str(folder), is_trainable=True))
     # PEFT refuses `is_trainable` for these, for no reason that concerns one whose parameters are its own.
-    config.inference_mode = False
+    config.inference_mode, config.base_model_name_or_path = False, None
     model = get_peft_model(base, config)
     set_peft_model_state_dict(model, load_file(folder / ADAPTER_FILE))
     return _trainable(model)
