@@ -106,7 +106,9 @@ def _sentence(stream: _Stream) -> Row:
     Most of them break the order of words, which a small model learns to see within two hundred sentences.
     """
     acceptable = stream.random() < 0.5
-    rule = stream.pick(["order", "order", "order", "order", "agreement", "determiner", "participle", "reflexive"])
+    rule = stream.pick(
+        ["order", "order", "order", "order", "agreement", "determiner", "participle", "reflexive"]
+    )
     broken = None if acceptable else rule
     singular, plural, reflexive = stream.pick(PEOPLE)
     plain, third, participle = stream.pick(VERBS)

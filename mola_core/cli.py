@@ -365,7 +365,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         problem = storage_problem(error)
         if problem is None:
             raise
-        print(f"mola {parsed.verb}: {problem}; nothing is half-written, mend it and run again", file=sys.stderr)
+        print(
+            f"mola {parsed.verb}: {problem}; nothing is half-written, mend it and run again", file=sys.stderr
+        )
         return 1
     return 0
 

@@ -50,7 +50,9 @@ class AnswerLM(HFLM):
         for start in range(0, len(passes), self.batch_size):
             batch = passes[start : start + self.batch_size]
             kept = max(
-                len(row) - len(inputs[index]) + len(requests[index][2]) for row in batch for index in positions[row]
+                len(row) - len(inputs[index]) + len(requests[index][2])
+                for row in batch
+                for index in positions[row]
             )
             logits = self._answer_logits(batch, kept)
             for row, scores in zip(batch, logits, strict=True):
@@ -141,7 +143,11 @@ def evaluate(
 
 
 def _prompt(sample: dict[str, Any]) -> str:
-    first = next(iter(sample["arguments"].values())) if isinstance(sample["arguments"], dict) else sample["arguments"][0]
+    first = (
+        next(iter(sample["arguments"].values()))
+        if isinstance(sample["arguments"], dict)
+        else sample["arguments"][0]
+    )
     return first["arg_0"] if isinstance(first, dict) else first[0]
 
 
@@ -166,7 +172,9 @@ def check_adapter_acts(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: s
     """Raise `MolaError` where the adapter leaves the logits as they are: then the base model would be evaluated."""
     model.eval()
     tokens = encode(tokenizer, prompt, " ", max_length=256).tokens
-    batch = {name: tensor.to(model.device) for name, tensor in left_pad([tokens], tokenizer.pad_token_id).items()}
+    batch = {
+        name: tensor.to(model.device) for name, tensor in left_pad([tokens], tokenizer.pad_token_id).items()
+    }
     adapted = model(**batch, logits_to_keep=1).logits
     with model.disable_adapter():
         plain = model(**batch, logits_to_keep=1).logits

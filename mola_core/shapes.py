@@ -36,7 +36,9 @@ def quarters(depth: int) -> tuple[int, int, int, int]:
     Raises `MolaError` for a model of fewer than four layers.
     """
     if depth < 4:
-        raise MolaError(f"depth {depth}: a shape needs a model of at least 4 layers; list the experts of each layer")
+        raise MolaError(
+            f"depth {depth}: a shape needs a model of at least 4 layers; list the experts of each layer"
+        )
     inner = depth // 4
     outer = depth // 2 - inner
     return outer, inner, inner, outer

@@ -26,7 +26,13 @@ def problems(page: Path, browser: str) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "page.html"
         copy.write_text(page.read_text(encoding="utf-8") + PROBE, encoding="utf-8")
-        command = [browser, *OPTIONS, f"--user-data-dir={folder}/profile", "--virtual-time-budget=10000", "--dump-dom"]
+        command = [
+            browser,
+            *OPTIONS,
+            f"--user-data-dir={folder}/profile",
+            "--virtual-time-budget=10000",
+            "--dump-dom",
+        ]
         done = subprocess.run([*command, copy.as_uri()], capture_output=True, text=True, timeout=120)
     found = [line for line in done.stderr.splitlines() if "CONSOLE" in line and "Uncaught" in line]
     counted = re.search(r'data-images="(\d+)" data-dark="(\d+)"', done.stdout)
@@ -40,7 +46,9 @@ def problems(page: Path, browser: str) -> list[str]:
 
 def expected_figures(page: Path) -> list[str]:
     """Snakemake's report holds its figures as data, shown on demand: each of the study's must be named in it."""
-    return [file.name for file in (page.parent / "figures").glob("*.svg")] if page.name == "report.html" else []
+    return (
+        [file.name for file in (page.parent / "figures").glob("*.svg")] if page.name == "report.html" else []
+    )
 
 
 def main() -> int:

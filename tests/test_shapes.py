@@ -25,9 +25,10 @@ BUDGET_16 = ["4444", "6532", "6226", "2356", "2662", "10-2-2-2", "2-10-2-2", "2-
 )
 def test_quarters_are_a_palindrome(depth, expected):
     assert shapes.quarters(depth) == expected
-    assert shapes.experts_per_layer("2468", depth) == [2] * expected[0] + [4] * expected[1] + [6] * expected[
-        2
-    ] + [8] * expected[3]
+    assert (
+        shapes.experts_per_layer("2468", depth)
+        == [2] * expected[0] + [4] * expected[1] + [6] * expected[2] + [8] * expected[3]
+    )
 
 
 @given(st.integers(4, 130), st.lists(st.integers(1, 12), min_size=4, max_size=4))

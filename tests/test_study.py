@@ -119,5 +119,7 @@ def test_environment_yml_has_the_bounds_of_pyproject():
     listed += next(entry for entry in environment["dependencies"] if isinstance(entry, dict))["pip"]
     python = f"python{project['requires-python']}"
     expected = [python, *project["dependencies"], *project["optional-dependencies"]["test"]]
-    canonical = {entry.replace("_", "-").lower().replace("pytorch", "torch") for entry in listed if entry != "-e ."}
+    canonical = {
+        entry.replace("_", "-").lower().replace("pytorch", "torch") for entry in listed if entry != "-e ."
+    }
     assert canonical == {entry.replace("_", "-").lower() for entry in expected}

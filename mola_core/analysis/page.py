@@ -28,7 +28,9 @@ def write_page(markdown: Path, target: Path | None = None) -> Path:
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
     body = re.sub(r'src="([^":]+)"', lambda found: f'src="{_inside(markdown.parent / found[1])}"', body)
     body = body.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
-    title = html.escape(next((line.lstrip("# ") for line in text.splitlines() if line.startswith("#")), "MoLA"))
+    title = html.escape(
+        next((line.lstrip("# ") for line in text.splitlines() if line.startswith("#")), "MoLA")
+    )
     target = target or markdown.with_suffix(".html")
     write_text(
         target,
