@@ -295,11 +295,12 @@ class Workbench:
         """training.json of a trained cell, after its weights were compared with it."""
         from mola_core.weights import weights_sha256
 
-        if not self.is_trained(cell):
+        file = self.layout.cell(cell) / "training.json"
+        record = read_record(file) if file.is_file() else {}
+        if record.get("digest") != digests(self.study, cell).training:
             raise MolaError(
                 f"cell {cell.path}: not trained with these settings; train it first with `mola train`"
             )
-        record = read_record(self.layout.cell(cell) / "training.json")
         weights = self.layout.weights(cell)
         if weights_sha256(weights) != record["adapter_sha256"]:
             raise MolaError(f"{weights}: altered since it was trained; `mola train` makes it again")
