@@ -103,7 +103,7 @@ class _Stream:
 def _sentence(stream: _Stream) -> Row:
     """One sentence; an unacceptable one breaks exactly one rule of English, which the acceptable one keeps.
 
-    Most of them break the order of words, which a small model learns to see within two hundred sentences.
+    Half of them break the order of words, which a small model learns to see within two hundred sentences.
     """
     acceptable = stream.random() < 0.5
     rule = stream.pick(
@@ -118,8 +118,7 @@ def _sentence(stream: _Stream) -> Row:
     if broken == "determiner":
         determiner = {"this": "these", "that": "those", "these": "this", "those": "that"}[determiner]
     adjective = stream.pick(ADJECTIVES)
-    words = [determiner, adjective, subject]
-    start = " ".join(reversed(words) if broken == "order" else words)
+    start = f"{determiner} {adjective} {subject}"
     target = f"the {stream.pick(ADJECTIVES)} {stream.pick(stream.pick(THINGS))}"
     if rule == "reflexive":
         verb = stream.pick(REFLEXIVE_VERBS)
@@ -128,7 +127,8 @@ def _sentence(stream: _Stream) -> Row:
         verb = f"{'has' if one else 'have'} {plain if broken else participle}"
     else:
         verb = third if one != (broken == "agreement") else plain
-    sentence = f"{start} {verb} {target} {stream.pick(PLACES)}."
+    words = f"{start} {verb} {target} {stream.pick(PLACES)}".split()
+    sentence = " ".join(reversed(words) if broken == "order" else words) + "."
     return {"sentence": sentence[0].upper() + sentence[1:], "label": int(acceptable)}
 
 

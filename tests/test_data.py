@@ -251,7 +251,7 @@ def test_without_a_network_one_line_names_the_alternative(monkeypatch: pytest.Mo
 
 
 BUILTIN_SHA256 = {
-    "cola": "b20341bb1d80916d260c7599daf21992caafabf06fa5bacc276a2c1bdb0cb751",
+    "cola": "4a46fea286f214073c81721ea56ce099ff2a7ca9cb839e424601515017daf31c",
     "scienceqa": "79ee3ed823da39e3dd86ea0e7b4298f64a913afccfff47b7fa26c215ed0cfc1c",
 }
 
