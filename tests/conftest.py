@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from smoke_study import smoke
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from mola_core.cells import Workbench
+from mola_core.data import prepare_rows
+from mola_core.layout import Layout
+from mola_core.models import prepare_model
 
 
 @pytest.fixture
@@ -38,3 +44,31 @@ def real_data() -> Path:
     if not (folder / "glue").is_dir():
         pytest.skip(f"no benchmark rows in {folder}; set MOLA_TEST_DATA to a folder that has them")
     return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models and rows that the tests' results folders share."""
+    root = tmp_path_factory.mktemp("prepared")
+    for name in ("models", "data"):
+        (root / name).mkdir()
+    return root
+
+
+@pytest.fixture
+def bench(prepared: Path, tmp_path: Path) -> Callable[..., Workbench]:
+    """Makes a workbench for a (changed) smoke study in a results folder of its own, model and rows prepared."""
+
+    def make(**changes: Any) -> Workbench:
+        for name in ("models", "data"):
+            if not (tmp_path / name).exists():
+                (tmp_path / name).symlink_to(prepared / name)
+        layout = Layout(smoke(**changes), tmp_path)
+        if not (layout.model / "model.json").is_file():
+            prepare_model(layout.study.model, layout.model)
+        for name in layout.study.rows():
+            if not (layout.data(name) / "fingerprint.json").is_file():
+                prepare_rows(layout.study, name, layout.data(name))
+        return Workbench(layout)
+
+    return make

@@ -8,50 +8,17 @@ import shutil
 import pandas as pd
 import pytest
 import torch
+from smoke_study import smoke
 
 from mola_core.batches import encode
-from mola_core.cells import Workbench, digests
+from mola_core.cells import digests
 from mola_core.errors import MolaError
 from mola_core.files import read_json
 from mola_core.layout import Layout
 from mola_core.run import results_of, run
-from mola_core.study import Study, load_study
+from mola_core.study import load_study
 from mola_core.tasks import examples
 from mola_core.training import MARKER, OutOfTime, last_checkpoint
-
-
-def smoke(**changes) -> Study:
-    """The smoke study with sections changed."""
-    content = load_study("smoke").model_dump(mode="json", exclude_none=True)
-    for key, value in changes.items():
-        content[key] = {**content[key], **value} if isinstance(value, dict) else value
-    return Study.model_validate(content)
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """A results folder with the model and the rows of the smoke study."""
-    from mola_core.data import prepare_task
-    from mola_core.models import prepare_model
-
-    layout = Layout(load_study("smoke"), tmp_path_factory.mktemp("prepared"))
-    prepare_model(layout.study.model, layout.model)
-    for task in layout.study.tasks:
-        prepare_task(task, layout.study.data, layout.data(task))
-    return layout.root
-
-
-@pytest.fixture
-def bench(prepared, tmp_path):
-    """Makes a workbench for a (changed) smoke study in a results folder of its own."""
-
-    def make(**changes) -> Workbench:
-        for name in ("models", "data"):
-            if not (tmp_path / name).exists():
-                (tmp_path / name).symlink_to(prepared / name)
-        return Workbench(Layout(smoke(**changes), tmp_path))
-
-    return make
 
 
 def adapter_bytes(bench, cell) -> str:

@@ -8,15 +8,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
+from smoke_study import smoke
 
 from mola_core.analysis import collect, continual
 from mola_core.cells import Workbench, digests
-from mola_core.data import prepare_rows, prepare_task
+from mola_core.data import prepare_task
 from mola_core.errors import MolaError, OutOfTime
 from mola_core.files import read_json
 from mola_core.instruction import instruction_documents, prepare_instruction, proportional_sample
 from mola_core.layout import Layout
-from mola_core.models import load_tokenizer, prepare_model
 from mola_core.run import open_cells, run
 from mola_core.study import INSTRUCTION, Cell, Study, load_study
 from mola_core.tasks import examples, load_task
@@ -33,34 +33,6 @@ STAGES = {
         "methods": ["mola-2468"],
     },
 }
-
-
-def smoke(**changes) -> Study:
-    """The smoke study with sections changed."""
-    content = load_study("smoke").model_dump(mode="json", exclude_none=True)
-    for key, value in changes.items():
-        content[key] = {**content[key], **value} if isinstance(content.get(key), dict) else value
-    return Study.model_validate(content)
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    layout = Layout(smoke(**STAGES), tmp_path_factory.mktemp("prepared"))
-    prepare_model(layout.study.model, layout.model)
-    for name in layout.study.rows():
-        prepare_rows(layout.study, name, layout.data(name))
-    return layout.root
-
-
-@pytest.fixture
-def bench(prepared, tmp_path):
-    def make(**changes) -> Workbench:
-        for name in ("models", "data"):
-            if not (tmp_path / name).exists():
-                (tmp_path / name).symlink_to(prepared / name)
-        return Workbench(Layout(smoke(**changes), tmp_path))
-
-    return make
 
 
 def test_cells_stand_after_their_parents():
@@ -139,7 +111,7 @@ def test_a_sample_has_each_source_in_proportion(count):
     assert count == 100 or chosen != proportional_sample(sources, count, seed=2)
 
 
-def test_instruction_rows_of_a_directory(tmp_path, prepared):
+def test_instruction_rows_of_a_directory(tmp_path, bench):
     rows = [
         {
             "id": f"{'flan' if i % 4 else 'cot'}.{i}",
@@ -158,7 +130,7 @@ def test_instruction_rows_of_a_directory(tmp_path, prepared):
     prepare_instruction(study, tmp_path / "rows")
     fingerprint = read_json(tmp_path / "rows" / "fingerprint.json")
     assert fingerprint["sources"] == {"cot": 5, "flan": 15}
-    tokenizer = load_tokenizer(next((prepared / "models").iterdir()))
+    tokenizer = bench().tokenizer
     documents = instruction_documents(tmp_path / "rows", tokenizer, max_length=30)
     table = pq.read_table(tmp_path / "rows" / "train.parquet").to_pylist()
     for document, row in zip(documents, table, strict=True):

@@ -1,0 +1,11 @@
+"""The smoke study, changed as a test needs it."""
+
+from mola_core.study import Study, load_study
+
+
+def smoke(**changes) -> Study:
+    """The smoke study with sections changed: a mapping changes single settings of its section."""
+    content = load_study("smoke").model_dump(mode="json", exclude_none=True)
+    for key, value in changes.items():
+        content[key] = {**content[key], **value} if isinstance(content.get(key), dict) else value
+    return Study.model_validate(content)
