@@ -37,6 +37,8 @@ from mola_core.settings import RandomModel as RandomModel
 from mola_core.settings import WheelModel as WheelModel
 
 STUDIES = Path(__file__).parent.parent / "workflow" / "studies"
+MOST_VALUES = 100_000
+"""Values that a study file may hold, aliases written out."""
 INSTRUCTION = "instruction"
 """Name of the instruction-tuning stage: of its cells' task and of its rows."""
 
@@ -223,11 +225,12 @@ def load_study(name_or_path: str | Path, data_root: str | None = None) -> Study:
         path = STUDIES / f"{name_or_path}.yaml"
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        _check_size(content)
     except FileNotFoundError:
         known = ", ".join(sorted(file.stem for file in STUDIES.glob("*.yaml")))
         raise MolaError(f"study {str(name_or_path)!r}: no such file; the studies here are {known}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise MolaError(f"study {path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError, OSError) as error:
+        raise MolaError(f"study {path}: cannot be read as YAML: {' '.join(str(error).split())[:300]}") from None
     if not isinstance(content, dict):
         raise MolaError(f"study {path}: must be a mapping of settings, see workflow/studies/quickstart.yaml")
     if data_root is not None:
@@ -235,7 +238,21 @@ def load_study(name_or_path: str | Path, data_root: str | None = None) -> Study:
     try:
         return Study.model_validate(content)
     except ValidationError as error:
-        raise MolaError(f"study {path}: {_first_error(error)}") from None
+        raise MolaError(f"study {path}: {' '.join(_first_error(error).split())[:500]}") from None
+
+
+def _check_size(content: Any) -> None:
+    """Raise ValueError where a few lines of aliases stand for more than anyone would write, or for themselves."""
+    waiting, seen = [content], 0
+    while waiting:
+        entry = waiting.pop()
+        seen += 1
+        if seen > MOST_VALUES:
+            raise ValueError(f"more than {MOST_VALUES} values; write fewer, or fewer aliases (&, *)")
+        if isinstance(entry, dict):
+            waiting += [*entry.keys(), *entry.values()]
+        elif isinstance(entry, list | tuple | set):
+            waiting += entry
 
 
 def _first_error(error: ValidationError) -> str:
