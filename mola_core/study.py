@@ -155,10 +155,14 @@ class Study(Closed):
         """Every cell of the study, each after its parent."""
         return self.instruction_cells() + self.cells() + self.continual_cells()
 
+    @cached_property
+    def _known_cells(self) -> frozenset[Cell]:
+        return frozenset(self.all_cells())
+
     def cell(self, task: str, method: str, seed: int) -> Cell:
         """One cell by name. Raises `MolaError` where the study has no such cell."""
         cell = Cell(task, method, int(seed))
-        if cell not in self.all_cells():
+        if cell not in self._known_cells:
             raise MolaError(f"study {self.name}: no cell {cell.path}; see `mola cells --study {self.name}`")
         return cell
 
