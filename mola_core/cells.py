@@ -19,7 +19,7 @@ from mola_core.identity import digests as digests  # callers of the Workbench as
 from mola_core.identity import evaluation_facts
 from mola_core.layout import Layout
 from mola_core.provenance import git_state, read_record, versions, write_record
-from mola_core.recovery import forget, free_memory, train_once
+from mola_core.recovery import check_weights, forget, free_memory, train_once, weights_record
 from mola_core.study import INSTRUCTION, Cell, Study
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Workbench:
 
         from mola_core.allocation import allocate
         from mola_core.training import train, write_log
-        from mola_core.weights import save_weights, weights_sha256
+        from mola_core.weights import save_weights
 
         study = self.study
         documents = self._documents(cell, settings)
@@ -115,7 +115,7 @@ class Workbench:
             record |= choose_epoch(self, cell, settings, scratch)
         write_log(scratch / "train.jsonl", log)
         record["log_sha256"] = sha256_file(scratch / "train.jsonl")
-        record["adapter_sha256"] = weights_sha256(self.layout.weights(cell))
+        record |= weights_record(self.layout.weights(cell))
         write_record(scratch / "training.json", record | _environment())
         forget(scratch)
 
@@ -201,6 +201,12 @@ class Workbench:
         model = load_model(folder, dtype=source.dtype, quantization=source.quantization)
         return model.to("cuda") if torch.cuda.is_available() and source.quantization is None else model
 
+    def _lent_base(self) -> PreTrainedModel:
+        """The base model to put an adapter on; forgotten until `_release`, since a failure would leave half of one."""
+        base = self.base
+        del self.__dict__["base"]
+        return base
+
     def _release(self, model: Any) -> None:
         """Take the adapter out of `base`, which the next cell uses again; forget it where that cannot be done."""
         from mola_core.weights import unload
@@ -222,7 +228,7 @@ class Workbench:
             self.__dict__.pop("base", None)
             model: Any = self._load(folder)
         else:
-            model = load_adapter(self.base, folder)
+            model = load_adapter(self._lent_base(), folder)
         try:
             yield model
         finally:
@@ -269,11 +275,11 @@ class Workbench:
             self.__dict__.pop("base", None)
             model: Any = whole_model(start)
         elif parent:
-            model = continued_adapter(self.base, start)
+            model = continued_adapter(self._lent_base(), start)
         else:
             method = study.method_by_label[cell.method]
             experts = allocation.experts if allocation else None
-            model = new_adapter(self.base, method, method.adapter(study.adapter), scratch, experts)
+            model = new_adapter(self._lent_base(), method, method.adapter(study.adapter), scratch, experts)
             if allocation:
                 record["allocation"] = dataclasses.asdict(allocation)
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -293,8 +299,6 @@ class Workbench:
 
     def _training_record(self, cell: Cell) -> dict[str, Any]:
         """training.json of a trained cell, after its weights were compared with it."""
-        from mola_core.weights import weights_sha256
-
         file = self.layout.cell(cell) / "training.json"
         record = read_record(file) if file.is_file() else {}
         if record.get("digest") != digests(self.study, cell).training:
@@ -302,8 +306,7 @@ class Workbench:
                 f"cell {cell.path}: not trained with these settings; train it first with `mola train`"
             )
         weights = self.layout.weights(cell)
-        if weights_sha256(weights) != record["adapter_sha256"]:
-            raise MolaError(f"{weights}: altered since it was trained; `mola train` makes it again")
+        check_weights(weights, record)
         return record
 
     def _check_weights_act(self, cell: Cell, model: Any) -> None:

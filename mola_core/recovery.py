@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 MICRO_BATCH = "micro_batch.json"
 """In a cell's scratch folder: the micro-batch that memory suffices for, where it is smaller than the study's."""
+CONFIGS = ("adapter_config.json", "config.json")
+"""Configuration of an adapter, of a whole model."""
 RECORDS = ("train.jsonl", "training.json")
 """What a training leaves beside its weights; training.json, written last, says that the training is whole."""
 
@@ -52,6 +54,26 @@ def forget(scratch: Path) -> None:
             remove(entry)
 
 
+def weights_record(folder: Path) -> dict[str, str]:
+    """Hashes of the weights in `folder` and of the configuration that says how they act.
+
+    Raises `MolaError` where either is missing.
+    """
+    from mola_core.weights import weights_sha256
+
+    config = next((folder / name for name in CONFIGS if (folder / name).is_file()), None)
+    if config is None:
+        raise MolaError(f"{folder}: no {CONFIGS[0]}; train the cell again")
+    return {"adapter_sha256": weights_sha256(folder), "adapter_config_sha256": sha256_file(config)}
+
+
+def check_weights(folder: Path, record: dict[str, Any]) -> None:
+    """Raise `MolaError` where what is in `folder` is not what `record`, the training's, says."""
+    for key, value in weights_record(folder).items():
+        if record.get(key) != value:
+            raise MolaError(f"{folder}: altered since it was trained; `mola train` makes it again")
+
+
 def free_memory() -> None:
     """Give back what a step that ran out of memory had taken."""
     import torch
@@ -63,15 +85,12 @@ def free_memory() -> None:
 
 def _is_whole(bench: Workbench, cell: Cell, folder: Path) -> bool:
     """Whether `folder` has the records of a training with the cell's digest, and the cell its unaltered weights."""
-    from mola_core.weights import weights_sha256
-
     try:
         record = read_record(folder / "training.json")
-        return (
-            record["digest"] == digests(bench.study, cell).training
-            and record["log_sha256"] == sha256_file(folder / "train.jsonl")
-            and record["adapter_sha256"] == weights_sha256(bench.layout.weights(cell))
-        )
+        check_weights(bench.layout.weights(cell), record)
+        return record["digest"] == digests(bench.study, cell).training and record[
+            "log_sha256"
+        ] == sha256_file(folder / "train.jsonl")
     except (MolaError, OSError):
         return False
 

@@ -16,6 +16,7 @@ import mola_core.adapter  # noqa: F401 - makes MoLA known to PEFT
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write, read_json, remove, sha256_file, write_json
 from mola_core.methods import peft_config
+from mola_core.model_sources import one_line
 from mola_core.models import load_model
 from mola_core.provenance import digest
 
@@ -58,7 +59,9 @@ def continued_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     """The adapter in `folder`, to be trained on."""
     config = PeftConfig.from_pretrained(str(folder))
     if not config.is_prompt_learning:
-        return _trainable(PeftModel.from_pretrained(base, str(folder), is_trainable=True))
+        return _trainable(
+            PeftModel.from_pretrained(base, str(folder), is_trainable=True, local_files_only=True)
+        )
     # PEFT refuses `is_trainable` for these, for no reason that concerns one whose parameters are its own.
     config.inference_mode, config.base_model_name_or_path = False, None
     model = get_peft_model(base, config)
@@ -73,8 +76,16 @@ def whole_model(folder: Path) -> PreTrainedModel:
 
 
 def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
-    """The trained adapter in `folder` on `base`."""
-    return _fitted(PeftModel.from_pretrained(base, str(folder)))
+    """The trained adapter in `folder` on `base`, which is changed even where this fails.
+
+    Raises `MolaError` where the adapter is damaged or does not fit.
+    """
+    try:
+        return _fitted(PeftModel.from_pretrained(base, str(folder), local_files_only=True))
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # PEFT and safetensors raise what they like for damaged files
+        raise MolaError(f"{folder}: no loadable adapter ({one_line(error)}); train the cell again") from error
 
 
 def unload(model: PeftModel) -> PreTrainedModel | None:

@@ -1,5 +1,6 @@
 """The configuration of a MoLA adapter, stored with it as `adapter_config.json`."""
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
@@ -81,6 +82,10 @@ class MolaConfig(PeftConfig):
         for name in ("top_k", "r"):
             if not _is_count(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)!r}: give a whole number of at least 1")
+        for name in ("lora_alpha", "lora_dropout", "router_aux_loss_coef"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"{name} is {value!r}: give a number")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout is {self.lora_dropout!r}: give a number from 0 to below 1")
         if not self.router_aux_loss_coef >= 0:
