@@ -234,7 +234,9 @@ def load_study(name_or_path: str | Path, data_root: str | None = None) -> Study:
         known = ", ".join(sorted(file.stem for file in STUDIES.glob("*.yaml")))
         raise MolaError(f"study {str(name_or_path)!r}: no such file; the studies here are {known}") from None
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError, OSError) as error:
-        raise MolaError(f"study {path}: cannot be read as YAML: {' '.join(str(error).split())[:300]}") from None
+        raise MolaError(
+            f"study {path}: cannot be read as YAML: {' '.join(str(error).split())[:300]}"
+        ) from None
     if not isinstance(content, dict):
         raise MolaError(f"study {path}: must be a mapping of settings, see workflow/studies/quickstart.yaml")
     if data_root is not None:
