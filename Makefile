@@ -5,7 +5,7 @@ CORES ?= all
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: study test lint report clean
+.PHONY: study test fuzz load slurm-test lint report clean
 .DEFAULT_GOAL := study
 
 $(BIN)/.ready: pyproject.toml constraints.txt
@@ -19,6 +19,19 @@ study: $(BIN)/.ready
 
 test: $(BIN)/.ready
 	python -m pytest
+
+# Thousands of cases of every kind of bad input; `make test` tries some dozens.
+fuzz: $(BIN)/.ready
+	HYPOTHESIS_PROFILE=fuzz python -m pytest tests/test_fuzz.py
+
+# Seconds and memory of large studies.
+load: $(BIN)/.ready
+	python tests/load.py
+
+# Needs root and Debian's slurm-wlm and munge: a Slurm controller on this machine runs a study, a killed job included.
+slurm-test: $(BIN)/.ready
+	python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[slurm]"
+	PYTHON=python tests/slurm.sh
 
 lint: $(BIN)/.ready
 	ruff check .
