@@ -148,7 +148,7 @@ def test_notices():
     study = load_study("quickstart")
     said = " ".join(notices(study, study.cells()[:2]))
     assert "Stand-in data" in said
-    assert f"first {study.training.documents:,} documents" in said
+    assert f"first {study.evaluation.documents:,} documents" in said
     assert f"Incomplete: 2 of {len(study.cells())} cells" in said
     assert notices(load_study("llama2-7b")) == []
 
