@@ -402,12 +402,11 @@ def test_every_card_gets_its_share_of_cells_and_no_more(tmp_path, monkeypatch):
     cards = [taken.get(timeout=60) for _ in range(4)]
     assert sorted(cards) == [("GPU-a", "GPU-a")] * 2 + [("GPU-b", "GPU-b")] * 2
     assert taken.empty(), "the fifth waits"
-    waiting = next(holder for holder in holders if holder.is_alive())
-    waiting.kill()
-    waiting.join()
     release.set()
+    assert taken.get(timeout=60)[0] in ("GPU-a", "GPU-b")
     for holder in holders:
         holder.join(timeout=60)
+        assert holder.exitcode == 0
 
 
 def test_nothing_is_assigned_where_someone_else_did(monkeypatch):

@@ -194,10 +194,17 @@ class Bootstrap(NamedTuple):
         Ties count half; (resamples,) (Agarwal et al. 2021, "Deep RL at the edge of the statistical
         precipice").
         """
-        a, b = self.runs[:, :, first, :, None], self.runs[:, :, second, None, :]
-        wins = (a > b) + 0.5 * (a == b)
-        pairs = self.weights[:, :, :, None] * self.weights[:, :, None, :]
-        return (wins * pairs).sum((-2, -1)).mean(0)
+        total = np.zeros(self.runs.shape[1])
+        # In parts: all pairs of hundreds of seeds would not fit in memory.
+        step = max(1, 2_000_000 // self.runs.shape[3] ** 2)
+        for runs, weights in zip(self.runs, self.weights, strict=True):
+            for start in range(0, len(total), step):
+                part = slice(start, start + step)
+                a, b = runs[part, first, :, None], runs[part, second, None, :]
+                wins = (a > b) + 0.5 * (a == b)
+                pairs = weights[part, :, None] * weights[part, None, :]
+                total[part] += (wins * pairs).sum((-2, -1))
+        return total / len(self.runs)
 
 
 def bootstrap(tasks: Sequence[np.ndarray], resamples: int, rng: np.random.Generator) -> Bootstrap:
