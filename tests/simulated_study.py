@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from mola_core.cells import digests
 from mola_core.files import sha256_file, write_json, write_text
 from mola_core.layout import Layout
-from mola_core.methods import layer_experts, parse_method
+from mola_core.methods import VIRTUAL_TOKENS, layer_experts, parse_method
 from mola_core.provenance import write_record
 from mola_core.shapes import centre_of_depth, lora_parameters, mola_parameters
 from mola_core.study import Cell, Study
@@ -75,6 +75,10 @@ def trainable_parameters(study: Study, method: str, width: int, inner: int, laye
     experts = layer_experts(settings, layers)
     if kind.kind == "mola":
         return mola_parameters(experts, modules, rank)
+    if kind.kind == "full":
+        return layers * sum(d_in * d_out for d_in, d_out in modules)
+    if experts is None and kind.rank is None:
+        return VIRTUAL_TOKENS * width
     return lora_parameters(
         [kind.rank] * layers if kind.rank else [rank * count for count in experts], modules
     )
