@@ -106,32 +106,32 @@ def run_cell(layout: Layout) -> None:
 
 
 def test_a_cell_killed_at_random_moments_ends_as_an_undisturbed_one(undisturbed, fresh):
-    started = time.monotonic()
-    whole = PROCESSES.Process(target=run_cell, args=(fresh,))
-    whole.start()
-    whole.join()
-    duration = time.monotonic() - started
-    assert outcome(fresh) == outcome(undisturbed)
-    shutil.rmtree(fresh.cell(cell_of(fresh)))
+    """Three kills at random steps, at any point between two of them, and one while the cell is evaluated."""
+    cell, moments = cell_of(fresh), random.Random(5)
+    scratch = fresh.checkpoints(digests(fresh.study, cell).training)
 
-    moments = random.Random(5)
-    kills = 0
-    while kills < 4:
+    def reached(step: int) -> bool:
+        saved = [int(path.name.removeprefix("checkpoint-")) for path in scratch.glob("checkpoint-*")]
+        return max(saved, default=0) >= step
+
+    def evaluating() -> bool:
+        return (fresh.cell(cell) / "training.json").exists()
+
+    stops = [lambda step=step: reached(step) for step in sorted(moments.sample(range(1, 20), 3))]
+    for stop in [*stops, evaluating]:
         process = PROCESSES.Process(target=run_cell, args=(fresh,))
         process.start()
-        process.join(moments.uniform(0.2, 0.9) * duration)
-        if process.exitcode is not None:
-            assert process.exitcode == 0
-            break
+        while not stop():
+            assert process.is_alive()
+        time.sleep(moments.uniform(0, 0.1))
         process.kill()
         process.join()
-        kills += 1
-        assert not (fresh.cell(cell_of(fresh)) / "manifest.json").exists()
+        assert process.exitcode == -signal.SIGKILL
+        assert not (fresh.cell(cell) / "manifest.json").exists()
     run_cell(fresh)
-    assert kills > 0
     assert outcome(fresh) == outcome(undisturbed)
-    assert not leftovers(fresh.cell(cell_of(fresh)))
-    assert not fresh.checkpoints(digests(fresh.study, cell_of(fresh)).training).exists()
+    assert not leftovers(fresh.cell(cell))
+    assert not scratch.exists()
 
 
 def test_sigterm_saves_a_checkpoint_and_the_same_command_goes_on(undisturbed, fresh):
