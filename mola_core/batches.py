@@ -7,6 +7,7 @@ Answers stand at the end of every row, so a model need compute logits for the la
 from __future__ import annotations
 
 import dataclasses
+import os.path
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +94,45 @@ class Collator:
         batch["labels"] = labels[:, -kept:].contiguous()
         batch["logits_to_keep"] = kept
         return batch
+
+
+def shared_length(prompts: Sequence[Sequence[int]]) -> int:
+    """Number of tokens with which all prompts begin, such as those of an instruction; at least one is left to each."""
+    return len(os.path.commonprefix([list(prompt[:-1]) for prompt in prompts]))
+
+
+class Packer:
+    """Encoded documents -> one row in which the tokens that all prompts begin with stand once, not once a document.
+
+    An attention mask (1, 1, length, length) lets a document see the shared beginning and itself; with positions as if
+    it stood alone its loss and gradients are those of `Collator`, up to rounding. An instruction of 37 tokens before
+    sentences of 10 (CoLA) is most of the work otherwise. Loss is on the answers.
+    """
+
+    def __call__(self, documents: Sequence[Encoded]) -> dict[str, Any]:
+        shared = shared_length([document.tokens[: document.prompt_length] for document in documents])
+        tokens = documents[0].tokens[:shared]
+        owners, positions = [0] * shared, list(range(shared))
+        predicting: list[int] = []
+        answers: list[int] = []
+        for owner, document in enumerate(documents, 1):
+            offset = len(tokens) - shared
+            predicting += range(offset + document.prompt_length - 1, offset + len(document.tokens) - 1)
+            answers += document.tokens[document.prompt_length :]
+            tokens = tokens + document.tokens[shared:]
+            positions += range(shared, len(document.tokens))
+            owners += [owner] * (len(document.tokens) - shared)
+        owner_of = torch.tensor(owners)
+        seen = ((owner_of.unsqueeze(1) == owner_of) | (owner_of == 0)).tril()
+        targets = torch.tensor([answers])
+        return {
+            "input_ids": torch.tensor([tokens]),
+            "position_ids": torch.tensor([positions]),
+            "attention_mask": seen[None, None],
+            "logits_to_keep": torch.tensor(predicting),
+            "labels": targets,
+            "shift_labels": targets,  # already beside the logits that predict them
+        }
 
 
 class LengthGrouped(torch.utils.data.Sampler[int]):

@@ -12,7 +12,7 @@ import torch
 from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 
-from mola_core.batches import adds_bos, encode, left_pad
+from mola_core.batches import adds_bos, encode, left_pad, shared_length
 from mola_core.errors import MolaError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class AnswerLM(HFLM):
 
     The numbers are those of `HFLM`; what is saved is work. Options whose tokens are a beginning of another option's
     (all single-token options, above all) share one forward pass a document, and logits are computed for the
-    options' positions only. There is no cache of any kind: lm-eval's is keyed without the model.
+    options' positions only. What all prompts of a batch begin with is computed once. There is no cache of any kind: lm-eval's is keyed without the model.
     """
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
@@ -71,11 +71,28 @@ class AnswerLM(HFLM):
     @torch.inference_mode()
     def _answer_logits(self, rows: list[tuple[int, ...]], kept: int) -> torch.Tensor:
         """Log-probabilities at the last `kept` positions of each row: (rows, kept, vocabulary), float32."""
-        pad = self.tokenizer.pad_token_id
-        batch = {name: tensor.to(self.device) for name, tensor in left_pad(rows, pad).items()}
-        logits = self.model(**batch, logits_to_keep=kept, use_cache=False).logits
+        shared = min(shared_length(rows), min(map(len, rows)) - kept)
+        if len(rows) == 1 or shared < 1 or self._puts_tokens_in_front:
+            shared = 0
+        batch = left_pad([row[shared:] for row in rows], self.tokenizer.pad_token_id)
+        batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        if shared:
+            beginning = torch.tensor([rows[0][:shared]], device=self.device)
+            cache = self.model(input_ids=beginning, logits_to_keep=1, use_cache=True).past_key_values
+            cache.batch_repeat_interleave(len(rows))
+            seen = batch["attention_mask"].new_ones(len(rows), shared)
+            batch["attention_mask"] = torch.cat([seen, batch["attention_mask"]], dim=1)
+            batch["position_ids"] += shared
+            batch["past_key_values"] = cache
+        logits = self.model(**batch, logits_to_keep=kept, use_cache=bool(shared)).logits
         # Prompt tuning puts its virtual tokens in front, so count from the end.
         return torch.log_softmax(logits[:, -kept:].float(), dim=-1)
+
+    @property
+    def _puts_tokens_in_front(self) -> bool:
+        """Whether the method is prompt tuning or LLaMA-Adapter, which do not go with a cache made elsewhere."""
+        config = getattr(self.model, "active_peft_config", None)
+        return config is not None and (config.is_prompt_learning or config.is_adaption_prompt)
 
 
 def _covering(rows: list[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[int, ...]]:

@@ -105,6 +105,8 @@ class Study(Closed):
                 raise ValueError(
                     f"tasks: {task!r} is the name of a stage; use the sections instruction and continual"
                 )
+        if self.training.shared_prefix:
+            self._check_shared_prefix()
         continued = {cell.method for cell in self.all_cells() if self.parent(cell)}
         for name in continued:
             method = self.method_by_label[name]
@@ -115,6 +117,16 @@ class Study(Closed):
                     " or leave it to a study without instruction"
                 )
         return self
+
+    def _check_shared_prefix(self) -> None:
+        for method in self.methods:
+            if method.method in {"prompt-tuning", "llama-adapter"}:
+                raise ValueError(f"training.shared_prefix: does not go with {method.label}; turn it off")
+            if method.adapter(self.adapter).balance_loss:
+                raise ValueError(
+                    f"training.shared_prefix: the balance loss of {method.label} would count shared tokens once; turn"
+                    " one of them off"
+                )
 
     @property
     def stand_in(self) -> bool:

@@ -24,7 +24,7 @@ from transformers import (
     set_seed,
 )
 
-from mola_core.batches import Collator, Encoded, LengthGrouped
+from mola_core.batches import Collator, Encoded, LengthGrouped, Packer
 from mola_core.errors import MolaError, OutOfTime
 from mola_core.files import read_json, remove, write_json, write_text
 
@@ -176,6 +176,12 @@ def train(
     sampler = LengthGrouped(lengths, settings.batch_size, seed)
     progress = Progress(settings, seconds_before, sampler, label, deadline, keep)
     on_gpu = torch.cuda.is_available()
+    # Stages such as instruction tuning put loss on every token, whatever the study's own training does.
+    packed = settings.shared_prefix and settings.loss_on == "answer"
+    if packed and model.config._attn_implementation != "sdpa":
+        raise MolaError(
+            "training.shared_prefix: needs a model with PyTorch's own attention (sdpa); turn it off"
+        )
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=steps,
@@ -191,7 +197,7 @@ def train(
         gradient_checkpointing=settings.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
         logging_steps=max(1, steps // 200),
-        include_num_input_tokens_seen="non_padding",
+        include_num_input_tokens_seen="all" if packed else "non_padding",
         save_strategy="no",
         save_total_limit=1,
         seed=seed,
@@ -212,7 +218,7 @@ def train(
         model=model,
         args=arguments,
         train_dataset=documents,
-        data_collator=Collator(tokenizer.pad_token_id, settings.loss_on),
+        data_collator=Packer() if packed else Collator(tokenizer.pad_token_id, settings.loss_on),
         callbacks=[progress],
     )
     trainer.remove_callback(PrinterCallback)

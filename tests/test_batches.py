@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from mola_core.batches import IGNORED, Collator, Encoded, LengthGrouped, left_pad
+from mola_core.batches import IGNORED, Collator, Encoded, LengthGrouped, Packer, left_pad, shared_length
+from mola_core.settings import AdapterSettings, MethodSettings
+from mola_core.weights import new_adapter
 
 
 def documents(lengths, answer=2):
@@ -51,3 +53,38 @@ def test_batches_have_little_padding_and_no_drift_of_length():
     half = len(batches) // 2
     early, late = (sum(map(sum, part)) / half for part in (batches[:half], batches[half:]))
     assert abs(early - late) / early < 0.1
+
+
+def test_the_shared_beginning_leaves_each_prompt_a_token():
+    assert shared_length([[1, 2, 3], [1, 2, 4]]) == 2
+    assert shared_length([[1, 2, 3], [1, 2, 3]]) == 2
+    assert shared_length([[1, 2, 3], [1, 2]]) == 1
+    assert shared_length([[1], [2]]) == 0
+
+
+@pytest.mark.parametrize("instruction", [[7, 8, 9, 10], []], ids=["shared", "nothing shared"])
+def test_packed_documents_train_as_padded_ones(tiny_llama, instruction, tmp_path):
+    rows = [
+        Encoded([*instruction, 11, 12, 13, 14, 15], len(instruction) + 3),
+        Encoded([*instruction, 21, 22], len(instruction) + 1),
+        Encoded([*instruction, 31, 32, 33, 34], len(instruction) + 2),
+    ]
+    gradients, losses = [], []
+    method = MethodSettings(method="mola-2468")
+    for collate in (Collator(0, "answer"), Packer()):
+        torch.manual_seed(0)
+        model = new_adapter(tiny_llama(), method, AdapterSettings(rank=2, dropout=0.0), tmp_path)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+        batch = collate(rows)
+        loss = model(**batch).loss
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert batch["input_ids"].numel() == len(instruction) + 5 + 2 + 4
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-4)

@@ -110,6 +110,21 @@ def test_one_seed_gives_one_adapter_whatever_ran_before(bench):
     assert adapter_bytes(bench, bench.study.cell("cola", "mola-2468", 1)) != first
 
 
+def test_training_with_a_shared_prefix_is_the_same_training(bench):
+    """The Trainer's loss and steps, accumulation included; dropout off, since its masks are drawn otherwise."""
+    records, losses = [], []
+    for shared in (False, True):
+        other = bench(adapter={"dropout": 0.0}, training={"shared_prefix": shared, "micro_batch_size": 2})
+        cell = other.study.cell("cola", "mola-2468", 0)
+        other.train(cell)
+        folder = other.layout.cell(cell)
+        records.append(read_json(folder / "training.json"))
+        losses.append([json.loads(line)["loss"] for line in (folder / "train.jsonl").open()])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    assert records[1]["steps"] == records[0]["steps"] > 1
+    assert records[1]["tokens"] < 0.8 * records[0]["tokens"], "the instruction is computed once a micro-batch"
+
+
 def test_a_stopped_training_goes_on_to_the_same_adapter(bench, monkeypatch):
     bench = bench(training={"epochs": 3})
     cell = bench.study.cell("cola", "mola-2468", 0)

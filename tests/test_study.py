@@ -78,6 +78,12 @@ def change(**changes):
         ({"training__batch_size": 0}, "training.batch_size"),
         ({"training__max_length": 0}, "training.max_length"),
         ({"training__micro_batch_size": 3}, "not a multiple of micro_batch_size 3"),
+        (
+            {"training__shared_prefix": True, "training__loss_on": "all"},
+            "shared_prefix is for loss_on answer",
+        ),
+        ({"training__shared_prefix": True, "methods": ["prompt-tuning"]}, "does not go with prompt-tuning"),
+        ({"training__shared_prefix": True, "adapter": {"balance_loss": 0.1}}, "balance loss of"),
         ({"evaluation__batch_size": 0}, "evaluation.batch_size"),
         ({"adapter": {"dropout": 1.0}}, "adapter.dropout"),
         ({"data": {"source": "magic"}}, "data"),
