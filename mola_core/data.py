@@ -16,6 +16,7 @@ from mola_core.errors import MolaError
 from mola_core.files import atomic_write, read_json, sha256_file, write_json
 from mola_core.study import INSTRUCTION, BuiltinData, DataSource, DirectoryData, HubData, Study
 from mola_core.tasks import (
+    CLOZE,
     FOLDER,
     SPLITS,
     TOPICS,
@@ -77,7 +78,7 @@ def prepare_task(task: str, source: DataSource, folder: str | Path) -> None:
         origin = {"dataset": dataset_of(task)}
     else:
         tables, origin = _from_hub(task, source)
-    known = read_json(KNOWN_ROWS).get(task, {})
+    known = read_json(KNOWN_ROWS).get(task.removesuffix(CLOZE), {})
     fingerprint = {"task": task, "source": source.source, **origin, "stand_in": source.source == "builtin"}
     fingerprint["splits"] = {
         split: {

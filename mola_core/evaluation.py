@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os.path
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import torch
 from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 
-from mola_core.batches import adds_bos, encode, left_pad, shared_length
+from mola_core.batches import adds_bos, encode, left_pad
 from mola_core.errors import MolaError
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ class AnswerLM(HFLM):
 
     The numbers are those of `HFLM`; what is saved is work. Options whose tokens are a beginning of another option's
     (all single-token options, above all) share one forward pass a document, and logits are computed for the
-    options' positions only. What all prompts of a batch begin with is computed once. There is no cache of any kind: lm-eval's is keyed without the model.
+    options' positions only. What stands before a document's options is computed once, and so is what all documents of
+    a batch begin with. Nothing is kept from one batch to the next: lm-eval's cache is keyed without the model.
     """
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
@@ -40,25 +42,24 @@ class AnswerLM(HFLM):
     ) -> list[tuple[float, bool]]:
         inputs = [tuple((context + option)[-(self.max_length + 1) :][:-1]) for _, context, option in requests]
         served_by = _covering(inputs)
-        # Longest first: running out of memory shows at once.
-        passes = sorted(set(served_by.values()), key=lambda row: (-len(row), row))
         positions: dict[tuple[int, ...], list[int]] = {}
         for index, row in enumerate(inputs):
             positions.setdefault(served_by[row], []).append(index)
+        # The last token before the options: logits are needed from there on.
+        answered = {
+            row: min(len(inputs[i]) - len(requests[i][2]) for i in at) for row, at in positions.items()
+        }
+        # A document's options beside each other; the longest first: running out of memory shows at once.
+        passes = sorted(positions, key=lambda row: (-answered[row], row))
         results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         spoken = time.monotonic()
         for start in range(0, len(passes), self.batch_size):
             batch = passes[start : start + self.batch_size]
-            kept = max(
-                len(row) - len(inputs[index]) + len(requests[index][2])
-                for row in batch
-                for index in positions[row]
-            )
-            logits = self._answer_logits(batch, kept)
+            logits = self._answer_logits(batch, [answered[row] for row in batch])
             for row, scores in zip(batch, logits, strict=True):
                 for index in positions[row]:
                     option = torch.tensor(requests[index][2], device=scores.device)
-                    end = kept - (len(row) - len(inputs[index]))
+                    end = len(scores) - (len(row) - len(inputs[index]))
                     likelihoods = scores[end - len(option) : end]
                     chosen = likelihoods.gather(1, option.unsqueeze(1)).sum()
                     greedy = bool((likelihoods.argmax(dim=1) == option).all())
@@ -69,24 +70,35 @@ class AnswerLM(HFLM):
         return results
 
     @torch.inference_mode()
-    def _answer_logits(self, rows: list[tuple[int, ...]], kept: int) -> torch.Tensor:
-        """Log-probabilities at the last `kept` positions of each row: (rows, kept, vocabulary), float32."""
-        shared = min(shared_length(rows), min(map(len, rows)) - kept)
-        if len(rows) == 1 or shared < 1 or self._puts_tokens_in_front:
-            shared = 0
-        batch = left_pad([row[shared:] for row in rows], self.tokenizer.pad_token_id)
-        batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
-        if shared:
-            beginning = torch.tensor([rows[0][:shared]], device=self.device)
-            cache = self.model(input_ids=beginning, logits_to_keep=1, use_cache=True).past_key_values
-            cache.batch_repeat_interleave(len(rows))
-            seen = batch["attention_mask"].new_ones(len(rows), shared)
-            batch["attention_mask"] = torch.cat([seen, batch["attention_mask"]], dim=1)
-            batch["position_ids"] += shared
+    def _answer_logits(self, rows: list[tuple[int, ...]], answered: list[int]) -> torch.Tensor:
+        """Log-probabilities at the last positions of each row, from `answered` on: (rows, kept, vocabulary), float32."""
+        kept = max(len(row) - place for row, place in zip(rows, answered, strict=True))
+        beginnings = [row[:place] for row, place in zip(rows, answered, strict=True)]
+        if len(set(beginnings)) == len(rows):
+            # One row a document: what the documents themselves have in common, the instruction.
+            beginnings = [os.path.commonprefix(beginnings)] * len(rows)  # type: ignore[list-item]
+        if len(rows) == 1 or not all(beginnings) or self._puts_tokens_in_front:
+            beginnings = [()] * len(rows)
+        tails = [row[len(beginning) :] for row, beginning in zip(rows, beginnings, strict=True)]
+        batch = self._padded(tails)
+        if any(beginnings):
+            distinct = list(dict.fromkeys(beginnings))
+            owner = torch.tensor([distinct.index(beginning) for beginning in beginnings], device=self.device)
+            first = self._padded(distinct)
+            cache = self.model(**first, logits_to_keep=1, use_cache=True).past_key_values
+            cache.batch_select_indices(owner)
+            batch["attention_mask"] = torch.cat(
+                [first["attention_mask"][owner], batch["attention_mask"]], dim=1
+            )
+            batch["position_ids"] += first["attention_mask"].sum(1)[owner].unsqueeze(1)
             batch["past_key_values"] = cache
-        logits = self.model(**batch, logits_to_keep=kept, use_cache=bool(shared)).logits
+        logits = self.model(**batch, logits_to_keep=kept, use_cache=any(beginnings)).logits
         # Prompt tuning puts its virtual tokens in front, so count from the end.
         return torch.log_softmax(logits[:, -kept:].float(), dim=-1)
+
+    def _padded(self, rows: list[tuple[int, ...]]) -> dict[str, Any]:
+        batch = left_pad(rows, self.tokenizer.pad_token_id)
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
     @property
     def _puts_tokens_in_front(self) -> bool:

@@ -76,21 +76,20 @@ def test_choices_equal_a_hand_computation(bench):
             assert sample.correct == (int(sample.answer) == example.answer)
 
 
-def test_the_answers_only_evaluation_equals_lm_evals(bench):
+@pytest.mark.parametrize("name", ["scienceqa", "cola"], ids=["one token an option", "several"])
+def test_the_answers_only_evaluation_equals_lm_evals(bench, name):
     from lm_eval import evaluator
     from lm_eval.models.huggingface import HFLM
 
     bench = bench()
-    cell = bench.study.cell("scienceqa", "base", 0)
+    cell = bench.study.cell(name, "base", 0)
     bench.evaluate(cell)
     ours = pd.read_parquet(bench.layout.cell(cell) / "samples.parquet")
     stock = HFLM(
         pretrained=bench.base, tokenizer=bench.tokenizer, batch_size=4, device="cpu", logits_cache=False
     )
-    outcome = evaluator.evaluate(
-        stock, {"scienceqa": bench.task("scienceqa")}, bootstrap_iters=0, log_samples=True
-    )
-    samples = sorted(outcome["samples"]["scienceqa"], key=lambda sample: sample["doc_id"])
+    outcome = evaluator.evaluate(stock, {name: bench.task(name)}, bootstrap_iters=0, log_samples=True)
+    samples = sorted(outcome["samples"][name], key=lambda sample: sample["doc_id"])
     for row, sample in zip(ours.itertuples(), samples, strict=True):
         assert row.loglikelihoods == pytest.approx(
             [response[0] for response in sample["filtered_resps"]], abs=1e-4

@@ -11,6 +11,7 @@ from mola_core.data import prepare_task
 from mola_core.errors import MolaError
 from mola_core.study import BuiltinData, DirectoryData
 from mola_core.tasks import (
+    CLOZE,
     FOLDER,
     TOPICS,
     dataset_of,
@@ -160,8 +161,11 @@ def test_plain_lm_eval_finds_the_tasks_under_names_of_their_own():
 
     found = TaskManager(include_path=str(FOLDER), include_defaults=False).all_subtasks
     whole = [task for task in task_names() if task not in TOPICS]
-    assert sorted(whole) == sorted(ROWS)
-    assert set(found) == {f"mola_{task}{variant}" for task in whole for variant in ("", "_generate")}
+    cloze = [task for task in whole if task.endswith(CLOZE)]
+    assert sorted(set(whole) - set(cloze)) == sorted(ROWS)
+    assert set(found) == {f"mola_{task}{variant}" for task in ROWS for variant in ("", "_generate")} | {
+        f"mola_{task.replace('-', '_')}" for task in cloze
+    }
     stock = Path(lm_eval.__file__).parent / "tasks"
     assert not [path for path in stock.rglob("*.yaml") if b"task: mola_" in path.read_bytes()]
 
@@ -183,6 +187,22 @@ def test_plain_lm_eval_gives_the_same_requests(monkeypatch: pytest.MonkeyPatch, 
             loaded.build_all_requests()
             requests.append([request.args for request in loaded.instances])
         assert requests[0] == requests[1]
+
+
+@pytest.mark.parametrize(
+    ("task", "prompt", "options"),
+    [
+        ("commonsenseqa", "Question: Where do fish live?\nAnswer:", ["sea", "sky", "oven", "desert", "moon"]),
+        ("openbookqa", "Question: Ice melts into\nAnswer:", ["gold", "sand", "salt", "water"]),
+    ],
+)
+def test_a_cloze_task_has_the_same_rows_and_options_as_text(tmp_path, task, prompt, options):
+    root = write_root(tmp_path / "root")
+    prepare_task(task + CLOZE, DirectoryData(source="directory", root=str(root)), tmp_path / "out")
+    (example,) = examples(load_task(task + CLOZE, "choice", tmp_path / "out"), "train")
+    assert (example.prompt, example.options) == (prompt, [f" {option}" for option in options])
+    assert example.answer == ANSWERS[task]
+    assert dataset_of(task + CLOZE) == dataset_of(task)
 
 
 def test_images_are_left_out_of_the_hubs_scienceqa():

@@ -24,6 +24,10 @@ SPLITS = ("train", "validation", "test")
 SPLIT_KEYS = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
 """lm-eval's key that names the dataset's split for each role."""
 
+CLOZE = "-cloze"
+"""Ends the name of a task that compares options as text, none of them in the prompt: what a model too small for letters
+can learn. The rows are those of the task without it."""
+
 TOPICS = {
     f"scienceqa-{topic}": topic for topic in ("biology", "physics", "chemistry", "economics", "earth-science")
 }
