@@ -5,7 +5,7 @@ CORES ?= all
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: study test fuzz load slurm-test lint report clean
+.PHONY: study test fuzz load slurm-test lint report publish published clean
 .DEFAULT_GOAL := study
 
 $(BIN)/.ready: pyproject.toml constraints.txt
@@ -42,6 +42,17 @@ lint: $(BIN)/.ready
 report: $(BIN)/.ready
 	snakemake --cores 1 --config study=$(STUDY) --report results/$(STUDY)/report.html
 	if command -v chromium >/dev/null; then python tests/open_pages.py results/$(STUDY)/*.html; fi
+
+# A finished study's scores and records into results/published, and all that follows from them.
+publish: $(BIN)/.ready
+	mkdir -p results/published/$(STUDY)
+	cp results/$(STUDY)/*.parquet results/published/$(STUDY)/
+	cd results/$(STUDY) && cp --parents cells/*/*/*/manifest.json ../published/$(STUDY)/
+	$(MAKE) published STUDY=$(STUDY)
+
+# Every table and figure of a published study again, from its published scores, without a model.
+published: $(BIN)/.ready
+	for verb in tables figures verdict summary; do mola $$verb --study $(STUDY) --results results/published || exit 1; done
 
 clean:
 	rm -rf .venv

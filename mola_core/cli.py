@@ -18,7 +18,7 @@ from mola_core.files import atomic_write, locked, storage_problem
 if TYPE_CHECKING:
     from mola_core.study import Cell
 
-BENCHMARKS = ("layers", "steps", "memory", "evaluation", "padding", "overhead", "planning")
+BENCHMARKS = ("layers", "steps", "memory", "large", "evaluation", "prefix", "padding", "overhead", "planning")
 
 
 def _layout(arguments: argparse.Namespace):  # noqa: ANN202
@@ -219,7 +219,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
     """Measure what MoLA and the harness cost, as ratios in one run; see the goals in the table."""
     import torch
 
-    from mola_core.benchmark import harness, report, steps
+    from mola_core.benchmark import harness, large, report, steps
     from mola_core.data import prepare_rows
     from mola_core.models import prepare_model
 
@@ -232,7 +232,9 @@ def benchmark(arguments: argparse.Namespace) -> None:
         "layers": lambda: steps.layers(arguments.repeats, arguments.dtype),
         "steps": lambda: steps.steps(layout.model, arguments.repeats, arguments.dtype),
         "memory": lambda: steps.memory(layout.model, arguments.dtype),
+        "large": large.large,
         "evaluation": lambda: harness.evaluation(layout, arguments.repeats),
+        "prefix": lambda: harness.prefix(layout, arguments.repeats),
         "padding": lambda: harness.padding(layout),
         "overhead": lambda: harness.overhead(layout),
         "planning": harness.planning,

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import yaml
 
-from mola_core.batches import LengthGrouped, encode
+from mola_core.batches import Collator, LengthGrouped, Packer, encode
+from mola_core.benchmark.steps import adapted, step
 from mola_core.benchmark.timing import Row, device, in_turn, ratio
 from mola_core.cells import Workbench
 from mola_core.files import read_json
@@ -18,7 +19,7 @@ from mola_core.layout import Layout
 from mola_core.study import STUDIES, Study
 from mola_core.tasks import examples
 
-DOCUMENTS = 32
+DOCUMENTS = 16
 
 
 def evaluation(layout: Layout, repeats: int) -> list[Row]:
@@ -79,6 +80,26 @@ def padding(layout: Layout) -> list[Row]:
                 note=note,
             )
         )
+    return rows
+
+
+def prefix(layout: Layout, repeats: int) -> list[Row]:
+    """Training steps on the same documents, `training.shared_prefix` off and on, shape 2468."""
+    bench = Workbench(layout)
+    model = adapted(bench.base, "mola-2468", 0.05)
+    rows = []
+    for name in layout.study.tasks:
+        documents = [
+            encode(bench.tokenizer, d.prompt, d.completion, 256)
+            for d in examples(bench.task(name), "train", 512)
+        ]
+        order = list(LengthGrouped([len(d.tokens) for d in documents], 16, seed=0))[:16]
+        batch = [documents[index] for index in order]
+        padded, packed = Collator(bench.tokenizer.pad_token_id, "answer")(batch), Packer()(batch)
+        seconds = in_turn({"padded": step(model, padded), "packed": step(model, packed)}, repeats)
+        tokens = f"{padded['input_ids'].numel()} and {packed['input_ids'].numel()} tokens for 16 documents"
+        what = f"training step on {name}, every document whole / instruction shared"
+        rows.append(Row("prefix", what, ratio(seconds, "padded", "packed"), None, False, note=tokens))
     return rows
 
 

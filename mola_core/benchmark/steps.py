@@ -16,8 +16,8 @@ from mola_core.benchmark.loop import as_released
 from mola_core.benchmark.timing import Row, device, in_turn, ratio
 from mola_core.methods import peft_config
 from mola_core.models import load_model, module_dimensions
+from mola_core.settings import SEVEN_MODULES, AdapterSettings, MethodSettings
 from mola_core.shapes import experts_per_layer, lora_parameters, mola_parameters
-from mola_core.study import SEVEN_MODULES, AdapterSettings, MethodSettings
 
 SHAPE = "2468"
 BATCH, LENGTH, KEPT = 8, 96, 2
@@ -30,12 +30,16 @@ def steps(model_folder: Path, repeats: int, dtype: str) -> list[Row]:
     base = load_model(model_folder, dtype=dtype).to(device())
     for dropout, goal in ((0.05, 0.90), (0.0, 1.02)):
         variants: dict[str, Callable[[], object]] = {
-            "mola": _step(_adapted(base, f"mola-{SHAPE}", dropout)),
-            "lora": _step(_adapted(base, f"lora-r{equal_rank(base)}", dropout)),
+            "mola": step(adapted(base, f"mola-{SHAPE}", dropout)),
+            "lora": step(adapted(base, f"lora-r{equal_rank(base)}", dropout)),
             "floor": _floor(copy.deepcopy(base)),
         }
         if dropout:
-            variants["loop"] = _step(as_released(_adapted(base, f"mola-{SHAPE}", dropout)))
+            variants["loop"] = step(as_released(adapted(base, f"mola-{SHAPE}", dropout)))
+            checkpointed = adapted(base, f"mola-{SHAPE}", dropout)
+            checkpointed.enable_input_require_grads()
+            checkpointed.gradient_checkpointing_enable({"use_reentrant": False})
+            variants["checkpointed"] = step(checkpointed)
         seconds = in_turn(variants, repeats)
         where = f"{BATCH} x {LENGTH} tokens, {dtype}, dropout {dropout:g}"
         medians = ", ".join(f"{name} {statistics.median(times):.3f} s" for name, times in seconds.items())
@@ -52,6 +56,8 @@ def steps(model_folder: Path, repeats: int, dtype: str) -> list[Row]:
             rows.append(
                 Row("step", f"released loop / MoLA, {where}", ratio(seconds, "loop", "mola"), 2.5, False)
             )
+            slower = ratio(seconds, "checkpointed", "mola")
+            rows.append(Row("step", f"MoLA with gradient checkpointing / without, {where}", slower, None))
         rows.append(
             Row(
                 "step",
@@ -78,7 +84,7 @@ def layers(repeats: int, dtype: str) -> list[Row]:
         variants = {}
         for name in ("mola-8888", "lora-r64"):
             block = _Blocks(d_in, d_out).to(device(), getattr(torch, dtype))
-            variants[name] = _layer_pass(_adapted(block, name, 0.05, ["linear"]), x)
+            variants[name] = _layer_pass(adapted(block, name, 0.05, ["linear"]), x)
         seconds = in_turn(variants, repeats)
         what = f"layer {d_in} -> {d_out}, 2,048 tokens, 8 experts: MoLA / LoRA r=64, {dtype}"
         rows.append(Row("layer", what, ratio(seconds, "mola-8888", "lora-r64"), 1.10))
@@ -110,9 +116,9 @@ def memory(model_folder: Path, dtype: str) -> list[Row]:
 def _peak(model_folder: Path, method: str, dtype: str) -> int:
     from mola_core.training import peak_memory
 
-    step = _step(_adapted(load_model(model_folder, dtype=dtype).to(device()), method, 0.05))
+    call = step(adapted(load_model(model_folder, dtype=dtype).to(device()), method, 0.05))
     for _ in range(2):
-        step()
+        call()
     return peak_memory()
 
 
@@ -128,7 +134,7 @@ class _Blocks(nn.Module):
         return self.layers[-1]["linear"](x)
 
 
-def _adapted(base: nn.Module, method: str, dropout: float, modules: list[str] | None = None) -> nn.Module:
+def adapted(base: nn.Module, method: str, dropout: float, modules: list[str] | None = None) -> nn.Module:
     from peft import get_peft_model, inject_adapter_in_model
 
     settings = AdapterSettings(dropout=dropout, target_modules=modules or SEVEN_MODULES)
@@ -147,20 +153,21 @@ def _adapted(base: nn.Module, method: str, dropout: float, modules: list[str] | 
 def _batch(vocabulary: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(vocabulary, (BATCH, LENGTH), generator=generator).to(device())
-    return {"input_ids": ids, "labels": ids[:, -KEPT:], "logits_to_keep": KEPT, "use_cache": False}
+    return {"input_ids": ids, "labels": ids[:, -KEPT:], "logits_to_keep": KEPT}
 
 
-def _step(model: nn.Module) -> Callable[[], object]:
-    """One optimiser step: forward, backward, AdamW."""
+def step(model: nn.Module, batch: dict[str, Any] | None = None) -> Callable[[], object]:
+    """One optimiser step on `batch` (default: random tokens): forward, backward, AdamW."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
-    batch = _batch(model.config.vocab_size)
+    batch = batch or _batch(model.config.vocab_size)
+    batch = {name: value.to(device()) if hasattr(value, "to") else value for name, value in batch.items()}
 
-    def step() -> None:
-        model(**batch).loss.backward()
+    def one() -> None:
+        model(**batch, use_cache=False).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    return step
+    return one
 
 
 def _floor(base: nn.Module) -> Callable[[], object]:
@@ -170,7 +177,7 @@ def _floor(base: nn.Module) -> Callable[[], object]:
     embedded = base.get_input_embeddings()(batch.pop("input_ids")).detach()
 
     def step() -> None:
-        base(inputs_embeds=embedded.requires_grad_(True), **batch).loss.backward()
+        base(inputs_embeds=embedded.requires_grad_(True), **batch, use_cache=False).loss.backward()
         embedded.grad = None
 
     return step
