@@ -37,10 +37,10 @@ def training_facts(study: Study, cell: Cell) -> dict[str, Any]:
     return facts | {"parent": digests(study, parent).training} if parent else facts
 
 
-def evaluation_facts(study: Study, cell: Cell) -> dict[str, Any]:
-    """Everything that decides a cell's scores; its digest names the cell."""
+def evaluation_facts(study: Study, cell: Cell, training: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Everything that decides a cell's scores; its digest names the cell. `training`: its `training_facts`, if known."""
     base = study.method_by_label[cell.method].method == "base"
-    training = training_facts(study, cell)
+    training = training or training_facts(study, cell)
     if base:
         # The untrained model does not depend on how others are trained.
         training = {
@@ -65,4 +65,5 @@ class Digests:
 
 
 def digests(study: Study, cell: Cell) -> Digests:
-    return Digests(digest(training_facts(study, cell)), digest(evaluation_facts(study, cell)))
+    training = training_facts(study, cell)
+    return Digests(digest(training), digest(evaluation_facts(study, cell, training)))

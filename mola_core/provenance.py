@@ -70,6 +70,7 @@ def code_digest(parts: tuple[str, ...]) -> str:
     return summary.hexdigest()
 
 
+@functools.cache
 def _meaning(file: Path) -> str:
     tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in ast.walk(tree):

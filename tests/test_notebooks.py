@@ -24,3 +24,22 @@ def test_notebook_runs_on_a_simulated_study(tmp_path, monkeypatch, seeds):
     shown = str([cell.get("outputs") for cell in notebook.cells])
     assert "2468-vs-8642" in shown and "image/svg+xml" in shown
     assert ("noise between trainings was not seen" in shown) == (seeds == 1)
+
+
+def test_the_notebook_of_the_published_study_shows_what_its_scores_give():
+    """Committed with its outputs; executed again it prints the same."""
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    file = NOTEBOOK.with_name("published_study.ipynb")
+    committed = nbformat.read(file, as_version=4)
+    again = nbformat.read(file, as_version=4)
+    nbclient.NotebookClient(
+        again, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(file.parent)}}
+    ).execute()
+
+    def printed(notebook):
+        outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+        return [output["text"] for output in outputs if output["output_type"] == "stream"]
+
+    assert printed(again) == printed(committed)
+    assert len(printed(committed)) >= 3

@@ -288,8 +288,8 @@ def _draw(result: dict[str, Any], out: Path) -> None:
     """Coverage and false positives of every scenario, with the bands that they are meant to stay in."""
     import matplotlib.pyplot as plt
 
+    from mola_core.analysis.drawing import save_figure
     from mola_core.analysis.style import TEXT, figure_style
-    from mola_core.analysis.verdict_figures import save_figure
 
     names = list(dict.fromkeys(row["scenario"] for row in result["rates"]))
     looks = {"depth-slope": ("#0072B2", "o"), "spread": ("#E69F00", "D"), "2468-vs-8642": ("#D55E00", "s")}
@@ -321,4 +321,4 @@ def _draw(result: dict[str, Any], out: Path) -> None:
         panels[0].set_yticks(range(len(names)), names)
         panels[0].invert_yaxis()
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-        save_figure(figure, out, "calibration")
+        save_figure(figure, out / "calibration")

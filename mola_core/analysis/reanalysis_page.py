@@ -162,8 +162,9 @@ def _method() -> str:
 
 def draw_reanalysis(rows: pd.DataFrame, folder: Path) -> None:
     """The forest plot, `reanalysis.svg` and `.png`: each main question, table by table."""
+    from mola_core.analysis.drawing import save_figure
     from mola_core.analysis.style import TEXT, figure_style
-    from mola_core.analysis.verdict_figures import forest, save_figure
+    from mola_core.analysis.verdict_figures import forest
 
     entries: list[dict[str, Any]] = []
     for question, title in GROUPS.items():
@@ -173,7 +174,7 @@ def draw_reanalysis(rows: pd.DataFrame, folder: Path) -> None:
         figure = forest(
             entries, label="Difference in accuracy, mean over tasks (points)", width=0.8 * TEXT, limit=LIMIT
         )
-        save_figure(figure, folder, "reanalysis")
+        save_figure(figure, folder / "reanalysis")
 
 
 def _entry(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mola_core.analysis.questions import FAMILIES
-from mola_core.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +27,7 @@ ANSWERS = {
 
 def draw_verdict(verdict: Mapping[str, Any], folder: str | Path) -> None:
     """Draw every one of `FIGURES` into `folder`. One that the data do not allow says so in words."""
+    from mola_core.analysis.drawing import save_figure
     from mola_core.analysis.style import figure_style
 
     drawings: dict[str, Callable[[Mapping[str, Any]], Figure]] = {
@@ -41,14 +41,7 @@ def draw_verdict(verdict: Mapping[str, Any], folder: str | Path) -> None:
             figure = drawings[name](verdict)
             if verdict.get("stand_in"):
                 figure.suptitle("Stand-in data: says nothing about a benchmark", fontsize=7, color="#A03000")
-            save_figure(figure, folder, name)
-
-
-def save_figure(figure: Figure, folder: str | Path, name: str) -> None:
-    """Write `name`.svg and `name`.png without a date in them: same data, same bytes."""
-    for suffix, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
-        with atomic_write(Path(folder) / f"{name}.{suffix}") as temporary:
-            figure.savefig(temporary, format=suffix, metadata=metadata, dpi=300)
+            save_figure(figure, Path(folder) / name)
 
 
 def forest(
