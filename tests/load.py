@@ -1,6 +1,8 @@
-"""Load: `python tests/load.py [planning aggregation worker]` prints seconds and memory. No test: takes minutes.
+"""Load: `python tests/load.py [planning dag aggregation worker]` prints seconds and memory. No test: takes minutes.
 
 planning     `snakemake -n` on a study of 1,000 cells, none of them done
+dag          the same study run to its summary by Snakemake: 2,000 jobs whose training and evaluation copy records that
+             were simulated before, collecting and the rest as always; memory and open files of Snakemake on the way
 aggregation  10 million score rows (1,000 simulated cells of 10,000 documents): gathering, and the verdict
 worker       30 tiny cells in one process: memory and open files after each
 """
@@ -17,6 +19,64 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 CELLS = {"tasks": ["cola", "scienceqa"], "methods": ["mola-2468", "mola-8642"], "seeds": list(range(250))}
+
+
+STAND_IN = """\
+import os, runpy, shutil, sys
+from pathlib import Path
+
+FILES = {"train": ["train.jsonl", "training.json"], "evaluate": ["samples.parquet", "manifest.json"]}
+if __name__ == "__main__" and sys.argv[1] in FILES:
+    given = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+    cell = Path("thousand/cells", given["--task"], given["--method"], "seed" + given["--seed"])
+    target = Path(given["--results"], cell)
+    target.mkdir(parents=True, exist_ok=True)
+    for name in FILES[sys.argv[1]]:
+        shutil.copy(Path(os.environ["SIMULATED"], cell, name), target)
+elif __name__ == "__main__" and sys.argv[1] == "model":
+    results = sys.argv[sys.argv.index("--results") + 1]
+    shutil.copytree(Path(os.environ["SIMULATED"], "models"), Path(results, "models"), dirs_exist_ok=True)
+    for folder in Path(results, "models").iterdir():
+        folder.joinpath("model.json").write_text("{}")
+elif __name__ == "__main__":
+    runpy.run_path(os.environ["MOLA"] + "/cli.py", run_name="__main__")
+"""
+"""Takes the place of `mola_core.cli` in the jobs of `dag`."""
+
+
+def dag(folder: Path) -> None:
+    from simulated_study import make_study, simulate
+
+    study = make_study(**CELLS, name="thousand")
+    file, package = folder / "thousand.yaml", folder / "shadow" / "mola_core"
+    file.write_text(yaml.safe_dump(study.model_dump(mode="json", exclude_none=True)))
+    simulate(folder / "simulated", study, documents=100)
+    package.mkdir(parents=True)
+    real = ROOT / "mola_core"
+    (package / "__init__.py").write_text(f"__path__ = [{str(package)!r}, {str(real)!r}]\n")
+    (package / "cli.py").write_text(STAND_IN)
+    (folder / "work").mkdir()
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--quiet", "all"]
+    command += ["--snakefile", str(ROOT / "Snakefile"), "--profile", str(ROOT / "workflow/profiles/default")]
+    command += ["--config", f"study={file}", f"results={folder / 'results'}"]
+    paths = {"PYTHONPATH": str(package.parent), "SIMULATED": str(folder / "simulated"), "MOLA": str(real)}
+    started, manifests = time.monotonic(), folder / "results/thousand/cells"
+    run = subprocess.Popen(command, cwd=folder / "work", env=os.environ | paths)
+    marks = [100, 250, 500, 750, 1000]
+    while run.poll() is None:
+        time.sleep(1)
+        done = sum(1 for _ in manifests.glob("*/*/*/manifest.json"))
+        if marks and done >= marks[0]:
+            process = Path("/proc") / str(run.pid)
+            resident = int((process / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+            files = len(list((process / "fd").iterdir()))
+            seconds = time.monotonic() - started
+            print(f"{done} cells: {seconds:.0f} s, {resident:.0f} MiB, {files} open files", flush=True)
+            marks = [mark for mark in marks if mark > done]
+    summary = folder / "results/thousand/summary.md"
+    print(
+        f"exit code {run.returncode} after {time.monotonic() - started:.0f} s, summary: {summary.is_file()}"
+    )
 
 
 def measured(name: str, command: list[str]) -> None:
@@ -78,6 +138,8 @@ def worker(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    for part in sys.argv[1:] or ["planning", "aggregation", "worker"]:
+    for part in sys.argv[1:] or ["planning", "dag", "aggregation", "worker"]:
         with tempfile.TemporaryDirectory() as place:
-            {"planning": planning, "aggregation": aggregation, "worker": worker}[part](Path(place))
+            {"planning": planning, "dag": dag, "aggregation": aggregation, "worker": worker}[part](
+                Path(place)
+            )
