@@ -84,7 +84,7 @@ def padding(layout: Layout) -> list[Row]:
 
 
 def prefix(layout: Layout, repeats: int) -> list[Row]:
-    """Training steps on the same documents, `training.shared_prefix` off and on, shape 2468."""
+    """Training steps on the same 8 documents, `training.shared_prefix` off and on, shape 2468."""
     bench = Workbench(layout)
     model = adapted(bench.base, "mola-2468", 0.05)
     rows = []
@@ -93,11 +93,11 @@ def prefix(layout: Layout, repeats: int) -> list[Row]:
             encode(bench.tokenizer, d.prompt, d.completion, 256)
             for d in examples(bench.task(name), "train", 512)
         ]
-        order = list(LengthGrouped([len(d.tokens) for d in documents], 16, seed=0))[:16]
+        order = list(LengthGrouped([len(d.tokens) for d in documents], 8, seed=0))[:8]
         batch = [documents[index] for index in order]
         padded, packed = Collator(bench.tokenizer.pad_token_id, "answer")(batch), Packer()(batch)
         seconds = in_turn({"padded": step(model, padded), "packed": step(model, packed)}, repeats)
-        tokens = f"{padded['input_ids'].numel()} and {packed['input_ids'].numel()} tokens for 16 documents"
+        tokens = f"{padded['input_ids'].numel()} and {packed['input_ids'].numel()} tokens for 8 documents"
         what = f"training step on {name}, every document whole / instruction shared"
         rows.append(Row("prefix", what, ratio(seconds, "padded", "packed"), None, False, note=tokens))
     return rows
