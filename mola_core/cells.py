@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mola_core.distributed import from_main, is_main, join, world_size
 from mola_core.epochs import candidate_folder, choose_epoch, evaluate_candidates
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write, read_json, remove, sha256_file
@@ -49,8 +50,9 @@ class Workbench:
 
         from mola_core.models import verify_model
 
-        if torch.get_num_threads() != self.study.compute.threads and not torch.cuda.is_available():
-            torch.set_num_threads(self.study.compute.threads)
+        threads = max(1, self.study.compute.threads // world_size())
+        if torch.get_num_threads() != threads and not torch.cuda.is_available():
+            torch.set_num_threads(threads)
         verify_model(self.layout.model)
         return self._load(self.layout.model)
 
@@ -73,8 +75,10 @@ class Workbench:
 
         Goes on from the parent's adapter where the cell has a parent, and from a checkpoint with the same digest
         where there is one; leaves a cell alone whose training is whole. Raises `MolaError` where the method does not
-        fit the model or the parent is not trained, and `OutOfTime` at the deadline or after SIGTERM.
+        fit the model or the parent is not trained, and `OutOfTime` at the deadline or after SIGTERM. Under torchrun
+        all processes call it.
         """
+        join()
         train_once(self, cell)
 
     def train_into(self, scratch: Path, cell: Cell, settings: TrainingSettings) -> None:
@@ -91,12 +95,15 @@ class Workbench:
         study = self.study
         documents = self._documents(cell, settings)
         # What continues a parent has the parent's experts.
-        allocation = None if study.parent(cell) else allocate(self, cell, documents, settings, scratch)
+        allocation = None
+        if not study.parent(cell):
+            allocation = from_main(lambda: allocate(self, cell, documents, settings, scratch))
         set_seed(cell.seed)
         model, record = self._trainable(cell, scratch, allocation)
 
         def save(folder: Path) -> None:
-            save_weights(model, folder, study.model.name, study.model.dtype, scratch)
+            if is_main():
+                save_weights(model, folder, study.model.name, study.model.dtype, scratch)
 
         def keep(epoch: int) -> None:
             save(candidate_folder(scratch, epoch))
@@ -109,6 +116,8 @@ class Workbench:
                 save(self.layout.weights(cell))
         finally:
             self._release(model)
+        if not is_main():
+            return
         record = {"digest": digests(study, cell).training, **record, **outcome}
         record["micro_batch_size"] = settings.micro_batch_size
         if settings.candidates:

@@ -54,10 +54,17 @@ def data(arguments: argparse.Namespace) -> None:
 def train(arguments: argparse.Namespace) -> None:
     """Train the adapter of one cell."""
     from mola_core.cells import Workbench
+    from mola_core.distributed import become_torchrun, world_size
     from mola_core.gpu_slots import gpu_slot
 
     layout, cell = _cell(arguments)
-    with gpu_slot(layout.study.compute.cells_per_gpu):
+    compute = layout.study.compute
+    if world_size() > 1:
+        Workbench(layout).train(cell)  # one of torchrun's processes
+        return
+    with gpu_slot(compute.cells_per_gpu, max(1, compute.gpus)):
+        if compute.gpus > 1:
+            become_torchrun(compute.gpus, arguments.command)
         Workbench(layout).train(cell)
 
 
@@ -347,6 +354,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Bad input is one line on standard error and exit code 2; so is a disk that takes no more, with
     exit code 1, and a training stopped by SIGTERM, with 143."""
     parsed = _parser().parse_args(arguments)
+    parsed.command = list(sys.argv[1:] if arguments is None else arguments)
     # Progress is told in lines that a log can hold; bars and chatter of the libraries would bury them.
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -1,8 +1,9 @@
-"""One card for each cell on a machine with several: nothing else assigns them where no cluster does."""
+"""Cards for each cell on a machine with several: nothing else assigns them where no cluster does."""
 
 import contextlib
 import fcntl
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,9 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
+
+from mola_core.errors import MolaError
 
 DECIDED = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID")
 """Where one of these is set, someone else has chosen the card."""
@@ -26,49 +30,66 @@ def cards() -> list[str]:
 
 @contextlib.contextmanager
 def gpu_slot(
-    cells_per_gpu: int, names: Sequence[str] | None = None, folder: Path | None = None
+    cells_per_gpu: int, count: int = 1, names: Sequence[str] | None = None, folder: Path | None = None
 ) -> Iterator[str]:
-    """Set CUDA_VISIBLE_DEVICES to a card on which fewer than `cells_per_gpu` cells run; wait until there is one.
+    """Set CUDA_VISIBLE_DEVICES to `count` cards on which fewer than `cells_per_gpu` cells run; wait until there are.
 
-    Yields the card, "" where there is none or someone else has chosen. `names` are the cards (by default this
-    machine's), `folder` is where the locks are: one file a slot, given back by the kernel however the process ends.
-    Call it before anything initialises CUDA.
+    Yields the cards, "" where there are none or someone else has chosen. `names` are the cards (by default this
+    machine's), `folder` is where the locks are: one file a slot, given back by the kernel however the process ends,
+    kept by a program that takes its place. Call it before anything initialises CUDA. Raises `MolaError` where the
+    machine has fewer cards.
     """
     if names is None:
         names = [] if any(os.environ.get(name) for name in DECIDED) else cards()
     if not names:
         yield ""
         return
+    if len(names) < count:
+        raise MolaError(
+            f"compute.gpus: {count} cards for a cell, but this machine has {len(names)}; lower it"
+        )
     folder = folder or Path(tempfile.gettempdir()) / f"mola-gpu-slots-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        card = _take(stack, cells_per_gpu, names, folder)
-        os.environ["CUDA_VISIBLE_DEVICES"] = card
+        taken = _take(stack, cells_per_gpu, count, names, folder)
+        os.environ["CUDA_VISIBLE_DEVICES"] = taken
         try:
-            yield card
+            yield taken
         finally:
-            del os.environ["CUDA_VISIBLE_DEVICES"]
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
 
 
-def _take(stack: contextlib.ExitStack, cells_per_gpu: int, names: Sequence[str], folder: Path) -> str:
+def _take(
+    stack: contextlib.ExitStack, cells_per_gpu: int, count: int, names: Sequence[str], folder: Path
+) -> str:
     waiting = False
     while True:
+        held: dict[str, IO[str]] = {}
         # Every card's first slot before any card's second.
         for slot in range(cells_per_gpu):
             for card in names:
+                if len(held) == count or card in held:
+                    continue
                 handle = open(folder / f"{card}-{slot}.lock", "a")  # noqa: SIM115 - kept as long as the slot
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     handle.close()
                     continue
+                held[card] = handle
+        if len(held) == count:
+            for handle in held.values():
+                os.set_inheritable(handle.fileno(), True)
                 stack.enter_context(handle)
-                return card
+            return ",".join(held)
+        # All or none: two cells that each hold a part of what they need would wait for ever.
+        for handle in held.values():
+            handle.close()
         if not waiting:
             print(
-                f"waiting for one of {len(names)} cards, {cells_per_gpu} cells each",
+                f"waiting for {count} of {len(names)} cards, {cells_per_gpu} cells each",
                 file=sys.stderr,
                 flush=True,
             )
             waiting = True
-        time.sleep(1)
+        time.sleep(random.uniform(0.5, 1.5))

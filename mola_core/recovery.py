@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mola_core.distributed import from_main, is_main, world_size
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write, locked, read_json, remove, sha256_file, write_json
 from mola_core.identity import digests
@@ -34,17 +36,19 @@ def train_once(bench: Workbench, cell: Cell) -> None:
     without it, had ended.
     """
     scratch = bench.layout.checkpoints(digests(bench.study, cell).training)
-    with locked(scratch.with_suffix(".lock")):
+    with locked(scratch.with_suffix(".lock")) if is_main() else contextlib.nullcontext():
         folder = bench.layout.cell(cell)
-        if _is_whole(bench, cell, folder):
-            print(f"{cell.path}: already trained", file=sys.stderr)
+        if from_main(lambda: _is_whole(bench, cell, folder)):
+            if is_main():
+                print(f"{cell.path}: already trained", file=sys.stderr)
             return
-        if not _is_whole(bench, cell, scratch):
+        if not from_main(lambda: _is_whole(bench, cell, scratch)):
             while not _attempt(bench, cell, scratch):
                 pass
-        for name in RECORDS:
-            with atomic_write(folder / name) as temporary:
-                shutil.copyfile(scratch / name, temporary)
+        if is_main():
+            for name in RECORDS:
+                with atomic_write(folder / name) as temporary:
+                    shutil.copyfile(scratch / name, temporary)
 
 
 def forget(scratch: Path) -> None:
@@ -99,7 +103,7 @@ def _attempt(bench: Workbench, cell: Cell, scratch: Path) -> bool:
     """Train the cell into `scratch`; False where it needs a smaller micro-batch, which is noted there."""
     from mola_core.training import is_out_of_memory
 
-    settings = _fitting(bench, cell, scratch)
+    settings = from_main(lambda: _fitting(bench, cell, scratch))
     try:
         bench.train_into(scratch, cell, settings)
         return True
@@ -114,13 +118,19 @@ def _attempt(bench: Workbench, cell: Cell, scratch: Path) -> bool:
             f"cell {cell.path}: not enough memory for one document at a time; lower training.max_length, set "
             "training.gradient_checkpointing, or use a larger card"
         )
-    print(f"{cell.path}: out of memory, goes on with micro_batch_size {smaller}", file=sys.stderr, flush=True)
     write_json(scratch / MICRO_BATCH, smaller)
+    if world_size() > 1:
+        raise MolaError(
+            f"cell {cell.path}: out of memory in one of {world_size()} processes; run again, it goes on with "
+            f"micro_batch_size {smaller}"
+        )
+    print(f"{cell.path}: out of memory, goes on with micro_batch_size {smaller}", file=sys.stderr, flush=True)
     return False
 
 
 def _fitting(bench: Workbench, cell: Cell, scratch: Path) -> TrainingSettings:
-    """The cell's training settings, with the smaller micro-batch that an earlier attempt was left with.
+    """The cell's training settings, with the smaller micro-batch that an earlier attempt was left with, or that
+    several processes need to share a batch.
 
     The effective batch, the documents and their order stay, and so does the digest; but sums round differently, and
     dropout, where there is some, draws other masks.
@@ -129,4 +139,5 @@ def _fitting(bench: Workbench, cell: Cell, scratch: Path) -> TrainingSettings:
     changes: dict[str, Any] = {"learning_rate": method.learning_rate} if method.learning_rate else {}
     if (scratch / MICRO_BATCH).is_file():
         changes["micro_batch_size"] = read_json(scratch / MICRO_BATCH)
-    return bench.study.training_of(cell).model_copy(update=changes)
+    settings = bench.study.training_of(cell).model_copy(update=changes)
+    return settings.shared_by(world_size())

@@ -3,6 +3,7 @@
 Every class is closed: an unknown key is an error.
 """
 
+import math
 import re
 from typing import Annotated, Literal
 
@@ -217,6 +218,17 @@ class TrainingSettings(Closed):
             raise ValueError("epochs: list them in ascending order, each once")
         return self
 
+    def shared_by(self, processes: int) -> "TrainingSettings":
+        """These settings with the largest micro-batch of which so many processes can each take as many.
+
+        Raises ValueError where they cannot share a batch evenly."""
+        share, rest = divmod(self.batch_size, processes)
+        if rest:
+            raise ValueError(
+                f"compute.gpus: {processes} cards cannot share training.batch_size {self.batch_size} evenly; change one"
+            )
+        return self.model_copy(update={"micro_batch_size": math.gcd(share, self.micro_batch_size)})
+
     @property
     def smaller_micro_batch(self) -> int | None:
         """The largest divisor of `batch_size` that is at most half of `micro_batch_size`; None below 1."""
@@ -293,11 +305,12 @@ class EvaluationSettings(Closed):
 
 
 class ComputeSettings(Closed):
-    """What one cell asks of the machine; never changes a result beyond rounding."""
+    """What one cell asks of the machine; never changes a result beyond rounding (and, on several cards, dropout)."""
 
     threads: Count = 2
-    gpus: Annotated[int, Field(ge=0, le=1)] = 0
-    """Cards of one cell. A cell never uses more than one: cells run beside each other instead."""
+    gpus: Annotated[int, Field(ge=0)] = 0
+    """Cards that train one cell: with several, a process for each by torchrun. Where a cell fits one card, cells beside
+    each other finish a study sooner. Evaluation takes one."""
     cells_per_gpu: Count = 1
     """Cells that share one card."""
     memory_gb: Annotated[float, Field(gt=0)] = 4

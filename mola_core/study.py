@@ -105,6 +105,7 @@ class Study(Closed):
                 raise ValueError(
                     f"tasks: {task!r} is the name of a stage; use the sections instruction and continual"
                 )
+        self.training.shared_by(max(1, self.compute.gpus))
         if self.training.shared_prefix:
             self._check_shared_prefix()
         continued = {cell.method for cell in self.all_cells() if self.parent(cell)}

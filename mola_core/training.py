@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from mola_core.batches import Collator, Encoded, LengthGrouped, Packer
+from mola_core.distributed import from_main, is_main, wait_for_all, world_size
 from mola_core.errors import MolaError, OutOfTime
 from mola_core.files import read_json, remove, write_json, write_text
 
@@ -81,17 +82,25 @@ class Progress(TrainerCallback):
         epoch, rest = divmod(state.global_step, self.steps_per_epoch)
         if self.keep and rest == 0 and epoch in self.settings.candidates:
             self.keep(epoch)
-        if time.monotonic() - self.saved > 60 * self.settings.checkpoint_minutes:
+        save, stop = from_main(self._due)
+        if save:
             control.should_save = True
             self.saved = time.monotonic()
-        if self.deadline and time.time() > self.deadline and state.global_step < state.max_steps:
+        if stop and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = self.out_of_time = True
+
+    def _due(self) -> tuple[bool, bool]:
+        """Whether it is time for a checkpoint, and to stop."""
+        save = time.monotonic() - self.saved > 60 * self.settings.checkpoint_minutes
+        return save, bool(self.deadline and time.time() > self.deadline)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        write_json(folder / MARKER, {"step": state.global_step, "seconds": self.seconds})
+        wait_for_all()  # each process adds the state of its random numbers
+        if is_main():
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            write_json(folder / MARKER, {"step": state.global_step, "seconds": self.seconds})
 
     def on_log(
         self,
@@ -106,7 +115,7 @@ class Progress(TrainerCallback):
         # `logs` is a copy: what shall stand in the checkpoint and the cell's log goes into the history itself.
         tokens = int(state.num_input_tokens_seen)
         state.log_history[-1] |= {"tokens": tokens, "seconds": round(self.seconds, 3)}
-        if self.out_of_time:
+        if self.out_of_time or not is_main():
             return  # Who sent SIGTERM may have closed the log; the checkpoint is still to be written.
         last = state.global_step == state.max_steps
         if last or time.monotonic() - self.spoken > 5:
@@ -170,7 +179,7 @@ def train(
         raise MolaError(
             f"training.warmup_steps: {settings.warmup_steps} is not below the {steps} steps of this cell; lower it"
         )
-    checkpoint = last_checkpoint(checkpoints)
+    checkpoint = from_main(lambda: last_checkpoint(checkpoints))
     seconds_before = read_json(checkpoint / MARKER)["seconds"] if checkpoint else 0.0
     lengths = [len(document.tokens) for document in documents]
     sampler = LengthGrouped(lengths, settings.batch_size, seed)
@@ -186,7 +195,8 @@ def train(
         output_dir=str(checkpoints),
         max_steps=steps,
         per_device_train_batch_size=settings.micro_batch_size,
-        gradient_accumulation_steps=settings.batch_size // settings.micro_batch_size,
+        # The batch, its documents and their order do not depend on the number of processes.
+        gradient_accumulation_steps=settings.batch_size // (settings.micro_batch_size * world_size()),
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.scheduler,
         warmup_steps=settings.warmup_steps,
@@ -238,6 +248,7 @@ def train(
         "steps": trainer.state.global_step,
         "epochs": round(trainer.state.global_step / steps_per_epoch, 4),
         "tokens": tokens,
+        "processes": world_size(),
         "seconds": round(progress.seconds, 3),
         "tokens_per_second": round(tokens / progress.seconds, 2),
         "final_loss": round(float(log[-1]["loss"]), 6),

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import mola_core.adapter  # noqa: F401 - makes MoLA known to PEFT
+from mola_core.distributed import is_main
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write, read_json, remove, sha256_file, write_json
 from mola_core.methods import peft_config
@@ -50,7 +51,7 @@ def new_adapter(
         model = get_peft_model(base, config)
     except ValueError as error:
         raise MolaError(f"method {settings.label}: {error}") from None
-    if _changes_base(model):
+    if _changes_base(model) and is_main():
         model.save_pretrained(str(scratch / INITIAL))
     return _trainable(model)
 

@@ -310,6 +310,24 @@ def test_balance_loss_can_join_a_loss_made_elsewhere(tiny_llama):
     )
 
 
+def test_the_balance_loss_is_shared_among_the_passes_of_a_batch(tiny_llama):
+    """Gradient accumulation as the Trainer does it: two equal halves carry the coefficient together, not each."""
+    model = mola(tiny_llama(), router_aux_loss_coef=0.5)
+    inputs = batch()
+    inputs["labels"] = inputs["labels"].clone()
+    inputs["labels"][:, 0] = -100  # the Trainer does not count it, no position predicts it
+    loss, whole = gradients(model, **inputs)
+    model.zero_grad()
+    items = 2 * (inputs["labels"] != -100).sum()
+    for _ in range(2):
+        half = model(**inputs, num_items_in_batch=items).loss
+        torch.testing.assert_close(half.detach(), loss / 2)
+        half.backward()
+    assert_same(
+        {n: p.grad for n, p in model.named_parameters() if p.requires_grad}, whole, rtol=1e-4, atol=1e-6
+    )
+
+
 def test_generating_after_a_training_step_works(tiny_llama):
     model = mola(tiny_llama(), router_aux_loss_coef=0.1, router_aux_loss_mask_padding=True)
     model(**padded_batch()).loss.backward()

@@ -385,7 +385,7 @@ def test_no_memory_for_one_document_is_one_line(fresh, monkeypatch):
 
 
 def hold_slot(folder: Path, names: list[str], taken, release) -> None:
-    with gpu_slot(2, names, folder) as card:
+    with gpu_slot(2, names=names, folder=folder) as card:
         taken.put((card, os.environ["CUDA_VISIBLE_DEVICES"]))
         release.wait()
 

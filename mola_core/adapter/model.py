@@ -11,6 +11,8 @@ from .config import MolaConfig
 from .layer import MolaLayer, MolaLinear, SharedInput
 from .routing import BalanceLoss
 
+IGNORED = -100
+"""Label of a token without loss (PyTorch's `ignore_index`)."""
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("query", "key", "value"))
 """Names of modules that read the same tensor, in the order of their calls, where they have the same parent."""
 
@@ -110,23 +112,30 @@ class MolaModel(BaseTuner):
         return block, config.num_experts[int(parts[end])]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's forward; with `router_aux_loss_coef` its loss includes the balance loss."""
+        """The model's forward; with `router_aux_loss_coef` its loss includes the balance loss.
+
+        With `num_items_in_batch`, as the Trainer gives it where several passes make one batch, the balance loss is
+        weighted by the pass's share of the batch's loss tokens, as the loss itself is: the coefficient means the same
+        however a batch is cut.
+        """
         if not any(self.peft_config[name].router_aux_loss_coef > 0 for name in self.active_adapters):
             return self.model(*args, **kwargs)
         with self.balance.watch(kwargs.get("attention_mask")):
             outputs = self.model(*args, **kwargs)
+        labels, items = kwargs.get("labels"), kwargs.get("num_items_in_batch")
+        share = 1.0 if labels is None or items is None else (labels != IGNORED).sum() / items
         if isinstance(getattr(outputs, "loss", None), Tensor):
-            outputs.loss = self.add_balance_loss(outputs.loss)
-        elif isinstance(outputs, tuple) and kwargs.get("labels") is not None:
-            outputs = (self.add_balance_loss(outputs[0]), *outputs[1:])
+            outputs.loss = self.add_balance_loss(outputs.loss, share)
+        elif isinstance(outputs, tuple) and labels is not None:
+            outputs = (self.add_balance_loss(outputs[0], share), *outputs[1:])
         return outputs
 
-    def add_balance_loss(self, loss: Tensor) -> Tensor:
-        """`loss` plus the balance loss of the last forward pass, for a loss computed outside the model.
+    def add_balance_loss(self, loss: Tensor, share: Tensor | float = 1.0) -> Tensor:
+        """`loss` plus `share` times the balance loss of the last forward pass, for a loss computed outside the model.
 
         Returns `loss` itself where there is none to add, or where the model has added it already.
         """
-        return self.balance.attach(loss)
+        return self.balance.attach(loss, share)
 
     def _check_merge_allowed(self) -> NoReturn:
         MolaLayer.merge(self)

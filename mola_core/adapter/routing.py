@@ -68,14 +68,14 @@ class BalanceLoss:
         routing.modules |= modules
         return Observation(routing, forward_pass.token_weights(tokens) if mask_padding else None)
 
-    def attach(self, loss: Tensor) -> Tensor:
-        """`loss` plus the balance loss of the last forward pass, whose gradient follows this one's."""
+    def attach(self, loss: Tensor, share: Tensor | float = 1.0) -> Tensor:
+        """`loss` plus `share` times the balance loss of the last forward pass, whose gradient follows this one's."""
         finished, self._finished = self._finished, None
         self._open.clear()
         if finished is None or not finished.layers:
             return loss
         balance = torch.stack([layer.loss().to(loss) for layer in finished.layers]).sum()
-        return _Attach.apply(loss, balance, finished, self)
+        return _Attach.apply(loss, balance * share, share, finished, self)
 
     def _end_backward(self) -> None:
         self._backward = None
@@ -167,14 +167,19 @@ class _Attach(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, loss: Tensor, balance: Tensor, forward_pass: ForwardPass, owner: BalanceLoss
+        ctx: Any,
+        loss: Tensor,
+        balance: Tensor,
+        share: Tensor | float,
+        forward_pass: ForwardPass,
+        owner: BalanceLoss,
     ) -> Tensor:
-        ctx.forward_pass, ctx.owner = forward_pass, owner
+        ctx.share, ctx.forward_pass, ctx.owner = share, forward_pass, owner
         return loss + balance
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        ctx.forward_pass.loss_gradient = gradient
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        ctx.forward_pass.loss_gradient = gradient * ctx.share
         ctx.owner._backward = ctx.forward_pass
         torch.autograd.Variable._execution_engine.queue_callback(ctx.owner._end_backward)
-        return gradient, None, None, None
+        return gradient, None, None, None, None

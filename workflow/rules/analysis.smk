@@ -18,7 +18,7 @@ rule routing:
     resources:
         mem_mb=int(1024 * compute.memory_gb),
         runtime=int(60 * compute.hours),
-        gpu=compute.gpus,
+        gpu=min(1, compute.gpus),
     params:
         digest=lambda wildcards: digests[named_cell(wildcards)].evaluation,
     shell:
@@ -71,7 +71,7 @@ rule layer_quality:
     threads: compute.threads
     resources:
         mem_mb=int(1024 * compute.memory_gb),
-        gpu=compute.gpus,
+        gpu=min(1, compute.gpus),
     shell:
         "{mola} layers {options} --scores-only 2>&1 | tee {log:q}"
 

@@ -75,7 +75,7 @@ rule evaluate:
     resources:
         mem_mb=lambda wildcards, attempt: int(1024 * compute.memory_gb * attempt),
         runtime=lambda wildcards, attempt: int(60 * compute.hours * attempt),
-        gpu=compute.gpus,
+        gpu=min(1, compute.gpus),
     params:
         digest=lambda wildcards: digests[named_cell(wildcards)].evaluation,
     shell:
