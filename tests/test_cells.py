@@ -8,6 +8,7 @@ import shutil
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 from smoke_study import smoke
 
 from mola_core.batches import encode
@@ -122,6 +123,22 @@ def test_training_with_a_shared_prefix_is_the_same_training(bench):
     assert losses[1] == pytest.approx(losses[0], abs=1e-4)
     assert records[1]["steps"] == records[0]["steps"] > 1
     assert records[1]["tokens"] < 0.8 * records[0]["tokens"], "the instruction is computed once a micro-batch"
+
+
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_a_cell_on_a_quantised_base(bench, quantization):
+    """bitsandbytes holds the frozen weights, by its CPU build where there is no GPU."""
+    pytest.importorskip("bitsandbytes")
+    workbench = bench(model={"quantization": quantization}, tasks=["cola"], methods=["mola-2468"], seeds=[0])
+    [cell] = workbench.study.cells()
+    held = {name: value.clone() for name, value in workbench.base.state_dict().items()}
+    assert any(value.dtype in (torch.int8, torch.uint8) for value in held.values())
+    workbench.run(cell)
+    assert workbench.is_complete(cell)
+    adapter = load_file(workbench.layout.weights(cell) / "adapter_model.safetensors")
+    assert all(tensor.abs().sum() > 0 for tensor in adapter.values()), "B starts at zero and was trained"
+    for name, value in workbench.base.state_dict().items():
+        assert torch.equal(value, held[name]), f"{name} is frozen"
 
 
 def test_a_stopped_training_goes_on_to_the_same_adapter(bench, monkeypatch):

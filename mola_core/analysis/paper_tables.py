@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from mola_core.analysis import continual, continual_plot, reference
+from mola_core.analysis import continual, reference
 from mola_core.analysis.collect import read_cells
 from mola_core.analysis.notices import missing_cells, notices
 from mola_core.analysis.render import EMPTY, count, percent, points, write_table
@@ -93,6 +93,8 @@ def write(layout: Layout, out_dir: Path | None = None) -> None:
         own = said + other_model(study, numbers)
         write_table(folder, f"paper-{number}", title, _wide(numbers), shown, own, [note])
     if frame is not None:
+        from mola_core.analysis import continual_plot
+
         continual_plot.write_figure(frame, results / "figures", notices(study))
 
 

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy  # its submodules load when used: Snakemake reads this file to plan
 
 
 class Components(NamedTuple):
@@ -50,13 +50,13 @@ class Estimate(NamedTuple):
 
     def interval(self, level: float) -> tuple[np.ndarray, np.ndarray]:
         """Two-sided interval of confidence 1 - level."""
-        half = stats.t.ppf(1 - level / 2, self.df) * self.error
+        half = scipy.stats.t.ppf(1 - level / 2, self.df) * self.error
         return self.value - half, self.value + half
 
     def p_value(self) -> np.ndarray:
         """Two-sided p-value for a true value of zero; 1 for a contrast that is zero in every row."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            p = 2 * stats.t.sf(np.abs(self.value) / self.error, self.df)
+            p = 2 * scipy.stats.t.sf(np.abs(self.value) / self.error, self.df)
         return np.where(np.asarray(self.error) > 0, p, np.where(np.asarray(self.value) == 0, 1.0, 0.0))
 
 
@@ -151,7 +151,7 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
     """
     only_first = int(np.sum((first == 1) & (second == 0)))
     only_second = int(np.sum((first == 0) & (second == 1)))
-    tail = stats.binom.cdf(min(only_first, only_second), only_first + only_second, 0.5)
+    tail = scipy.stats.binom.cdf(min(only_first, only_second), only_first + only_second, 0.5)
     return only_first, only_second, float(min(1.0, 2 * tail))
 
 
