@@ -43,6 +43,14 @@ def test_a_strong_depth_effect_is_seen_in_its_direction(depth, answer):
     assert best == ("mola-2468" if depth > 0 else "mola-8642")
 
 
+def test_a_decided_effect_that_such_a_study_would_usually_miss_is_called_overstated():
+    answers = [a for seed in range(12) for a in decide(draw(seed, depth=4), FAST)["questions"]]
+    decided = [a for a in answers if a["answer"] != "undecided"]
+    told = [a for a in answers if any("overstated" in reason for reason in a["reasons"])]
+    assert told == [a for a in decided if abs(a["estimate"]) < abs(a["minimum_detectable_effect"])]
+    assert 0 < len(told) < len(decided)
+
+
 def test_a_spread_effect_is_not_taken_for_depth():
     found = questions(decide(draw(spread=-12), FAST))
     assert found["spread"]["answer"] == "contradicted"

@@ -256,6 +256,12 @@ def _correct(answers: list[dict[str, Any]], level: float) -> None:
             answer["p_holm"] = round(adjusted, 8)
             if adjusted <= level:
                 answer["answer"] = "supported" if answer["estimate"] > 0 else "contradicted"
+                smallest = answer["minimum_detectable_effect"]
+                if smallest is not None and abs(answer["estimate"]) < abs(smallest):
+                    answer["reasons"].append(
+                        "smaller than what such a study finds reliably: a decided effect of this size is probably "
+                        "overstated, and more seeds may undo it (Gelman & Carlin 2014)"
+                    )
             elif answer["p"] <= level:
                 answer["reasons"].append(
                     f"the interval excludes zero, but not after Holm's correction for {len(tested)} questions"
