@@ -1,7 +1,6 @@
 """One cell trained by several processes: the same cell as by one. The processes are torchrun's, on the CPU (gloo)."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,44 +14,51 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from smoke_study import smoke
 
+from mola_core.cells import Workbench
+from mola_core.data import prepare_rows
 from mola_core.errors import MolaError
 from mola_core.files import read_json
 from mola_core.gpu_slots import gpu_slot
+from mola_core.layout import Layout
+from mola_core.models import prepare_model
+from mola_core.study import Cell
 
 ROOT = Path(__file__).parent.parent
-TASK, METHOD, SEED = "cola", "mola-2468", 0
+CELL = Cell("cola", "mola-2468", 0)
 
 
-@pytest.fixture
-def train(bench, tmp_path):
-    """Starts `mola train` of a smoke cell that `gpus` processes share, in a folder of its own."""
-    prepared = bench(tasks=[TASK]).layout.root
+@pytest.fixture(scope="module")
+def layout_for(tmp_path_factory):
+    """Makes a smoke study of one cell that `gpus` processes share, prepared, in a results folder of its own."""
 
-    def start(folder: str, gpus: int, **training) -> tuple[subprocess.Popen, Path]:
-        content = smoke(
-            tasks=[TASK],
-            methods=["base", METHOD],
-            seeds=[SEED],
+    def make(gpus: int, **training) -> Layout:
+        study = smoke(
+            tasks=[CELL.task],
+            methods=["base", CELL.method],
+            seeds=[CELL.seed],
             compute={"gpus": gpus},
-            training={"epochs": 3, **training},
+            training={"epochs": 6, **training},
             # Which documents a dropout mask meets depends on the number of processes.
             adapter={"dropout": 0.0, "balance_loss": 0.0 if training.get("shared_prefix") else 0.01},
-        ).model_dump(mode="json", exclude_none=True)
-        root = tmp_path / folder
-        root.mkdir(exist_ok=True)
-        (root / "study.yaml").write_text(yaml.safe_dump(content))
-        for name in ("models", "data"):
-            if not (root / name).exists():
-                shutil.copytree(prepared / name, root / name)
-        command = [sys.executable, "-m", "mola_core.cli", "train", "--study", str(root / "study.yaml")]
-        command += ["--results", str(root), "--task", TASK, "--method", METHOD, "--seed", str(SEED)]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=root
         )
-        return process, root / "smoke/cells" / TASK / METHOD / f"seed{SEED}"
+        layout = Layout(study, tmp_path_factory.mktemp("results"))
+        prepare_model(study.model, layout.model)
+        prepare_rows(study, CELL.task, layout.data(CELL.task))
+        content = study.model_dump(mode="json", exclude_none=True)
+        (layout.root / "study.yaml").write_text(yaml.safe_dump(content))
+        return layout
 
-    return start
+    return make
+
+
+def start(layout: Layout) -> subprocess.Popen:
+    """`mola train`, which becomes torchrun."""
+    command = [sys.executable, "-m", "mola_core.cli", "train", "--study", str(layout.root / "study.yaml")]
+    command += ["--results", str(layout.root), "--task", CELL.task, "--method", CELL.method, "--seed", "0"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def ended(process: subprocess.Popen) -> str:
@@ -61,46 +67,59 @@ def ended(process: subprocess.Popen) -> str:
     return output
 
 
-def assert_same_weights(first: Path, second: Path, **tolerance) -> None:
-    ours, theirs = (load_file(cell / "adapter/adapter_model.safetensors") for cell in (first, second))
+@pytest.fixture(scope="module")
+def shared_cell(layout_for):
+    """The cell as two processes train it, undisturbed, and what they print."""
+    layout = layout_for(2)
+    return layout, ended(start(layout))
+
+
+def assert_same_weights(first: Layout, second: Layout, **tolerance) -> None:
+    ours, theirs = (
+        load_file(layout.weights(CELL) / "adapter_model.safetensors") for layout in (first, second)
+    )
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, theirs[name], **tolerance)
 
 
-@pytest.mark.parametrize("shared_prefix", [False, True])
-def test_two_processes_train_the_cell_that_one_trains(train, shared_prefix):
-    process, alone = train("alone", 0, shared_prefix=shared_prefix)
-    ended(process)
-    process, together = train("together", 2, shared_prefix=shared_prefix)
-    output = ended(process)
-    assert output.count("step 18/18") == 1, "one process tells"
-    one, two = (read_json(cell / "training.json") for cell in (alone, together))
+def assert_same_training(together: Layout, alone: Layout) -> None:
+    Workbench(alone).train(CELL)
+    one, two = (read_json(layout.cell(CELL) / "training.json") for layout in (alone, together))
     assert two["digest"] == one["digest"]
     assert (one["processes"], two["processes"]) == (1, 2)
-    assert two["steps"] == one["steps"] == 18
+    assert two["steps"] == one["steps"] == 36
     assert two["tokens"] == one["tokens"]
     assert two["final_loss"] == pytest.approx(one["final_loss"], abs=1e-4)
     # Adam divides by a gradient's own size, so rounding shows where a gradient is next to nothing.
     assert_same_weights(alone, together, rtol=1e-2, atol=1e-3)
 
 
-def test_processes_that_are_told_to_stop_go_on_from_their_checkpoint(train):
-    process, undisturbed = train("undisturbed", 2, epochs=6)
-    ended(process)
-    process, cell = train("stopped", 2, epochs=6, checkpoint_minutes=1e-6)
-    checkpoints = cell.parents[4]
-    while not list(checkpoints.rglob("checkpoint-*/complete.json")):
+def test_two_processes_train_the_cell_that_one_trains(layout_for, shared_cell):
+    together, output = shared_cell
+    assert output.count("step 36/36") == 1, "one process tells"
+    assert_same_training(together, layout_for(0))
+
+
+def test_two_processes_share_a_batch_of_packed_documents(layout_for):
+    together = layout_for(2, shared_prefix=True)
+    ended(start(together))
+    assert_same_training(together, layout_for(0, shared_prefix=True))
+
+
+def test_processes_that_are_told_to_stop_go_on_from_their_checkpoint(layout_for, shared_cell):
+    layout = layout_for(2, checkpoint_minutes=1e-6)
+    process = start(layout)
+    while not list(layout.root.rglob("checkpoint-*/complete.json")):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     output = process.communicate(timeout=300)[0]
     assert process.returncode != 0, output
-    assert not (cell / "training.json").exists()
-    process, cell = train("stopped", 2, epochs=6, checkpoint_minutes=1e-6)
-    ended(process)
-    assert read_json(cell / "training.json")["resumed"]
-    assert_same_weights(undisturbed, cell, rtol=0, atol=0)
+    assert not (layout.cell(CELL) / "training.json").exists()
+    ended(start(layout))
+    assert read_json(layout.cell(CELL) / "training.json")["resumed"]
+    assert_same_weights(shared_cell[0], layout, rtol=0, atol=0)
 
 
 def test_processes_that_cannot_share_a_batch_are_refused():
