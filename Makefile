@@ -46,7 +46,7 @@ report: $(BIN)/.ready
 # A finished study's scores and records into results/published, and all that follows from them.
 publish: $(BIN)/.ready
 	mkdir -p results/published/$(STUDY)
-	cp results/$(STUDY)/*.parquet results/published/$(STUDY)/
+	cp results/$(STUDY)/*.parquet results/$(STUDY)/cells.csv results/published/$(STUDY)/
 	cd results/$(STUDY) && cp --parents cells/*/*/*/manifest.json ../published/$(STUDY)/
 	$(MAKE) published STUDY=$(STUDY)
 

@@ -114,7 +114,8 @@ def peft_config(
     """The PEFT config of a method on a model `depth` layers deep; None for the base model and full fine-tuning.
 
     `experts` are those of each layer where data have chosen them. The scale of every update is the study's
-    alpha / rank, so that methods differ in placement, not in step size.
+    alpha / rank. MoLA adds the weighted mean of its chosen experts, LoRA all of its ranks at once: shapes differ in
+    placement alone, MoLA and LoRA in the size of the update too.
     Raises ValueError where the settings do not fit together.
     """
     from peft import AdaptionPromptConfig, LoraConfig, PromptTuningConfig

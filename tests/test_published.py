@@ -54,4 +54,10 @@ def test_the_manifests_are_whole_and_those_of_the_scores(name):
         assert manifest["samples_sha256"] == cell["samples_sha256"]
         assert manifest["evaluation"]["accuracy"] == pytest.approx(cell["accuracy"])
         assert not manifest["stand_in"]
+        first = PUBLISHED / name / "first-run.csv"
+        if first.is_file() and manifest["training"]:
+            rows = pd.read_csv(first).set_index(["task", "method", "seed"])
+            earlier = rows.loc[(task, method, seed)]
+            assert earlier["adapter_sha256"] == manifest["training"]["adapter_sha256"]
+            assert earlier["commit"] != cell["commit"]
     assert len(cells) == len(list((PUBLISHED / name).glob("cells/*/*/*/manifest.json")))

@@ -206,6 +206,19 @@ def test_simulated_accuracy_is_the_one_asked_for():
     assert truth["mola-8228"] - truth["mola-2882"] == pytest.approx(-2)
 
 
+def test_seeds_that_agree_by_chance_decide_nothing_that_the_documents_leave_open():
+    """Three seeds with the same difference, each on documents of its own: their mean square is zero."""
+    z = np.zeros((3, 1000))
+    for seed in range(3):
+        z[seed, 30 * seed : 30 * seed + 17] = -1
+        z[seed, 30 * seed + 17 : 30 * seed + 29] = 1
+    estimate = combine([components(z)])
+    assert estimate.interval(0.05)[1] < 0
+    means = z.mean(0)
+    assert estimate.p_value() == pytest.approx(stats.ttest_1samp(means, 0).pvalue)
+    assert estimate.p_value() > 0.05
+
+
 @pytest.mark.parametrize(
     "scenario", [SCENARIOS[0], SCENARIOS[2], SCENARIOS[5], SCENARIOS[6]], ids=lambda s: s.name
 )

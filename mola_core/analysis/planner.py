@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from scipy import special, stats
 
-from mola_core.analysis.statistics import Components, variance_terms
+from mola_core.analysis.statistics import Components, documents_alone, variance_terms
 
 MOST_SEEDS = 1000
 _DRAWS = 8
@@ -57,7 +57,11 @@ class Planner:
                 seen.append(study._replace(seed=runs * stats.chi2.ppf(draw, count - 1) / (count - 1)))
             truth, _ = variance_terms(true)
             variance, df = variance_terms(seen)
-            self._outlooks[seeds] = np.sqrt(truth), stats.t.ppf(1 - self.level / 2, df) * np.sqrt(variance)
+            halves = [
+                stats.t.ppf(1 - self.level / 2, freedom) * error
+                for error, freedom in ((np.sqrt(variance), df), documents_alone(seen))
+            ]
+            self._outlooks[seeds] = np.sqrt(truth), np.maximum(*halves)
         return self._outlooks[seeds]
 
     def power(self, difference: float, seeds: int | None = None) -> float:

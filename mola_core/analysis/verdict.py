@@ -262,6 +262,11 @@ def _correct(answers: list[dict[str, Any]], level: float) -> None:
                         "smaller than what such a study finds reliably: a decided effect of this size is probably "
                         "overstated, and more seeds may undo it (Gelman & Carlin 2014)"
                     )
+            elif answer["p"] > level and answer["low"] * answer["high"] > 0:
+                answer["reasons"].append(
+                    "the interval excludes zero only because the seeds agree by chance more closely than their noise "
+                    f"allows: the documents alone leave it open (p = {answer['p']:.3f})"
+                )
             elif answer["p"] <= level:
                 answer["reasons"].append(
                     f"the interval excludes zero, but not after Holm's correction for {len(tested)} questions"

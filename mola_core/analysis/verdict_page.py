@@ -51,7 +51,7 @@ def _headline(verdict: dict[str, Any]) -> str:
         asked = ", ".join(f"`{row['id']}` ({row['reason']})" for row in verdict["unanswered"])
         return f"**No answer: the methods here do not allow the stated hypotheses.** Not possible: {asked}."
     question = _by_id(verdict)[verdict["headline"]]
-    text = f"**{question['answer'].capitalize()}**: {question['claim']}."
+    text = f"**{question['answer'].capitalize()}**: the claim “{question['claim']}”."
     if question["estimate"] is None:
         return f"{text} {'; '.join(question['reasons'])}."
     unit = SLOPE_UNIT if question["family"] == "depth" else "points"
@@ -221,7 +221,8 @@ def _how(verdict: dict[str, Any]) -> str:
         f"**Stated beforehand:** hypotheses {stated}, level {settings['level']:g}, two-sided (settings "
         f"sha256 `{verdict['settings_sha256'][:16]}`). A claim is *supported* where the estimate is above "
         "zero and Holm's adjusted p within its family is at most the level, *contradicted* where it is "
-        "below, *undecided* otherwise. The interval shown is each question's own.",
+        "below, *undecided* otherwise. The interval shown is each question's own. p is never below that of the "
+        "documents alone, with the seeds taken as fixed: a few seeds that agree by chance decide nothing.",
         "**Estimate:** the mean over documents, seeds, then tasks, of differences paired on documents and "
         "seeds. Slope and spread are least squares over all shapes of a budget with tasks and seeds as "
         "blocks.",
