@@ -226,7 +226,8 @@ def allocate(
             norms = read_json(kept)
         else:
             pad = bench.tokenizer.pad_token_id
-            norms = gradient_norms(bench.base, adapter.target_modules, documents, settings, pad, cell.seed)
+            seed = bench.study.training_seed(cell)
+            norms = gradient_norms(bench.base, adapter.target_modules, documents, settings, pad, seed)
             write_json(kept, norms)
         return sensitivity(norms, method.budget, adapter.top_k)
     except ValueError as error:

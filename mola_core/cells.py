@@ -98,7 +98,8 @@ class Workbench:
         allocation = None
         if not study.parent(cell):
             allocation = from_main(lambda: allocate(self, cell, documents, settings, scratch))
-        set_seed(cell.seed)
+        seed = study.training_seed(cell)
+        set_seed(seed)
         model, record = self._trainable(cell, scratch, allocation)
 
         def save(folder: Path) -> None:
@@ -110,7 +111,7 @@ class Workbench:
 
         try:
             outcome, log = train(
-                model, self.tokenizer, documents, settings, cell.seed, scratch, cell.path, self.deadline, keep
+                model, self.tokenizer, documents, settings, seed, scratch, cell.path, self.deadline, keep
             )
             if not settings.candidates:
                 save(self.layout.weights(cell))

@@ -79,9 +79,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run a study's cells on this machine without Snakemake: several at once, within a time budget."""
+    """Run a study's cells on this machine without Snakemake: several at once, on one card, within a time budget.
+
+    The exit code is 143 where the time was up before all cells were complete: the same command goes on.
+    """
     import tarfile
 
+    from mola_core.errors import OutOfTime
     from mola_core.run import results_of
     from mola_core.run import run as run_cells
 
@@ -96,10 +100,13 @@ def run(arguments: argparse.Namespace) -> None:
     failed = [outcome.cell.path for outcome in outcomes if outcome.state == "failed"]
     if failed:
         raise MolaError(f"{len(failed)} cells failed, the first is {failed[0]}; the finished ones are kept")
+    late = [outcome.cell.path for outcome in outcomes if outcome.state == "out of time"]
+    if late:
+        raise OutOfTime(f"out of time with {len(late)} cells to go, the first is {late[0]}")
 
 
 def collect(arguments: argparse.Namespace) -> None:
-    """Gather the scores of all finished cells: scores.parquet and cells.csv."""
+    """Gather the scores of a study's cells, all of which must be complete: scores.parquet and cells.csv."""
     from mola_core.analysis import collect as collection
 
     layout = _layout(arguments)
@@ -131,10 +138,12 @@ def routing(arguments: argparse.Namespace) -> None:
         if any(value is None for value in named):
             raise MolaError("a cell needs --task, --method and --seed; without any the study is gathered")
         from mola_core.cells import Workbench
+        from mola_core.gpu_slots import gpu_slot
         from mola_core.routing_statistics import write_routing
 
         layout, cell = _cell(arguments)
-        write_routing(Workbench(layout), cell)
+        with gpu_slot(layout.study.compute.cells_per_gpu):
+            write_routing(Workbench(layout), cell)
         return
     from mola_core.analysis import routing as statistics
 
@@ -151,10 +160,12 @@ def redundancy(arguments: argparse.Namespace) -> None:
 def layers(arguments: argparse.Namespace) -> None:
     """Score the base model's layers (PL_Alpha_Hill) and correlate the scores with the experts' redundancy."""
     from mola_core.analysis import quality
+    from mola_core.gpu_slots import gpu_slot
     from mola_core.layer_quality import layer_quality
 
     layout = _layout(arguments)
-    layer_quality(layout.model, layout.quality)
+    with gpu_slot(layout.study.compute.cells_per_gpu):
+        layer_quality(layout.model, layout.quality)
     if not arguments.scores_only:
         quality.write(layout)
 
@@ -197,11 +208,12 @@ def verdict(arguments: argparse.Namespace) -> None:
     out = Path(arguments.out or layout.folder)
     every = read_cells(layout.folder)
     cells = every.drop_duplicates("method").set_index("method")
+    variants = [method.label for method in layout.study.methods if method.own_settings]
     write_verdict(
         layout.folder / "scores.parquet",
         out,
         layout.study.verdict,
-        shapes=recorded_experts(every),
+        shapes=recorded_experts(every) | dict.fromkeys(variants),
         parameters=cells["trainable_parameters"].dropna().astype(int).to_dict(),
         stand_in=layout.study.stand_in,
     )
@@ -285,9 +297,9 @@ def _study_options(parser: argparse.ArgumentParser) -> None:
 
 def _cell_options(parser: argparse.ArgumentParser) -> None:
     _study_options(parser)
-    parser.add_argument("--task", required=True)
+    parser.add_argument("--task", required=True, help="task of the cell, a task or stage of the study")
     parser.add_argument("--method", required=True, help="the method's name in the study")
-    parser.add_argument("--seed", required=True, type=int)
+    parser.add_argument("--seed", required=True, type=int, help="one of the study's seeds")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -314,10 +326,14 @@ def _parser() -> argparse.ArgumentParser:
         "--model-dir", help="an already prepared base model (the folder that holds model.json)"
     )
     running.add_argument("--parallel", type=int, default=1, help="cells at once (default: %(default)s)")
-    running.add_argument("--time-budget", type=float, help="seconds after which nothing goes on")
+    running.add_argument(
+        "--time-budget", type=float, help="seconds after which nothing is begun and no training goes on"
+    )
     running.add_argument("--drop-adapters", action="store_true", help="keep scores and records only")
     running.add_argument("--archive", help="pack the finished cells' small files into this .tar.gz")
-    verb(collect, _study_options).add_argument("--partial", action="store_true", help="accept open cells")
+    verb(collect, _study_options).add_argument(
+        "--partial", action="store_true", help="leave out the open cells"
+    )
     of_cell = verb(routing, _study_options)
     of_cell.add_argument("--task", help="of the cell to count; a model is loaded")
     of_cell.add_argument("--method", help="the method's name in the study")
@@ -363,6 +379,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.simplefilter("ignore", FutureWarning)
     try:
         parsed.action(parsed)
+        sys.stdout.flush()
+    except (
+        BrokenPipeError
+    ):  # who reads has seen enough (`mola cells | head`); the interpreter must not flush again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except MolaError as error:
         print(f"mola {parsed.verb}: {error}", file=sys.stderr)
         return 2

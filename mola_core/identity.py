@@ -8,7 +8,14 @@ from typing import Any
 from mola_core.data import rows_identity
 from mola_core.methods import parse_method
 from mola_core.models import model_identity
-from mola_core.provenance import ALLOCATION_CODE, EVALUATION_CODE, TRAINING_CODE, code_digest, digest
+from mola_core.provenance import (
+    ALLOCATION_CODE,
+    EPOCH_CODE,
+    EVALUATION_CODE,
+    TRAINING_CODE,
+    code_digest,
+    digest,
+)
 from mola_core.study import Cell, Study
 
 
@@ -29,8 +36,10 @@ def training_facts(study: Study, cell: Cell) -> dict[str, Any]:
         "method": method.model_dump(exclude={"name"}, exclude_none=True),
         "adapter": method.adapter(study.adapter).model_dump(),
         "training": training.model_dump(exclude={"checkpoint_minutes"}),
-        "seed": cell.seed,
+        "seed": study.training_seed(cell),
     }
+    if training.candidates:
+        facts["epoch_choice"] = code_digest(EPOCH_CODE)
     if parse_method(method).allocation:
         facts["allocation"] = code_digest(ALLOCATION_CODE)
     parent = study.parent(cell)

@@ -26,6 +26,7 @@ TRAINING_CODE = (
     "weights.py",
 )
 EVALUATION_CODE = (*TRAINING_CODE, "evaluation.py")
+EPOCH_CODE = ("epochs.py",)
 ALLOCATION_CODE = ("allocation.py", "layer_quality.py")
 PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets", "accelerate", "tokenizers", "numpy")
 

@@ -11,6 +11,7 @@ import dataclasses
 import multiprocessing
 import sys
 import time
+import warnings
 from pathlib import Path
 
 from mola_core.cells import Workbench
@@ -39,6 +40,7 @@ _bench: Workbench
 
 def _open(layout: Layout, deadline: float | None) -> None:
     global _bench
+    warnings.simplefilter("ignore", FutureWarning)  # a new process has none of its parent's filters
     _bench = Workbench(layout, deadline)
 
 
@@ -63,7 +65,7 @@ def run(
     """Train and evaluate every cell that is not complete, `parallel` at a time, each worker loading the base once.
 
     A cell begins when its parent is complete. No cell is begun and no training goes on after `time_budget` seconds; a
-    stopped training leaves a checkpoint. Without `keep_adapters` the weights of a cell go as soon as no open cell
+    stopped training leaves a checkpoint, an evaluation that has begun is finished. Without `keep_adapters` the weights of a cell go as soon as no open cell
     continues from them. Raises `MolaError` where a model or data source cannot be read.
     """
     deadline = time.time() + time_budget if time_budget else None
@@ -78,6 +80,8 @@ def run(
         if not (layout.data(name) / "fingerprint.json").is_file():
             prepare_rows(study, name, layout.data(name))
     waiting = open_cells(layout)
+    if any(parse_method(study.method_by_label[cell.method]).allocation == "alphalora" for cell in waiting):
+        layer_quality(layout.model, layout.quality)  # here, so that workers do not all measure it
     for cell in waiting:
         if not layout.weights(cell).is_dir():
             # A record without its weights would say that there is nothing to train.
@@ -150,8 +154,6 @@ def _tell(outcome: Outcome) -> None:
 def results_of(layout: Layout) -> list[Path]:
     """The small files of complete cells: what must come home from a borrowed machine."""
     names = ("manifest.json", "samples.parquet", "training.json", "train.jsonl")
-    if any(parse_method(method).allocation == "alphalora" for method in layout.study.methods):
-        layer_quality(layout.model, layout.quality)  # here, so that workers do not all measure it
     bench = Workbench(layout)
     cells = [cell for cell in layout.study.all_cells() if bench.is_complete(cell)]
     return [file for cell in cells for name in names if (file := layout.cell(cell) / name).is_file()]

@@ -5,7 +5,7 @@ Every class is closed: an unknown key is an error.
 
 import math
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -151,6 +151,11 @@ class MethodSettings(Closed):
     @property
     def label(self) -> str:
         return self.name or self.method
+
+    @property
+    def own_settings(self) -> dict[str, Any]:
+        """What it does differently from the study's other methods of its kind, but for where its experts are."""
+        return self.model_dump(exclude={"method", "name", "experts"}, exclude_none=True)
 
     def adapter(self, defaults: AdapterSettings) -> AdapterSettings:
         """The study's adapter settings with this method's own in their place."""

@@ -4,6 +4,7 @@ The sections are in `mola_core/settings.py`. `workflow/schemas/study.json` is ge
 """
 
 import dataclasses
+import hashlib
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -69,6 +70,9 @@ class Study(Closed):
     """Our six tasks, or any lm-eval multiple-choice task with a training split."""
     methods: Annotated[list[MethodSettings], Field(min_length=1)]
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    seeds_by_task: bool = True
+    """Train each task from a number made of its name and the seed, the same for all methods: what one seed does to two
+    tasks is then independent, as the verdict takes it to be. False: from the seed itself, in every task."""
     protocol: Literal["choice", "generate"] = "choice"
     """`choice` compares the options' log-likelihoods; `generate` is the paper's greedy generation and regex."""
     adapter: AdapterSettings = AdapterSettings()
@@ -207,6 +211,12 @@ class Study(Closed):
         if cell.task == INSTRUCTION:
             return []
         return [cell.task] if self._continual_place(cell) is None else self.continual.tasks  # type: ignore[union-attr]
+
+    def training_seed(self, cell: Cell) -> int:
+        """What the random numbers of a cell's training start from: initial adapter, order of documents, dropout."""
+        if not self.seeds_by_task:
+            return cell.seed
+        return int.from_bytes(hashlib.sha256(f"{cell.task}/{cell.seed}".encode()).digest()[:4], "big")
 
     def training_of(self, cell: Cell) -> TrainingSettings:
         """The training settings of a cell's stage (a method's own learning rate is not yet in them)."""

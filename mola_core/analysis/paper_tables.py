@@ -84,7 +84,7 @@ def write(layout: Layout, out_dir: Path | None = None) -> None:
             folder, table.stem, title, _wide(numbers), _shown(table, numbers), own, _notes(table, numbers)
         )
     frame = continual.read(results)
-    ours = None if frame is None else frame.assign(method=frame["method"].map(paper_names(study)))
+    ours = None if frame is None else frame.assign(method=frame["method"].map(reference.paper_names(study)))
     for number, builder in [(5, op_and_pd), (6, continual_detail)]:
         numbers = builder(ours)
         title = f"Table {number} of {reference.PAPER}: {CONTINUAL_TABLES[number]}"
@@ -114,19 +114,13 @@ def other_model(study: Study, numbers: pd.DataFrame) -> list[str]:
     ]
 
 
-def paper_names(study: Study) -> dict[str, str]:
-    """Method of the study -> the paper's row."""
-    named = {label: reference.paper_name(study, label) for label in study.method_by_label}
-    return {label: name for label, name in named.items() if name}
-
-
 def study_labels(table: PaperTable, study: Study, base_model: str) -> dict[str, str]:
     """The paper's row -> method of the study, for one of the paper's tables."""
     if base_model != stands_for(study):
         return {}
     return {
         name: label
-        for label, name in paper_names(study).items()
+        for label, name in reference.paper_names(study).items()
         if reference.setting(study, label) == table.setting
     }
 

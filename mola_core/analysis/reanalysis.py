@@ -103,14 +103,20 @@ def ask(source: Source) -> list[dict[str, Any]]:
     methods = list(source.accuracy.columns)
     questions = possible_questions(methods, find_shapes(methods))
     questions += [question for name in SMALLER_PAIRS if (question := named_pair(name, methods))]
-    rows = [_ask(question, source) for question in questions if not (source.slopes_only and question.is_pair)]
+    if source.slopes_only:
+        questions = [question for question in questions if not question.is_pair]
+    rows = [_ask(question, source) for question in questions]
+    twins = {question.id: twin.id for question in questions if (twin := question.twin(questions))}
+    adjusted: dict[str, float] = {}
     for family in {row["family"] for row in rows}:
-        members = [row for row in rows if row["family"] == family]
-        for row, adjusted in zip(members, holm([row["p"] for row in members]), strict=True):
-            row["p_holm"] = round(adjusted, 6)
-            row["reading"] = "undecided"
-            if adjusted <= LEVEL:
-                row["reading"] = "supported" if row["estimate"] > 0 else "contradicted"
+        tested = [row for row in rows if row["family"] == family and row["question"] not in twins]
+        adjusted |= zip((row["question"] for row in tested), holm([row["p"] for row in tested]), strict=True)
+    for row in rows:
+        row["same_test_as"] = twins.get(row["question"])
+        row["p_holm"] = round(adjusted[row["same_test_as"] or row["question"]], 6)
+        row["reading"] = "undecided"
+        if row["p_holm"] <= LEVEL:
+            row["reading"] = "supported" if row["estimate"] > 0 else "contradicted"
     return rows
 
 

@@ -126,13 +126,16 @@ def _limits(rows: pd.DataFrame, seeds: Mapping[str, int | None]) -> str:
             "differences cannot be paired. If they were independent, documents alone would move 2468 − "
             f"8642 by up to ±{noise.min():.1f} to ±{noise.max():.1f} points (95 %); pairing makes it less, "
             "by how much is unknown.",
-            "- **Middle or top.** At budget 20 only 2468 and 8642 are off the middle of the depth, so the "
-            "slope is their difference and nothing else.",
+            "- **Middle or top.** At budget 20 only 2468 and 8642 lie off the middle of the depth, so the "
+            "slope is their difference in another unit: the same test, answered once.",
             "- **Choice of epochs.** The paper picked 10, 15 or 20 epochs per task, on which split is not "
             "stated; a best-of choice per cell adds noise that no interval here knows.",
             "- **Reruns differ in more than the seed.** LayerIF trained 3 epochs, with a warm-up longer "
             "than some of its runs, so its models are barely trained; the GuiLoMo values are read from a "
-            "plotting script for an unnamed model and two tasks.",
+            "plotting script for an unnamed model and two tasks, and of its four rank settings only the uniform one is "
+            "here, the only one that MoLA itself has (2468 − 8642 is −1.01 there; +0.11, +0.15 and +0.06 in the others).",
+            "- **Reruns that print no numbers by task** are not here: a figure of MoSLD has 2468 above 8642, LD-MoLE "
+            "reports 2468 half a point above 8888.",
             "- **How many seeds would settle it:** with Table 8's seed noise, on these very documents, "
             f"{plans} points (80 % power at level 5 %, one question). New documents need more.",
         ]

@@ -1,10 +1,13 @@
 """The published numbers: the MoLA paper's tables, read from `mola_core/reference/*.csv`, in this project's names."""
 
 import functools
+import re
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
 
+from mola_core.settings import AdapterSettings
 from mola_core.study import Study
 
 FOLDER = Path(__file__).parent.parent / "reference"
@@ -21,6 +24,9 @@ TASKS = {
 """The paper's tasks in the order of its tables: how a table heads them, and the documents that it evaluates."""
 TOPIC_DOCUMENTS = {"biology": 397, "physics": 192, "chemistry": 119, "economics": 84, "earth-science": 65}
 """The topics of its continual learning in the order in which they are learnt, and their test documents."""
+
+NOT_COMPARED = {"initialisation": "default", "balance_loss": AdapterSettings().balance_loss}
+"""Settings of the adapter that the paper's rows are told apart by, or that it leaves open."""
 
 _TASK_NAMES = {"commonsense_qa": "commonsenseqa"}
 _BASE_MODELS = {"Gemma": "Gemma-7b"}
@@ -62,17 +68,22 @@ def _starts_as_pissa(study: Study, label: str) -> bool:
     return study.method_by_label[label].adapter(study.adapter).initialisation == "pissa"
 
 
-def paper_name(study: Study, label: str) -> str | None:
-    """The paper's row for a method of a study; None where the paper has none.
+def paper_names(study: Study) -> dict[str, str]:
+    """Method of the study -> the paper's row.
 
-    A method whose own settings differ from its study's (another rank, say) is not the paper's, whatever its name;
-    its learning rate may differ, since the paper does not print its baselines'.
+    A method that does not have the paper's adapter (another rank or top-k, say) is not the paper's, whatever its name;
+    its learning rate may differ, since the paper does not print its baselines'. Of several that differ in nothing
+    else, the one that goes by the paper's name.
     """
-    settings = study.method_by_label[label]
-    if settings.model_dump(exclude={"method", "name", "initialisation", "learning_rate"}, exclude_none=True):
-        return None
-    name = ("pissa-" if _starts_as_pissa(study, label) else "") + settings.method
-    return name if name in set(results()["method"]) else None
+    rows, names = set(results()["method"]), {}
+    for label, settings in study.method_by_label.items():
+        pissa = _starts_as_pissa(study, label)
+        name = ("pissa-" if pissa else "") + settings.method
+        changed = settings.adapter(study.adapter).model_copy(update=NOT_COMPARED) != AdapterSettings()
+        if name in rows and not (changed and re.match("lora|mola", settings.method)):
+            names[label] = name
+    many = {name for name, count in Counter(names.values()).items() if count > 1}
+    return {label: name for label, name in names.items() if name not in many or label == name}
 
 
 def accuracy(study: Study, label: str, task: str) -> float | None:
@@ -82,7 +93,7 @@ def accuracy(study: Study, label: str, task: str) -> float | None:
     wanted = {
         "base_model": study.model.paper,
         "setting": setting(study, label),
-        "method": paper_name(study, label),
+        "method": paper_names(study).get(label),
         "task": task,
     }
     frame = results()

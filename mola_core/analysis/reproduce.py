@@ -12,7 +12,6 @@ from mola_core.analysis.paper_tables import (
     ACCURACY_TABLES,
     CONTINUAL_TABLES,
     PaperTable,
-    paper_names,
     stands_for,
     study_labels,
 )
@@ -95,7 +94,9 @@ def _table(layout: Layout, table: PaperTable, states: dict[Cell, str]) -> tuple[
         printed = {labels[name] for name in table.rows(base_model) if name in labels}
         own = [cell for cell in states if cell.method in printed and cell.task in reference.TASKS]
         done += sum(states[cell] == "complete" for cell in own)
-        missing += [cell.path for cell in own if states[cell] != "complete"]
+        missing_cells = [cell.path for cell in own if states[cell] != "complete"]
+        if missing_cells:
+            missing.append(f"{len(missing_cells)} of {len(own)} cells, the first is {missing_cells[0]}")
     tasks = [task for task in reference.TASKS if task not in study.tasks]
     if tasks:
         missing.append(f"tasks {', '.join(tasks)}")
@@ -106,7 +107,7 @@ def _table(layout: Layout, table: PaperTable, states: dict[Cell, str]) -> tuple[
 
 def _continual_methods(layout: Layout) -> set[str]:
     frame = continual.read(layout.folder)
-    names = paper_names(layout.study)
+    names = reference.paper_names(layout.study)
     return (
         set() if frame is None else {names[method] for method in frame["method"].unique() if method in names}
     )

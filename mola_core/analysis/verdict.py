@@ -52,13 +52,13 @@ def decide(
     scores: pd.DataFrame | ScoreMatrix,
     settings: VerdictSettings | None = None,
     *,
-    shapes: Mapping[str, Sequence[int]] | None = None,
+    shapes: Mapping[str, Sequence[int] | None] | None = None,
     **stated: Any,
 ) -> dict[str, Any]:
     """Answer the questions that the methods of a score matrix allow. Accuracies are in points (0-100).
 
     `stated` overrides fields of `settings` (level, questions, resamples, seed, ...); `shapes` gives the
-    experts per layer of methods whose name does not tell. Raises `MolaError` for rows that cannot be paired.
+    experts per layer of methods whose name does not tell, None for those to keep out of the slopes. Raises `MolaError` for rows that cannot be paired.
     """
     settings = VerdictSettings.model_validate({**(settings or VerdictSettings()).model_dump(), **stated})
     matrix = scores if isinstance(scores, ScoreMatrix) else score_matrix(scores)
@@ -140,6 +140,8 @@ def _answer(
     ranked: Sequence[str],
 ) -> dict[str, Any]:
     """One question, without Holm's correction, which needs the others."""
+    twin = question.twin(questions)
+    family = (twin or question).family
     used = [block for block in matrix.blocks if len(block.common_seeds(list(question.weights)))]
     dropped = [block.name for block in matrix.blocks if block not in used]
     answer: dict[str, Any] = {
@@ -156,7 +158,8 @@ def _answer(
         "covers": None,
         "p": None,
         "p_holm": None,
-        "family_size": sum(other.family == question.family for other in questions),
+        "same_test_as": twin and twin.id,
+        "family_size": sum(other.family == family and not other.twin(questions) for other in questions),
         "standard_error": None,
         "degrees_of_freedom": None,
         "reach": round(question.reach, 6),
@@ -191,11 +194,10 @@ def _answer(
         answer["between_tasks"] = dict(
             zip(("low", "high"), map(points, across.interval(settings.level)), strict=True)
         )
-    moved = [method for method, weight in question.weights.items() if abs(weight) > 1e-9]
-    if question.family == "depth" and len(moved) == 2:
+    if twin:
         answer["reasons"].append(
-            f"only {moved[0]} and {moved[1]} differ in centre of depth from the rest, so the slope is their "
-            "difference and no other shape adds to it"
+            f"only {' and '.join(question.moved)} lie off the middle of the depth, so the slope is their difference in "
+            f"another unit: the same test as {twin.id}, corrected and answered with it"
         )
     answer |= _resampled(question, drawn, ranked, settings)
     single = [block.name for block, part in zip(used, parts, strict=True) if part.seeds == 1]
@@ -250,27 +252,30 @@ def _percentiles(values: np.ndarray, level: float) -> dict[str, float]:
 
 def _correct(answers: list[dict[str, Any]], level: float) -> None:
     """Holm within each family, over the questions that can be decided; then the answers."""
+    decidable = [answer for answer in answers if answer["covers"] == "seeds and documents"]
+    adjusted: dict[str, float] = {}
     for family in FAMILIES:
-        tested = [a for a in answers if a["family"] == family and a["covers"] == "seeds and documents"]
-        for answer, adjusted in zip(tested, holm([a["p"] for a in tested]), strict=True):
-            answer["p_holm"] = round(adjusted, 8)
-            if adjusted <= level:
-                answer["answer"] = "supported" if answer["estimate"] > 0 else "contradicted"
-                smallest = answer["minimum_detectable_effect"]
-                if smallest is not None and abs(answer["estimate"]) < abs(smallest):
-                    answer["reasons"].append(
-                        "smaller than what such a study finds reliably: a decided effect of this size is probably "
-                        "overstated, and more seeds may undo it (Gelman & Carlin 2014)"
-                    )
-            elif answer["p"] > level and answer["low"] * answer["high"] > 0:
+        tested = [a for a in decidable if a["family"] == family and a["same_test_as"] is None]
+        adjusted |= zip((a["id"] for a in tested), holm([a["p"] for a in tested]), strict=True)
+    for answer in decidable:
+        answer["p_holm"] = round(adjusted.get(answer["same_test_as"] or answer["id"], 1.0), 8)
+        if answer["p_holm"] <= level:
+            answer["answer"] = "supported" if answer["estimate"] > 0 else "contradicted"
+            smallest = answer["minimum_detectable_effect"]
+            if smallest is not None and abs(answer["estimate"]) < abs(smallest):
                 answer["reasons"].append(
-                    "the interval excludes zero only because the seeds agree by chance more closely than their noise "
-                    f"allows: the documents alone leave it open (p = {answer['p']:.3f})"
+                    "smaller than what such a study finds reliably: a decided effect of this size is probably "
+                    "overstated, and more seeds may undo it (Gelman & Carlin 2014)"
                 )
-            elif answer["p"] <= level:
-                answer["reasons"].append(
-                    f"the interval excludes zero, but not after Holm's correction for {len(tested)} questions"
-                )
+        elif answer["p"] > level and answer["low"] * answer["high"] > 0:
+            answer["reasons"].append(
+                "the interval excludes zero only because the seeds agree by chance more closely than their noise "
+                f"allows: the documents alone leave it open (p = {answer['p']:.3f})"
+            )
+        elif answer["p"] <= level:
+            answer["reasons"].append(
+                f"the interval excludes zero, but not after Holm's correction for {answer['family_size']} questions"
+            )
 
 
 def write_verdict(
@@ -278,7 +283,7 @@ def write_verdict(
     out: str | Path,
     settings: VerdictSettings | None = None,
     *,
-    shapes: Mapping[str, Sequence[int]] | None = None,
+    shapes: Mapping[str, Sequence[int] | None] | None = None,
     parameters: Mapping[str, int] | None = None,
     stand_in: bool = False,
 ) -> dict[str, Any]:

@@ -119,9 +119,10 @@ def _answers(verdict: dict[str, Any]) -> str:
         rows = [question for question in verdict["questions"] if question["family"] == family]
         if not rows:
             continue
+        corrected = sum(row["same_test_as"] is None for row in rows)
         lines += [
             "",
-            f"**{title}**" + (f" (Holm over {len(rows)})" if len(rows) > 1 else ""),
+            f"**{title}**" + (f" (Holm over {corrected})" if corrected > 1 else ""),
             "",
             f"| question | claim | answer | estimate | {_confidence(verdict)} interval | p (Holm) | better "
             "in | smallest | seeds |",
@@ -142,9 +143,10 @@ def _row(question: dict[str, Any]) -> str:
     mde = question["minimum_detectable_effect"]
     seeds = " / ".join("> 1000" if n is None else str(n) for n in question["seeds_needed"].values())
     answer = question["answer"] + (" (one seed: documents only)" if single else "")
+    twin = question["same_test_as"]
     cells = [
         f"`{question['id']}`",
-        question["claim"],
+        question["claim"] + (f"; the same test as `{twin}`" if twin else ""),
         answer if question["answer"] == "undecided" else f"**{answer}**",
         f"{question['estimate']:+.2f}",
         interval(question),
@@ -191,6 +193,11 @@ def _cannot_say(verdict: dict[str, Any]) -> str:
         "shape between.",
         "- It takes the training recipe as given. Another learning rate or more steps may change the order.",
     ]
+    if len(verdict["data"]["tasks"]) > 1:
+        lines.append(
+            "- It takes a seed's effects on two tasks as independent. The harness trains them so (`seeds_by_task`); in "
+            "scores made elsewhere, with one initial adapter for all tasks, p may be too small."
+        )
     return "\n".join([*lines, *(f"- {note}" for note in verdict["notes"])])
 
 
@@ -226,7 +233,7 @@ def _how(verdict: dict[str, Any]) -> str:
         "**Estimate:** the mean over documents, seeds, then tasks, of differences paired on documents and "
         "seeds. Slope and spread are least squares over all shapes of a budget with tasks and seeds as "
         "blocks.",
-        "**Interval that decides:** tasks are fixed; seeds and documents are both random. The variance "
+        "**Interval and p:** tasks are fixed; seeds and documents are both random. The variance "
         "comes from the mean squares of each task's seeds x documents table and is compared with Student's "
         "t with Satterthwaite's degrees of freedom. The bootstrap below covers more than it says, since it "
         "counts the noise of a seed on a document three times; `mola calibrate` measures both.",

@@ -32,11 +32,12 @@ rule routing_figures:
     output:
         folder("routing.csv"),
         folder("routing.parquet"),
-        expand(
-            folder("figures/{figure}.{kind}"),
-            figure=ROUTING_FIGURES,
-            kind=["svg", "png"],
+        report(
+            expand(folder("figures/{figure}.svg"), figure=ROUTING_FIGURES),
+            caption="../report/analysis.rst",
+            category="Analysis",
         ),
+        expand(folder("figures/{figure}.png"), figure=ROUTING_FIGURES),
     log:
         folder("logs/routing.log"),
     shell:
@@ -49,11 +50,12 @@ rule redundancy:
     output:
         folder("redundancy.csv"),
         folder("redundancy.parquet"),
-        expand(
-            folder("figures/{figure}.{kind}"),
-            figure=REDUNDANCY_FIGURES,
-            kind=["svg", "png"],
+        report(
+            expand(folder("figures/{figure}.svg"), figure=REDUNDANCY_FIGURES),
+            caption="../report/analysis.rst",
+            category="Analysis",
         ),
+        expand(folder("figures/{figure}.png"), figure=REDUNDANCY_FIGURES),
     log:
         folder("logs/redundancy.log"),
     shell:
@@ -84,11 +86,12 @@ rule layer_figures:
         folder("layer_quality.csv"),
         folder("quality.csv"),
         folder("quality.parquet"),
-        expand(
-            folder("figures/{figure}.{kind}"),
-            figure=QUALITY_FIGURES,
-            kind=["svg", "png"],
+        report(
+            expand(folder("figures/{figure}.svg"), figure=QUALITY_FIGURES),
+            caption="../report/analysis.rst",
+            category="Analysis",
         ),
+        expand(folder("figures/{figure}.png"), figure=QUALITY_FIGURES),
     log:
         folder("logs/layers.log"),
     shell:
