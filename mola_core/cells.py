@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import math
 import platform
 import sys
 from collections.abc import Iterator
@@ -48,13 +49,18 @@ class Workbench:
     def base(self) -> PreTrainedModel:
         import torch
 
-        from mola_core.models import verify_model
+        from mola_core.models import model_identity, verify_model
 
         threads = max(1, self.study.compute.threads // world_size())
         if torch.get_num_threads() != threads and not torch.cuda.is_available():
             torch.set_num_threads(threads)
-        verify_model(self.layout.model)
-        return self._load(self.layout.model)
+        folder = self.layout.model
+        verify_model(folder)
+        if read_json(folder / "model.json")["identity"] != model_identity(self.study.model):
+            raise MolaError(
+                f"{folder}: not the model of study {self.study.name}; prepare that with `mola model`"
+            )
+        return self._load(folder)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -104,6 +110,7 @@ class Workbench:
 
         def save(folder: Path) -> None:
             if is_main():
+                _check_finite(cell, model)
                 save_weights(model, folder, study.model.name, study.model.dtype, scratch)
 
         def keep(epoch: int) -> None:
@@ -141,6 +148,12 @@ class Workbench:
         with self.opened(cell, self.layout.weights(cell)) as model:
             self._check_weights_act(cell, model)
             outcomes = {name: self.evaluated(model, name, task) for name, task in tasks.items()}
+        for name, (frame, _) in outcomes.items():
+            if not all(math.isfinite(value) for values in frame["loglikelihoods"] for value in values):
+                raise MolaError(
+                    f"cell {cell.path}: log-likelihoods of {name} are not finite; are the model's weights? For an adapter, "
+                    "lower training.learning_rate or use precision fp32"
+                )
         if list(tasks) == [cell.task]:
             samples, record = outcomes[cell.task]
         else:
@@ -185,9 +198,21 @@ class Workbench:
         return self._recorded(cell, "training.json") == digests(self.study, cell).training
 
     def is_complete(self, cell: Cell) -> bool:
+        """Whether its records are there, made with these settings, data and code, and the files that they name unaltered.
+
+        Weights, which are large and may be gone, are compared where they are used."""
         if not self.study.evaluated_on(cell):
             return self.is_trained(cell)
-        return self._recorded(cell, "manifest.json") == digests(self.study, cell).evaluation
+        folder = self.layout.cell(cell)
+        try:
+            manifest = read_record(folder / "manifest.json")
+            named = {"samples.parquet": manifest["samples_sha256"]}
+            if manifest["training"]:
+                named["train.jsonl"] = manifest["training"]["log_sha256"]
+            same = all(sha256_file(folder / name) == value for name, value in named.items())
+            return same and manifest["digest"] == digests(self.study, cell).evaluation
+        except (MolaError, OSError, KeyError, TypeError):
+            return False
 
     def _recorded(self, cell: Cell, name: str) -> str | None:
         """The digest in one of the cell's records; None where it is missing or damaged, and so to be made again."""
@@ -347,6 +372,16 @@ class Workbench:
             free_memory()
             settings = settings.model_copy(update={"batch_size": settings.batch_size // 2})
             print(f"{name}: out of memory, goes on with batch_size {settings.batch_size}", file=sys.stderr)
+
+
+def _check_finite(cell: Cell, model: Any) -> None:
+    """Raise `MolaError` where training has diverged: the Trainer's log shows a loss that is not a number as 0."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not parameter.isfinite().all():
+            raise MolaError(
+                f"cell {cell.path}: training diverged, {name} is not finite; lower training.learning_rate or use "
+                "precision fp32"
+            )
 
 
 def _environment() -> dict[str, Any]:

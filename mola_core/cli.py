@@ -90,6 +90,8 @@ def run(arguments: argparse.Namespace) -> None:
     from mola_core.run import run as run_cells
 
     layout = _layout(arguments)
+    if arguments.archive and Path(arguments.archive).is_dir():
+        raise MolaError(f"--archive {arguments.archive}: is a folder; name a file in it")
     if arguments.model_dir:
         layout = dataclasses.replace(layout, model_folder=Path(arguments.model_dir))
     outcomes = run_cells(layout, arguments.parallel, arguments.time_budget, not arguments.drop_adapters)

@@ -19,7 +19,10 @@ from mola_core.errors import MolaError
 
 STORAGE_ERRORS = {
     getattr(errno, name): os.strerror(getattr(errno, name))
-    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "EACCES", "EPERM", "EMFILE", "ENFILE", "ESTALE")
+    for name in (
+        *("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "EACCES", "EPERM", "EMFILE", "ENFILE", "ESTALE"),
+        *("ENOTDIR", "EISDIR", "EEXIST", "ENOTEMPTY", "ENAMETOOLONG", "ELOOP"),
+    )
 }
 
 
@@ -30,6 +33,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     The block may create a file or a folder under the temporary name; a folder that stood at `path` is replaced.
     The data reach the disk before the rename, so a crash leaves the old content, the new or none, never a mixture.
     What a killed process left under such a name is swept away by the next write of the same path on its machine.
+    Raises `MolaError` where a file would take the place of a folder.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,6 +43,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     old = path.with_name(f".{path.name}.{owner}.old")
     try:
         yield temporary
+        if path.is_dir() and not temporary.is_dir():
+            raise MolaError(f"{path}: is a folder; name a file in it")
         _to_disk(temporary, *temporary.rglob("*"))
         if path.is_dir():
             # Moved aside, not deleted in place: deleting takes time, in which half a folder would stand there.

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,8 @@ def _attempt(bench: Workbench, cell: Cell, scratch: Path) -> bool:
     from mola_core.training import is_out_of_memory
 
     settings = from_main(lambda: _fitting(bench, cell, scratch))
+    if is_main():
+        drop_damaged_checkpoints(scratch)
     try:
         bench.train_into(scratch, cell, settings)
         return True
@@ -128,6 +131,37 @@ def _attempt(bench: Workbench, cell: Cell, scratch: Path) -> bool:
     return False
 
 
+def drop_damaged_checkpoints(scratch: Path) -> None:
+    """Delete checkpoints that cannot be read: training goes on from an older one or starts anew."""
+    from safetensors import SafetensorError, safe_open
+
+    for checkpoint in scratch.glob("checkpoint-*"):
+        try:
+            float(read_json(checkpoint / "complete.json")["seconds"])
+            for file in checkpoint.iterdir():
+                if file.suffix == ".json":
+                    read_json(file)
+                elif file.suffix in (".pt", ".pth"):
+                    with zipfile.ZipFile(file) as archive:
+                        damaged = archive.testzip()
+                    if damaged:
+                        raise ValueError(f"{file.name}: {damaged} has another checksum")
+                elif file.suffix == ".safetensors":
+                    safe_open(file, "pt")
+        except (
+            MolaError,
+            OSError,
+            TypeError,
+            ValueError,
+            KeyError,
+            zipfile.BadZipFile,
+            SafetensorError,
+        ) as error:
+            reason = str(error).splitlines()[0][:200]
+            print(f"{checkpoint}: damaged, deleted ({reason})", file=sys.stderr, flush=True)
+            remove(checkpoint)
+
+
 def _fitting(bench: Workbench, cell: Cell, scratch: Path) -> TrainingSettings:
     """The cell's training settings, with the smaller micro-batch that an earlier attempt was left with, or that
     several processes need to share a batch.
@@ -137,7 +171,10 @@ def _fitting(bench: Workbench, cell: Cell, scratch: Path) -> TrainingSettings:
     """
     method = bench.study.method_by_label[cell.method]
     changes: dict[str, Any] = {"learning_rate": method.learning_rate} if method.learning_rate else {}
+    settings = bench.study.training_of(cell)
     if (scratch / MICRO_BATCH).is_file():
-        changes["micro_batch_size"] = read_json(scratch / MICRO_BATCH)
-    settings = bench.study.training_of(cell).model_copy(update=changes)
+        smaller = read_json(scratch / MICRO_BATCH)
+        if type(smaller) is int and smaller > 0 and settings.batch_size % smaller == 0:
+            changes["micro_batch_size"] = smaller
+    settings = settings.model_copy(update=changes)
     return settings.shared_by(world_size())

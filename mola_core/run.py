@@ -7,16 +7,23 @@ folders that the workflow's own rules make, so a later `snakemake` takes them as
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import multiprocessing
+import os
+import signal
 import sys
+import threading
 import time
 import warnings
+from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 from mola_core.cells import Workbench
 from mola_core.data import prepare_rows
-from mola_core.errors import MolaError
+from mola_core.errors import MolaError, OutOfTime
 from mola_core.files import remove
 from mola_core.layer_quality import layer_quality
 from mola_core.layout import Layout
@@ -36,27 +43,79 @@ class Outcome:
 
 
 _bench: Workbench
+_busy = False
+"""Whether this worker has a cell in hand."""
 
 
-def _open(layout: Layout, deadline: float | None) -> None:
+def _open(layout: Layout, deadline: float | None, parent: int) -> None:
     global _bench
     warnings.simplefilter("ignore", FutureWarning)  # a new process has none of its parent's filters
     _bench = Workbench(layout, deadline)
+    signal.signal(signal.SIGTERM, _stop)
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+
+
+def _stop(number: int, frame: Any) -> None:
+    """SIGTERM outside a training, which has a handler of its own and leaves a checkpoint: nothing more is begun."""
+    _bench.deadline = 1.0
+    if _busy:
+        raise OutOfTime("stopped by SIGTERM")
+
+
+def _leave_with(parent: int) -> None:
+    """End this worker when the process that gives it cells has gone: it would wait, and hold a card, for ever."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    while _busy:
+        time.sleep(0.1)
+    os._exit(143)
 
 
 def _run(cell: Cell) -> Outcome:
-    from mola_core.errors import OutOfTime
-
+    global _busy
     started = time.time()
     if _bench.deadline and started > _bench.deadline:
         return Outcome(cell, "out of time")
+    _busy = True
     try:
         _bench.run(cell)
     except OutOfTime as stop:
         return Outcome(cell, "out of time", time.time() - started, str(stop))
     except Exception as error:  # one failed cell must not take the others with it
-        return Outcome(cell, "failed", time.time() - started, f"{type(error).__name__}: {error}")
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        return Outcome(cell, "failed", time.time() - started, reason)
+    finally:
+        _busy = False
     return Outcome(cell, "complete", time.time() - started)
+
+
+@contextlib.contextmanager
+def _broken_pool_explained() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool:
+        raise MolaError(
+            "a worker was killed (out of memory? lower --parallel); run again, it goes on from what is there"
+        ) from None
+
+
+@contextlib.contextmanager
+def _sigterm_to_workers() -> Iterator[None]:
+    """Pass SIGTERM on, so that each training leaves a checkpoint; their cells then come back as out of time."""
+
+    def stop(number: int, frame: Any) -> None:
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run(
@@ -89,12 +148,16 @@ def run(
     outcomes: list[Outcome] = []
     running: dict[concurrent.futures.Future[Outcome], Cell] = {}
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(
-        max_workers=min(parallel, len(waiting)) or 1,
-        mp_context=context,
-        initializer=_open,
-        initargs=(layout, deadline),
-    ) as workers:
+    with (
+        _broken_pool_explained(),
+        _sigterm_to_workers(),
+        concurrent.futures.ProcessPoolExecutor(
+            max_workers=min(parallel, len(waiting)) or 1,
+            mp_context=context,
+            initializer=_open,
+            initargs=(layout, deadline, os.getpid()),
+        ) as workers,
+    ):
         while waiting or running:
             for cell in [cell for cell in waiting if study.parent(cell) not in {*waiting, *running.values()}]:
                 waiting.remove(cell)

@@ -236,6 +236,23 @@ class Study(Closed):
         return list(dict.fromkeys(names))
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key stands once; `<<`, which can stand for more than memory holds, is not read."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(
+                    None, None, "<< is not read; write it out", key.start_mark
+                )
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            raise yaml.constructor.ConstructorError(None, None, "a key is there twice", node.start_mark)
+        return mapping
+
+
 def _method(name: str) -> dict[str, str]:
     plain = name.removeprefix("pissa-")
     return {"method": plain} if plain == name else {"method": plain, "name": name, "initialisation": "pissa"}
@@ -251,7 +268,7 @@ def load_study(name_or_path: str | Path, data_root: str | None = None) -> Study:
     if not path.suffix:
         path = STUDIES / f"{name_or_path}.yaml"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
         _check_size(content)
     except FileNotFoundError:
         known = ", ".join(sorted(file.stem for file in STUDIES.glob("*.yaml")))

@@ -128,6 +128,7 @@ def write_cell(layout: Layout, cell: Cell, documents: int, width: int, inner: in
             "experts": experts if parse_method(settings).kind == "mola" else None,
             "adapter_sha256": "0" * 64,
             **_write_log(folder / "train.jsonl", effect, rng),
+            "log_sha256": sha256_file(folder / "train.jsonl"),
             **environment,
         }
         write_record(folder / "training.json", training)

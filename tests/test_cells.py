@@ -233,6 +233,37 @@ def test_an_altered_or_untrained_adapter_is_refused(bench):
         frozen.evaluate(cell)
 
 
+def test_seeds_of_two_tasks_are_independent_and_those_of_two_methods_paired(bench):
+    study = smoke(methods=["mola-2468", "lora-r4"])
+    cells = [
+        study.cell(task, method, 0) for task in ("cola", "scienceqa") for method in ("mola-2468", "lora-r4")
+    ]
+    seeds = [study.training_seed(cell) for cell in cells]
+    assert seeds[0] == seeds[1] != seeds[2] == seeds[3]
+    assert len({study.training_seed(study.cell("cola", "lora-r4", seed)) for seed in study.seeds}) == len(
+        study.seeds
+    )
+    plain = smoke(methods=["mola-2468"], seeds_by_task=False)
+    assert [plain.training_seed(cell) for cell in plain.cells()] == [cell.seed for cell in plain.cells()]
+
+
+def test_a_training_that_diverges_is_an_error_and_no_result(bench):
+    bench = bench(training={"learning_rate": 1e30})
+    cell = bench.study.cell("cola", "mola-2468", 0)
+    with pytest.raises(MolaError, match="diverged.*lower training.learning_rate"):
+        bench.train(cell)
+    assert not bench.is_trained(cell)
+    assert not bench.layout.weights(cell).exists()
+
+
+def test_another_model_than_the_studys_is_refused(bench):
+    there, other = bench(), bench(model={"seed": 7})
+    there.base  # noqa: B018 - prepared and loaded
+    other.layout = dataclasses.replace(other.layout, model_folder=there.layout.model)
+    with pytest.raises(MolaError, match="not the model of study"):
+        other.run(other.study.cell("cola", "base", 0))
+
+
 def test_run_does_every_open_cell_and_nothing_twice(bench):
     bench = bench(tasks=["cola"], methods=["base", "mola-2468"], seeds=[0])
     outcomes = run(bench.layout, parallel=2, keep_adapters=False)

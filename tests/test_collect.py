@@ -155,10 +155,13 @@ def test_fewer_documents_are_refused(layout):
     assert not list(layout.folder.glob("*.parquet")), "nothing half-written"
 
 
-def test_a_training_log_that_is_cut_short(layout):
+@pytest.mark.parametrize(
+    "damage", [lambda text: text[:-20], lambda text: text.replace("1", "2"), lambda _: "5"]
+)
+def test_an_altered_training_log_is_refused(layout, damage):
     path = layout.cell(layout.study.cell("cola", "lora-r8", 0)) / "train.jsonl"
-    path.write_text(path.read_text()[:-20])
-    with pytest.raises(MolaError, match="train.jsonl: no training log"):
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(MolaError, match="train.jsonl: missing or altered"):
         collect.write(layout)
 
 

@@ -31,6 +31,7 @@ from mola_core.files import atomic_write, locked, read_json
 from mola_core.gpu_slots import gpu_slot
 from mola_core.layout import Layout
 from mola_core.models import prepare_model, verify_model
+from mola_core.recovery import drop_damaged_checkpoints
 from mola_core.study import STUDIES, load_study
 from mola_core.training import CellTrainer
 
@@ -134,15 +135,33 @@ def test_a_cell_killed_at_random_moments_ends_as_an_undisturbed_one(undisturbed,
     assert not scratch.exists()
 
 
-def test_sigterm_saves_a_checkpoint_and_the_same_command_goes_on(undisturbed, fresh):
-    options = ["--study", fresh.root.parent / "small.yaml", "--results", fresh.root]
-    cell = ["--task", "cola", "--method", "mola-2468", "--seed", "0"]
-    command = [sys.executable, "-m", "mola_core.cli", "train", *map(str, options + cell)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    for line in process.stderr:
-        if "step " in line:
-            process.terminate()
-            break
+def until_it_trains(fresh: Layout, *command: str) -> subprocess.Popen:
+    """A `mola` command as a process, after it has told of its first step."""
+    options = ["--study", str(fresh.root.parent / "small.yaml"), "--results", str(fresh.root)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mola_core.cli", *command, *options],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    while "step " not in process.stderr.readline():
+        assert process.poll() is None
+    return process
+
+
+def workers(process: subprocess.Popen) -> list[int]:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("train", "--task", "cola", "--method", "mola-2468", "--seed", "0"), ("run",)],
+    ids=["train", "run"],
+)
+def test_sigterm_saves_a_checkpoint_and_the_same_command_goes_on(undisturbed, fresh, command):
+    process = until_it_trains(fresh, *command)
+    process.terminate()
     said = process.stderr.read()
     assert process.wait(timeout=120) == 143, said
     assert "stopped at step" in said
@@ -150,6 +169,42 @@ def test_sigterm_saves_a_checkpoint_and_the_same_command_goes_on(undisturbed, fr
     run_cell(fresh)
     assert read_json(fresh.cell(cell_of(fresh)) / "training.json")["resumed"] is True
     assert outcome(fresh) == outcome(undisturbed)
+
+
+def test_a_killed_worker_is_one_line_and_a_killed_run_leaves_none_behind(undisturbed, fresh):
+    process = until_it_trains(fresh, "run")
+    os.kill(workers(process)[0], signal.SIGKILL)
+    said = process.stderr.read()
+    assert process.wait(timeout=120) == 2, said
+    assert "mola run: a worker was killed" in said
+    assert "Traceback" not in said
+    process = until_it_trains(fresh, "run")
+    left = workers(process)
+    process.kill()
+    process.stderr.read()  # ends when the last process that could write to it has ended
+    assert not [worker for worker in left if Path(f"/proc/{worker}").exists()]
+    run_cell(fresh)
+    assert outcome(fresh) == outcome(undisturbed)
+
+
+def test_a_damaged_checkpoint_is_not_resumed(fresh, tmp_path, capfd):
+    process = until_it_trains(fresh, "run")
+    process.terminate()
+    process.stderr.read()
+    scratch = fresh.checkpoints(digests(fresh.study, cell_of(fresh)).training)
+    (checkpoint,) = scratch.glob("checkpoint-*")
+    drop_damaged_checkpoints(scratch)
+    kept = shutil.copytree(checkpoint, tmp_path / "kept")
+    names = {file.name for file in kept.iterdir()}
+    assert {"optimizer.pt", "rng_state.pth", "trainer_state.json", "complete.json"} < names
+    assert "damaged" not in capfd.readouterr().err
+    for name in sorted(names - {"training_args.bin", "README.md"}):
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        shutil.copytree(kept, checkpoint)
+        truncated(checkpoint / name)
+        drop_damaged_checkpoints(scratch)
+        assert not checkpoint.exists(), name
+        assert "damaged, deleted" in capfd.readouterr().err
 
 
 def die_at(call: int, action, *arguments) -> None:

@@ -129,3 +129,24 @@ def test_environment_yml_has_the_bounds_of_pyproject():
         entry.replace("_", "-").lower().replace("pytorch", "torch") for entry in listed if entry != "-e ."
     }
     assert canonical == {entry.replace("_", "-").lower() for entry in expected}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seeds: [0]\nseeds: [5]\n", "a key is there twice"),
+        ("a: &a {k: 1}\nb: {<<: *a}\n", "<< is not read"),
+        (
+            "a0: &a0 {k: 1}\n"
+            + "".join(f"a{i}: &a{i}\n  <<: [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)),
+            "<< is not read",
+        ),
+    ],
+    ids=["twice", "merged", "a bomb"],
+)
+def test_keys_stand_once_and_are_not_merged(tmp_path, text, message):
+    file = tmp_path / "study.yaml"
+    file.write_text(text)
+    with pytest.raises(MolaError, match=message) as error:
+        load_study(file)
+    assert "\n" not in str(error.value)

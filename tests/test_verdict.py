@@ -7,12 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mola_core.analysis.questions import find_shapes, possible_questions
 from mola_core.analysis.scores import score_matrix
 from mola_core.analysis.settings import VerdictSettings
 from mola_core.analysis.simulation import SHAPES, Scenario
 from mola_core.analysis.verdict import decide, write_verdict
 from mola_core.analysis.verdict_figures import FIGURES
 from mola_core.errors import MolaError
+from mola_core.shapes import budget, experts_per_layer
 
 FAST = VerdictSettings(resamples=200)
 THREE = {"documents": (400, 300, 200), "accuracy": (0.8, 0.7, 0.6), "run_noise": (0.03, 0.03, 0.06)}
@@ -44,7 +46,7 @@ def test_a_strong_depth_effect_is_seen_in_its_direction(depth, answer):
 
 
 def test_a_decided_effect_that_such_a_study_would_usually_miss_is_called_overstated():
-    answers = [a for seed in range(12) for a in decide(draw(seed, depth=4), FAST)["questions"]]
+    answers = [a for seed in range(12) for a in decide(draw(seed, depth=4 + seed), FAST)["questions"]]
     decided = [a for a in answers if a["answer"] != "undecided"]
     told = [a for a in answers if any("overstated" in reason for reason in a["reasons"])]
     assert told == [a for a in decided if abs(a["estimate"]) < abs(a["minimum_detectable_effect"])]
@@ -117,6 +119,41 @@ def test_other_budgets_and_listed_experts_get_slopes():
     assert found["depth-slope-16"]["answer"] == "supported"
     assert "custom" in found["depth-slope-16"]["weights"]
     assert decide(rows, FAST)["unanswered"][0]["id"] == "depth-slope"
+
+
+def test_a_slope_that_comes_down_to_a_pair_is_answered_as_that_pair():
+    for seed in range(20):
+        found = questions(decide(draw(seed=seed, depth=2.5), FAST, resamples=100))
+        slope, pair = found["depth-slope"], found["2468-vs-8642"]
+        assert slope["same_test_as"] == "2468-vs-8642"
+        assert (slope["p"], slope["p_holm"], slope["answer"]) == (pair["p"], pair["p_holm"], pair["answer"])
+        assert slope["family_size"] == pair["family_size"] == 3
+        assert found["spread"]["same_test_as"] is None
+
+
+def test_a_variant_of_a_shape_does_not_enter_the_slope():
+    """Rank 16 helps, depth does not: the slope must not take one for the other."""
+    rows = draw(seed=5)
+    names = ["mola-2468", "mola-2882", "mola-5555", "mola-8228", "better"]
+    rows["method"] = rows["method"].map(dict(zip(SHAPES, names, strict=True)))
+    rows.loc[rows["method"] == "better", "correct"] = 1
+    layers = [2] * 8 + [4] * 8 + [6] * 8 + [8] * 8
+    assert questions(decide(rows, FAST, shapes={"better": layers}))["depth-slope"]["weights"]["better"] > 0
+    assert "better" not in questions(decide(rows, FAST, shapes={"better": None}))["depth-slope"]["weights"]
+
+
+def test_both_ends_or_the_middle_is_asked_where_a_shape_tests_it():
+    shapes = find_shapes(["mola-2468", "mola-5555", "mola-8642"])
+    assert "spread" not in {question.id for question in possible_questions([], shapes)}
+    shapes = find_shapes(["mola-2468", "mola-5555", "mola-8642", "mola-8228"])
+    assert "spread" in {question.id for question in possible_questions([], shapes)}
+
+
+@pytest.mark.parametrize("depth", [4, 18, 26, 30, 32, 42])
+def test_a_named_shape_has_its_budget_at_every_depth(depth):
+    names = ["2468", "8228", "2882", "10-2-2-2", "5555"]
+    shapes = find_shapes(names, {name: experts_per_layer(name, depth) for name in names})
+    assert {shape.method: shape.budget for shape in shapes} == {name: budget(name) for name in names}
 
 
 def test_holm_can_undo_what_an_interval_alone_would_say():

@@ -80,3 +80,20 @@ def test_everything_then_nothing_then_what_changed(tmp_path):
     assert "model" not in planned
     assert "data" not in planned
     assert {"collect", "tables", "figures", "verdict", "summary"} <= set(planned)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"dataroot": "/x"}, "--config dataroot: unknown; give study, data_root or results"),
+        (
+            {"results": "/tmp/s{y}"},
+            "--config results: /tmp/s{y}: braces have a meaning for Snakemake; rename it",
+        ),
+    ],
+)
+def test_bad_configuration_is_one_line(config, message):
+    done = snakemake("-n", study="smoke", **config)
+    assert done.returncode != 0
+    assert f"snakemake: {message}" in done.stderr.splitlines()
+    assert "Traceback" not in done.stderr

@@ -283,6 +283,11 @@ def _write_scores(path: Path, cells: Iterator[pa.Table]) -> None:
 
 def _curve(layout: Layout, cell: Cell) -> pd.DataFrame:
     path = layout.cell(cell) / "train.jsonl"
+    training = read_record(path.with_name("manifest.json"))["training"]
+    if not path.is_file() or sha256_file(path) != training["log_sha256"]:
+        raise MolaError(
+            f"{path}: missing or altered since the cell was trained; delete the cell's folder and run again"
+        )
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         frame = pd.DataFrame([{name: line[name] for name in CURVE} for line in lines], columns=list(CURVE))
