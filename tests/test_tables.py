@@ -363,12 +363,15 @@ def test_the_summary(layout):
 def test_training_that_does_not_help_is_called_so(layout):
     cells = collect.read_cells(layout.folder)
     cells.loc[cells.task == "cola", "correct"] = 10
-    table = summary.did_training_help(layout.study, tables.accuracy_table(layout.study, cells)).set_index(
-        "Task"
-    )
+    documents = cells.groupby("task")["documents"].max()
+    accuracy = tables.accuracy_table(layout.study, cells)
+    table = summary.did_training_help(layout.study, accuracy, documents).set_index("Task")
     assert table.loc["CoLA", "Answer"] == "no"
     assert table.loc["CoLA", "Over untrained"] == "+0.00"
     assert table.loc["CoLA", "Over majority"].startswith("−")
+    accuracy.iloc[2:, accuracy.columns.get_loc("cola")] = accuracy.loc[:1, "cola"].max() + 0.01
+    table = summary.did_training_help(layout.study, accuracy, documents).set_index("Task")
+    assert table.loc["CoLA", "Answer"] == "no", "a point more on these documents is noise"
 
 
 def test_the_summary_lists_missing_cells(layout):

@@ -1,6 +1,6 @@
 """`summary.md`, which a person reads first: what was run, what came out, and where everything is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -36,8 +36,9 @@ def write(layout: Layout, out_dir: Path | None = None) -> None:
         pipe_table(shown_accuracy(study, table)),
         " ".join(accuracy_notes(study, cells)),
         "## Did training help?",
-        pipe_table(did_training_help(study, table)),
-        "Differences in points. Whether methods differ from each other is the verdict's question, not this table's.",
+        pipe_table(did_training_help(study, table, cells.groupby("task")["documents"].max().to_dict())),
+        "Differences in points; *yes* means by more than two standard errors of the documents, whatever the seeds. Whether "
+        "methods differ from each other is the verdict's question, not this table's.",
         _verdict(folder),
         _missing(missing),
         _files(folder),
@@ -82,8 +83,11 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} seconds"
 
 
-def did_training_help(study: Study, table: pd.DataFrame) -> pd.DataFrame:
-    """For each task the trained methods against the untrained model and the most frequent answer."""
+def did_training_help(study: Study, table: pd.DataFrame, documents: Mapping[str, int]) -> pd.DataFrame:
+    """For each task the trained methods against the untrained model and the most frequent answer.
+
+    `documents` are those of each task's evaluation.
+    """
     majority = table.iloc[0]
     untrained = table.iloc[1]
     trained = table.iloc[2:]
@@ -105,7 +109,7 @@ def did_training_help(study: Study, table: pd.DataFrame) -> pd.DataFrame:
             "Best trained": f"{percent(best[task])} ({best['method']})",
             "Over untrained": points(_minus(best[task], untrained[task])),
             "Over majority": points(_minus(best[task], majority[task])),
-            "Answer": _answer(scores[task], untrained[task], majority[task]),
+            "Answer": _answer(scores[task], untrained[task], majority[task], documents[task]),
         }
         rows.append(row)
     return pd.DataFrame(rows)
@@ -115,10 +119,14 @@ def _minus(ours: float, other: float | None) -> float | None:
     return None if other is None or pd.isna(other) else ours - other
 
 
-def _answer(scores: pd.Series, untrained: float | None, majority: float) -> str:
-    """How many of the trained methods are above both."""
-    levels = [level for level in (untrained, majority) if level is not None and not pd.isna(level)]
-    above = int((scores > max(levels)).sum())
+def _answer(scores: pd.Series, untrained: float | None, majority: float, documents: int) -> str:
+    """How many of the trained methods are above both by more than the noise of so many documents.
+
+    Two standard errors of the difference of two proportions, unpaired, which is more than pairs have.
+    """
+    level = max(level for level in (untrained, majority) if level is not None and not pd.isna(level))
+    error = (2 * level * (1 - level) / documents) ** 0.5
+    above = int((scores > level + 2 * error).sum())
     if above == len(scores):
         return f"yes, all {above} methods"
     return f"{above} of {len(scores)} methods" if above else "no"
