@@ -38,6 +38,8 @@ class Scenario:
     seeds: int = 3
     depth: float = 0.0
     spread: float = 0.0
+    common: float = 0.0
+    """Share of the run noise's variance that a seed brings to all tasks alike; the verdict takes it to be none."""
 
     def with_effect(self, depth: float) -> "Scenario":
         return replace(self, depth=depth)
@@ -56,6 +58,11 @@ class Scenario:
         documents).
         """
         methods = len(SHAPES)
+        shared = 0.0
+        if self.common:
+            shared = self.common**0.5 * rng.standard_normal(
+                (matrices, methods, self.seeds, 1), dtype=np.float32
+            )
         for documents, noise, accuracy in zip(
             self.documents, self.run_noise, self.true_accuracy(), strict=True
         ):
@@ -63,7 +70,8 @@ class Scenario:
             score = rng.standard_normal((matrices, methods, self.seeds, documents), dtype=np.float32)
             score += HARDNESS * rng.standard_normal((matrices, 1, 1, documents), dtype=np.float32)
             score += TASTE * rng.standard_normal((matrices, methods, 1, documents), dtype=np.float32)
-            score += noise * rng.standard_normal((matrices, methods, self.seeds, 1), dtype=np.float32)
+            own = rng.standard_normal((matrices, methods, self.seeds, 1), dtype=np.float32)
+            score += noise * (shared + (1 - self.common) ** 0.5 * own)
             score += (stats.norm.ppf(accuracy) * total).astype(np.float32)[:, None, None]
             yield score > 0
 
@@ -101,6 +109,12 @@ SCENARIOS = (
     Scenario("depth effect 3, unequal tasks", **UNEQUAL, depth=3),
     Scenario("spread effect 3, no depth effect", **UNEQUAL, spread=3),
 )
+OUTSIDE = (
+    Scenario("a fifth of it", **EQUAL, common=0.2),
+    Scenario("half of it", **EQUAL, common=0.5),
+    Scenario("half of it, seed noise dominates", **LOUD, common=0.5),
+)
+"""Worlds that the verdict does not assume: a seed does something to all tasks alike."""
 PLANS = (
     Scenario("equal tasks", **EQUAL, depth=2.5),
     Scenario("unequal tasks", **UNEQUAL, depth=2.5),
