@@ -35,11 +35,11 @@ def _cell(arguments: argparse.Namespace):  # noqa: ANN202
 
 def model(arguments: argparse.Namespace) -> None:
     """Fetch and prepare a study's base model."""
-    from mola_core.models import prepare_model
+    from mola_core.model_check import prepare_checked_model
 
     layout = _layout(arguments)
     with locked(layout.model.with_suffix(".lock")):
-        prepare_model(layout.study.model, layout.model)
+        prepare_checked_model(layout.study.model, layout.model)
 
 
 def data(arguments: argparse.Namespace) -> None:
@@ -242,11 +242,11 @@ def benchmark(arguments: argparse.Namespace) -> None:
 
     from mola_core.benchmark import harness, large, report, steps
     from mola_core.data import prepare_rows
-    from mola_core.models import prepare_model
+    from mola_core.model_check import prepare_checked_model
 
     layout = _layout(arguments)
     torch.set_num_threads(arguments.threads)
-    prepare_model(layout.study.model, layout.model)
+    prepare_checked_model(layout.study.model, layout.model)
     for name in layout.study.rows():
         prepare_rows(layout.study, name, layout.data(name))
     parts = {

@@ -4,32 +4,50 @@ Every class is closed: an unknown key is an error.
 """
 
 import math
+import os
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from mola_core.closed import MOST_SEED, Closed, Seed
 from mola_core.tasks import TOPICS
 
 SAFE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 SEVEN_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 Name = Annotated[str, Field(pattern=f"^{SAFE_NAME}$", max_length=80)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+BatchSize = Annotated[int, Field(ge=1, le=65_536)]
+Few = Annotated[int, Field(ge=1, le=1024)]
+MOST_EXPERTS = 1024
+"""Of a layer."""
+Experts = Annotated[int, Field(ge=1, le=MOST_EXPERTS)]
+MOST_RANK = 65_536
+Rank = Annotated[int, Field(ge=1, le=MOST_RANK)]
+Epochs = Annotated[float, Field(gt=0, le=100_000)]
+Rate = Annotated[float, Field(gt=0, le=1000)]
+Coefficient = Annotated[float, Field(ge=0, le=1_000_000)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
-class Closed(BaseModel):
-    """A section of the study file: unknown keys are errors, values are not coerced from other types."""
+def _usable_path(path: str) -> str:
+    """Refuse what the operating system would: Linux takes 4,096 bytes, 255 a name; some are for the files below."""
+    try:
+        whole = Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{path[:60]!r} names a user whose home folder is unknown; write it out") from None
+    if len(os.fsencode(whole)) > 3500 or any(len(os.fsencode(part)) > 255 for part in whole.parts):
+        raise ValueError(
+            "too long for a path: at most 3,500 bytes, 255 for each name in it; use a shorter one"
+        )
+    if "\0" in path:
+        raise ValueError("has a NUL character; remove it")
+    return path
 
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        validate_default=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-    )
+
+Folder = Annotated[str, Field(min_length=1), AfterValidator(_usable_path)]
 
 
 class BaseModelSettings(Closed):
@@ -69,16 +87,16 @@ class DirectoryModel(BaseModelSettings):
     """A local Hugging Face model folder with safetensors weights."""
 
     source: Literal["directory"]
-    path: str
+    path: Folder
 
 
 class RandomModel(BaseModelSettings):
     """A tiny Llama with random weights and a byte-level tokenizer, made on the spot: for tests only."""
 
     source: Literal["random"]
-    layers: Count = 4
-    hidden: Annotated[int, Field(ge=8, multiple_of=8)] = 32
-    seed: int = 0
+    layers: Annotated[int, Field(ge=1, le=256)] = 4
+    hidden: Annotated[int, Field(ge=8, le=8192, multiple_of=8)] = 32
+    seed: Seed = 0
 
 
 ModelSource = Annotated[HubModel | WheelModel | DirectoryModel | RandomModel, Field(discriminator="source")]
@@ -97,7 +115,7 @@ class DirectoryData(Closed):
     """Parquet files laid out as `<dataset>/<split>.parquet`."""
 
     source: Literal["directory"]
-    root: str
+    root: Folder
     """The folder; `--config data_root=DIR` replaces it."""
 
 
@@ -105,8 +123,8 @@ class BuiltinData(Closed):
     """Rows made by a seeded generator: a stand-in that can be learnt, no benchmark. Labelled in every output."""
 
     source: Literal["builtin"]
-    train_documents: Count = 512
-    test_documents: Count = 256
+    train_documents: Annotated[int, Field(ge=1, le=1_000_000)] = 512
+    test_documents: Annotated[int, Field(ge=1, le=1_000_000)] = 256
 
 
 DataSource = Annotated[HubData | DirectoryData | BuiltinData, Field(discriminator="source")]
@@ -115,13 +133,13 @@ DataSource = Annotated[HubData | DirectoryData | BuiltinData, Field(discriminato
 class AdapterSettings(Closed):
     """What adapters share; a method of the study may override each."""
 
-    rank: Count = 8
+    rank: Rank = 8
     """Rank of each expert."""
-    alpha: Annotated[float, Field(gt=0)] = 16
+    alpha: Annotated[float, Field(gt=0, le=1_000_000)] = 16
     """Scale of the update is alpha / rank. Plain LoRA of rank k keeps the ratio: its alpha is k · alpha / rank."""
     dropout: Share = 0.05
-    top_k: Count = 2
-    balance_loss: Annotated[float, Field(ge=0)] = 0.0
+    top_k: Experts = 2
+    balance_loss: Coefficient = 0.0
     """Coefficient of the Switch Transformer's balance loss; 0.001 in the released code, off in its commands."""
     target_modules: Annotated[list[str], Field(min_length=1)] = SEVEN_MODULES
     initialisation: Literal["default", "pissa"] = "default"
@@ -131,22 +149,22 @@ class AdapterSettings(Closed):
 class MethodSettings(Closed):
     """One method of the study. A plain string in the study file stands for `{method: <string>}`."""
 
-    method: str
+    method: Annotated[str, Field(max_length=80)]
     """`base`, `full`, `prompt-tuning`, `llama-adapter`, `lora-r<k>`, `lora-matched-<shape>`, `mola-<shape>`, `mola`
     with `experts`, or experts chosen by data: `alphalora-<budget>`, `sensitivity-<budget>`, `random-<budget>-<n>`. In
     a study file the plain string `pissa-<method>` is that method with `initialisation: pissa`."""
     name: Name | None = None
     """Name in results; needed where the same method appears twice with different settings."""
-    experts: Annotated[list[Count], Field(min_length=1)] | None = None
+    experts: Annotated[list[Experts], Field(min_length=1)] | None = None
     """Experts of each layer, for `method: mola`."""
-    rank: Count | None = None
-    alpha: Annotated[float, Field(gt=0)] | None = None
+    rank: Rank | None = None
+    alpha: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
     dropout: Share | None = None
-    top_k: Count | None = None
-    balance_loss: Annotated[float, Field(ge=0)] | None = None
+    top_k: Experts | None = None
+    balance_loss: Coefficient | None = None
     target_modules: Annotated[list[str], Field(min_length=1)] | None = None
     initialisation: Literal["default", "pissa"] | None = None
-    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    learning_rate: Rate | None = None
 
     @property
     def label(self) -> str:
@@ -165,10 +183,20 @@ class MethodSettings(Closed):
     @model_validator(mode="after")
     def _check(self) -> "MethodSettings":
         from mola_core.methods import parse_method
+        from mola_core.shapes import parse_shape
 
-        kind = parse_method(self).kind
-        if self.initialisation == "pissa" and kind not in {"lora", "lora-matched", "mola"}:
+        parsed = parse_method(self)
+        if self.initialisation == "pissa" and parsed.kind not in {"lora", "lora-matched", "mola"}:
             raise ValueError(f"method {self.method!r}: initialisation pissa is for LoRA and MoLA")
+        experts = parse_shape(parsed.shape) if parsed.shape else [1]
+        for what, number, most in [
+            ("rank", parsed.rank or 1, MOST_RANK),
+            ("experts of a layer", max(experts), MOST_EXPERTS),
+            ("budget", parsed.budget or 1, 4 * MOST_EXPERTS),
+            ("number of the draw", parsed.draw or 0, MOST_SEED),
+        ]:
+            if number > most:
+                raise ValueError(f"method {self.method!r}: {what} at most {most}; lower it")
         if not re.fullmatch(SAFE_NAME, self.label):
             raise ValueError(f"method {self.method!r}: give it a `name` of letters, digits, dots and dashes")
         return self
@@ -177,19 +205,19 @@ class MethodSettings(Closed):
 class TrainingSettings(Closed):
     """How a cell is trained. Defaults are the paper's where it states them."""
 
-    epochs: Annotated[float, Field(gt=0)] | Annotated[list[Count], Field(min_length=1)] = 10
+    epochs: Epochs | Annotated[list[Annotated[int, Field(ge=1, le=100_000)]], Field(min_length=1)] = 10
     """Epochs; a list (the paper searches 10, 15, 20) trains to the last and keeps the one best on validation."""
     max_steps: Count | None = None
     """Stop after this many optimiser steps, whatever the epochs."""
-    batch_size: Count = 128
+    batch_size: BatchSize = 128
     """Documents per optimiser step."""
-    micro_batch_size: Count = 8
+    micro_batch_size: BatchSize = 8
     """Documents per forward pass; gradients accumulate up to `batch_size`. Halved where memory does not suffice."""
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
-    warmup_steps: Annotated[int, Field(ge=0)] = 100
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    learning_rate: Rate = 3e-4
+    warmup_steps: Annotated[int, Field(ge=0, le=1_000_000_000)] = 100
+    weight_decay: Coefficient = 0.0
     scheduler: Literal["linear", "cosine", "constant"] = "linear"
-    max_length: Annotated[int, Field(ge=8)] = 256
+    max_length: Annotated[int, Field(ge=8, le=1_000_000)] = 256
     """Tokens of prompt and answer; a longer prompt loses its beginning, never its answer."""
     loss_on: Literal["answer", "all"] = "answer"
     """Tokens that carry loss: the answer's, or the prompt's too (as the released code does)."""
@@ -202,7 +230,7 @@ class TrainingSettings(Closed):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Mixed precision of the forward and backward pass."""
     gradient_checkpointing: bool = False
-    checkpoint_minutes: Annotated[float, Field(gt=0)] = 10
+    checkpoint_minutes: Annotated[float, Field(gt=0, le=1_000_000)] = 10
     """A checkpoint at least this often, so that a killed cell loses no more."""
     deterministic: bool = False
     """Ask for deterministic kernels on a GPU, at some cost in speed; the CPU is deterministic anyway."""
@@ -254,10 +282,10 @@ class StageSettings(Closed):
     """Training settings of a stage; what is not given is as in `training`. `max_steps` and `documents` are not taken
     over from there."""
 
-    epochs: Annotated[float, Field(gt=0)]
+    epochs: Epochs
     max_steps: Count | None = None
-    warmup_steps: Annotated[int, Field(ge=0)] | None = None
-    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    warmup_steps: Annotated[int, Field(ge=0, le=1_000_000_000)] | None = None
+    learning_rate: Rate | None = None
 
     def training(self, settings: TrainingSettings) -> TrainingSettings:
         """`settings` with the stage's own in their place."""
@@ -271,10 +299,10 @@ class InstructionSettings(StageSettings):
     The rows are OpenOrca's, from the study's own data source (built-in: a small stand-in), sampled in proportion to
     their sources; the text is `question`, a line break, `response`, and every token carries loss."""
 
-    epochs: Annotated[float, Field(gt=0)] = 3
+    epochs: Epochs = 3
     documents: Count = 50_000
     """Rows to sample."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Seed of the sample: all methods and seeds of a study see the same rows."""
 
     def training(self, settings: TrainingSettings) -> TrainingSettings:
@@ -286,7 +314,7 @@ class ContinualSettings(StageSettings):
 
     The first task starts from the base model, or from the instruction-tuned adapter where the study has one."""
 
-    epochs: Annotated[float, Field(gt=0)] = 20
+    epochs: Epochs = 20
     tasks: Annotated[list[Name], Field(min_length=2)] = list(TOPICS)
     """In the order of learning; the paper's are topics of ScienceQA."""
     methods: Annotated[list[Name], Field(min_length=1)] | None = None
@@ -301,7 +329,7 @@ class ContinualSettings(StageSettings):
 class EvaluationSettings(Closed):
     """How a cell is evaluated."""
 
-    batch_size: Count = 16
+    batch_size: BatchSize = 16
     documents: Count | None = None
     """Evaluate only the first so many documents (recorded in every table)."""
     every_epoch: bool = False
@@ -312,12 +340,12 @@ class EvaluationSettings(Closed):
 class ComputeSettings(Closed):
     """What one cell asks of the machine; never changes a result beyond rounding (and, on several cards, dropout)."""
 
-    threads: Count = 2
-    gpus: Annotated[int, Field(ge=0)] = 0
+    threads: Few = 2
+    gpus: Annotated[int, Field(ge=0, le=1024)] = 0
     """Cards that train one cell: with several, a process for each by torchrun. Where a cell fits one card, cells beside
     each other finish a study sooner. Evaluation takes one."""
-    cells_per_gpu: Count = 1
+    cells_per_gpu: Few = 1
     """Cells that share one card."""
-    memory_gb: Annotated[float, Field(gt=0)] = 4
-    hours: Annotated[float, Field(gt=0)] = 4
+    memory_gb: Annotated[float, Field(gt=0, le=1_000_000)] = 4
+    hours: Annotated[float, Field(gt=0, le=100_000)] = 4
     """Wall time to ask a cluster for."""

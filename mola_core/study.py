@@ -5,6 +5,7 @@ The sections are in `mola_core/settings.py`. `workflow/schemas/study.json` is ge
 
 import dataclasses
 import hashlib
+from collections import Counter
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,10 +14,10 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from mola_core.analysis.settings import VerdictSettings
+from mola_core.closed import Closed, Seed
 from mola_core.errors import MolaError
 from mola_core.settings import (
     AdapterSettings,
-    Closed,
     ComputeSettings,
     ContinualSettings,
     DataSource,
@@ -69,7 +70,7 @@ class Study(Closed):
     tasks: Annotated[list[Name], Field(min_length=1)]
     """Our six tasks, or any lm-eval multiple-choice task with a training split."""
     methods: Annotated[list[MethodSettings], Field(min_length=1)]
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1)]
     seeds_by_task: bool = True
     """Train each task from a number made of its name and the seed, the same for all methods: what one seed does to two
     tasks is then independent, as the verdict takes it to be. False: from the seed itself, in every task."""
@@ -98,7 +99,7 @@ class Study(Closed):
             ("methods", [method.label for method in self.methods]),
             ("seeds", self.seeds),
         ]:
-            twice = {value for value in values if values.count(value) > 1}
+            twice = [value for value, count in Counter(values).items() if count > 1]
             if twice:
                 raise ValueError(f"{field}: {sorted(twice, key=str)[0]!r} is listed twice")
         for name in (self.continual and self.continual.methods) or []:
@@ -305,7 +306,7 @@ def _first_error(error: ValidationError) -> str:
     """The first of pydantic's complaints as one line: field, what is wrong, what was given."""
     first = error.errors()[0]
     unions = {"hub", "wheel", "directory", "random", "builtin"}
-    field = ".".join(str(part) for part in first["loc"] if part not in unions) or "study"
+    field = ".".join(_shown(part) for part in first["loc"] if part not in unions) or "study"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         return f"{field}: unknown key; remove it or check its spelling"
@@ -313,4 +314,12 @@ def _first_error(error: ValidationError) -> str:
         return f"{field}: missing; add it"
     if first["type"] == "value_error":
         return f"{field}: {message}"
-    return f"{field}: {message}, not {str(first['input'])[:60]!r}"
+    return f"{field}: {message}, not {_shown(first['input'])!r}"
+
+
+def _shown(value: Any) -> str:
+    """The beginning of a value as text."""
+    try:
+        return str(value)[:60]
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number of thousands of digits"

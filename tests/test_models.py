@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from mola_core import model_sources
 from mola_core.errors import MolaError
 from mola_core.files import read_json, sha256_file
+from mola_core.model_check import loading, prepare_checked_model
 from mola_core.models import (
     load_config,
     load_model,
@@ -279,6 +280,80 @@ def test_unusable_directories(copy, tmp_path, damage, said):
         prepare_model(directory(copy), tmp_path / "prepared")
     one_line(error)
     assert not list(tmp_path.glob("*prepared*"))
+
+
+def _config(**changes: object):
+    def damage(folder: Path) -> None:
+        (folder / "config.json").write_text(json.dumps(read_json(folder / "config.json") | changes))
+
+    return damage
+
+
+def _text(name: str, text: str):
+    return lambda folder: (folder / name).write_text(text)
+
+
+def _another_shape(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"] = weights["model.layers.1.mlp.up_proj.weight"][:3].clone()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+FOREIGN_KERNEL = {"text_config": {"attn_implementation": {"": "someone/kernel"}}}
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (_config(hidden_size=64), "cannot load"),
+        (_config(hidden_size=-1), "cannot load"),
+        (_config(hidden_size="x"), "cannot load"),
+        (_config(vocab_size=10), "cannot load"),
+        (_config(hidden_act="nope"), "cannot load"),
+        (_config(rope_parameters={"rope_type": "nope"}), "cannot load"),
+        (_config(num_attention_heads=0), "cannot load"),
+        (_config(num_hidden_layers=5), r"lack model\.layers\.4"),
+        (_config(pad_token_id=99999), "cannot load"),
+        (_config(quantization_config="x"), "cannot load"),
+        (_config(dtype="float33"), "cannot load"),
+        (_config(model_type="nope"), "cannot read this config"),
+        (_another_shape, "cannot load"),
+        (_text("tokenizer.json", "{}"), "cannot load"),
+        (_text("tokenizer.json", "[]"), "cannot load"),
+        (_text("tokenizer_config.json", "[]"), "cannot load"),
+        (_text("special_tokens_map.json", "[]"), "cannot load"),
+        (_text("added_tokens.json", "[]"), "cannot load"),
+        (_text("generation_config.json", "[]"), "cannot load"),
+        (_config(attn_implementation="someone/kernel"), "asks for attn_implementation 'someone/kernel'"),
+        (_config(_attn_implementation="someone/kernel@v1:f"), "asks for _attn_implementation"),
+        (_config(attn_implementation="flash_attention_2"), "remove it there"),
+        (_config(**FOREIGN_KERNEL), "remove it there"),
+    ],
+)
+def test_a_damaged_model_is_refused_when_it_is_prepared(copy, tmp_path, damage, said):
+    damage(copy)
+    with pytest.raises(MolaError, match=said) as error:
+        prepare_checked_model(directory(copy), tmp_path / "prepared")
+    assert one_line(error).startswith(f"model.path: {copy}: ")
+    assert not list(tmp_path.glob("*prepared*"))
+
+
+def test_a_whole_model_is_kept_and_needs_no_memory_to_check(copy, tmp_path, monkeypatch):
+    _config(attn_implementation="sdpa")(copy)
+    prepare_checked_model(directory(copy), tmp_path / "prepared")
+    inode = (tmp_path / "prepared").stat().st_ino
+    devices = []
+    monkeypatch.setattr("mola_core.model_check.load_model", lambda folder, device: devices.append(device))
+    prepare_checked_model(directory(copy), tmp_path / "prepared")
+    assert (tmp_path / "prepared").stat().st_ino == inode
+    assert devices == ["meta"]
+
+
+def test_too_little_memory_is_no_damage(copy):
+    with pytest.raises(MemoryError), loading(copy):
+        raise MemoryError
 
 
 def test_directory_that_is_not_there(tmp_path):

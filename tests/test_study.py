@@ -56,6 +56,18 @@ def change(**changes):
     return content
 
 
+def dumped(content):
+    """As YAML, with numbers in hexadecimal, which Python writes and reads at any length."""
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    Dumper.add_representer(
+        int, lambda dumper, value: dumper.represent_scalar("tag:yaml.org,2002:int", hex(value))
+    )
+    return yaml.dump(content, Dumper=Dumper)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -74,6 +86,34 @@ def change(**changes):
         ({"tasks": []}, "tasks"),
         ({"tasks": ["../cola"]}, "tasks"),
         ({"seeds": [-1]}, "seeds"),
+        ({"seeds": [2**32]}, "seeds.0: Input should be less than or equal to 4294967295, not '4294967296'"),
+        ({"seeds": [10**5000]}, "not 'a number of thousands of digits'"),
+        ({"name": 10**5000}, "not 'a number of thousands of digits'"),
+        ({"tasks": {"cola": 10**5000}}, "not 'a number of thousands of digits'"),
+        ({"model__seed": 2**32}, "model.seed"),
+        ({"model__seed": -1}, "model.seed"),
+        ({"model__layers": 10**9}, "model.layers"),
+        ({"model__hidden": 8 * 10**9}, "model.hidden"),
+        ({"data__train_documents": 10**12}, "data.train_documents"),
+        ({"instruction": {"seed": 2**32}}, "instruction.seed"),
+        ({"methods": ["lora-r" + "9" * 30]}, "rank at most 65536"),
+        ({"methods": ["lora-r" + "9" * 5000]}, "at most 80 characters"),
+        ({"methods": ["mola-99999999-2-2-2"]}, "experts of a layer at most 1024"),
+        ({"methods": ["lora-matched-2-2-2-1025"]}, "experts of a layer at most 1024"),
+        ({"methods": [{"method": "mola", "experts": [2, 2, 2, 1025]}]}, "experts.3"),
+        ({"methods": [{"method": "mola-2468", "rank": 65_537}]}, "rank"),
+        ({"methods": ["sensitivity-99999999"]}, "budget at most 4096"),
+        ({"methods": ["random-20-4294967296"]}, "number of the draw at most 4294967295"),
+        ({"adapter": {"rank": 65_537}}, "adapter.rank"),
+        ({"training__epochs": 1e308}, "training.epochs"),
+        ({"compute__memory_gb": 1e308}, "compute.memory_gb"),
+        ({"compute__hours": 1e308}, "compute.hours"),
+        ({"compute__threads": 10**6}, "compute.threads"),
+        ({"model": {"source": "directory", "name": "m", "path": "x/" * 2500}}, "model.path: too long"),
+        ({"model": {"source": "directory", "name": "m", "path": "x" * 256}}, "model.path: too long"),
+        ({"model": {"source": "directory", "name": "m", "path": ""}}, "model.path"),
+        ({"data": {"source": "directory", "root": "x" * 5000}}, "data.root: too long"),
+        ({"data": {"source": "directory", "root": "~nouserxx/a"}}, "data.root: '~nouserxx/a' names a user"),
         ({"seeds": [0, 0]}, "0 is listed twice"),
         ({"training__batch_size": 0}, "training.batch_size"),
         ({"training__max_length": 0}, "training.max_length"),
@@ -90,11 +130,17 @@ def change(**changes):
         ({"model": {"source": "hub", "name": "m", "id": "a/b", "revision": "main"}}, "model.revision"),
         ({"name": "a/b"}, "name"),
         ({"verdict": {"level": 2}}, "verdict.level"),
+        ({"verdict": {"level": 1e-300}}, "verdict.level"),
+        ({"verdict": {"level": "0.05"}}, "verdict.level"),
+        ({"verdict": {"power": 0.9999999}}, "verdict.power"),
+        ({"verdict": {"differences": [float("inf")]}}, "verdict.differences.0"),
+        ({"verdict": {"differences": [1e-300]}}, "verdict.differences.0"),
+        ({"verdict": {"seed": 2**32}}, "verdict.seed"),
     ],
 )
 def test_a_bad_study_is_one_line(tmp_path, changes, message):
     file = tmp_path / "bad.yaml"
-    file.write_text(yaml.safe_dump(change(**changes)))
+    file.write_text(dumped(change(**changes)))
     with pytest.raises(MolaError) as error:
         load_study(file)
     assert message in str(error.value)

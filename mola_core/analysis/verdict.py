@@ -301,7 +301,8 @@ def write_verdict(
     verdict |= {"stand_in": stand_in, "scores_sha256": sha256_file(scores)}
     for method, row in verdict["methods"].items():
         row["parameters"] = (parameters or {}).get(method)
+    page = verdict_page(verdict)
+    write_json(out / "verdict.json", verdict)  # before the rest: it refuses numbers that JSON lacks
+    write_text(out / "verdict.md", page)
     draw_verdict(verdict, out / "figures")
-    write_text(out / "verdict.md", verdict_page(verdict))
-    write_json(out / "verdict.json", verdict)
     return verdict
