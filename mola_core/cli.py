@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import sys
 import warnings
@@ -47,7 +48,10 @@ def data(arguments: argparse.Namespace) -> None:
     from mola_core.data import prepare_rows
 
     layout = _layout(arguments)
-    for name in [arguments.task] if arguments.task else layout.study.rows():
+    rows = layout.study.rows()
+    if arguments.task and arguments.task not in rows:
+        raise MolaError(f"--task {arguments.task}: study {layout.study.name} has {', '.join(rows)}")
+    for name in [arguments.task] if arguments.task else rows:
         prepare_rows(layout.study, name, layout.data(name))
 
 
@@ -291,6 +295,19 @@ def schema(arguments: argparse.Namespace) -> None:
     print(json.dumps(Study.model_json_schema(), indent=2))
 
 
+def _at_least(least: int, kind: Callable[[str], float] = int) -> Callable[[str], float]:
+    """The type of an option that is a number of at least `least`."""
+
+    def number(text: str) -> float:
+        value = kind(text)
+        if not least <= value < math.inf:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, not {text}")
+        return value
+
+    number.__name__ = kind.__name__  # argparse names it where the text is no number
+    return number
+
+
 def _study_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--study", default="quickstart", help="name in workflow/studies/, or a file")
     parser.add_argument("--data-root", help="read the tasks' rows from this folder of parquet files")
@@ -327,9 +344,13 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument(
         "--model-dir", help="an already prepared base model (the folder that holds model.json)"
     )
-    running.add_argument("--parallel", type=int, default=1, help="cells at once (default: %(default)s)")
     running.add_argument(
-        "--time-budget", type=float, help="seconds after which nothing is begun and no training goes on"
+        "--parallel", type=_at_least(1), default=1, help="cells at once (default: %(default)s)"
+    )
+    running.add_argument(
+        "--time-budget",
+        type=_at_least(0, float),
+        help="seconds after which nothing is begun and no training goes on",
     )
     running.add_argument("--drop-adapters", action="store_true", help="keep scores and records only")
     running.add_argument("--archive", help="pack the finished cells' small files into this .tar.gz")
@@ -348,8 +369,12 @@ def _parser() -> argparse.ArgumentParser:
         verb(action, _study_options)
     measuring = verb(benchmark, _study_options)
     measuring.add_argument("--part", action="append", choices=BENCHMARKS, help="only this part (repeatable)")
-    measuring.add_argument("--repeats", type=int, default=5, help="timed rounds (default: %(default)s)")
-    measuring.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
+    measuring.add_argument(
+        "--repeats", type=_at_least(1), default=5, help="timed rounds (default: %(default)s)"
+    )
+    measuring.add_argument(
+        "--threads", type=_at_least(1), default=2, help="CPU threads (default: %(default)s)"
+    )
     measuring.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     measuring.add_argument("--out", default="results/benchmark", help="folder (default: %(default)s)")
     judging = verb(verdict, _study_options)
@@ -360,9 +385,9 @@ def _parser() -> argparse.ArgumentParser:
     simulating = verb(calibrate)
     simulating.add_argument("--out", required=True, help="folder for the table and figure")
     simulating.add_argument(
-        "--simulations", type=int, default=1000, help="studies a scenario (default: %(default)s)"
+        "--simulations", type=_at_least(2), default=1000, help="studies a scenario (default: %(default)s)"
     )
-    simulating.add_argument("--seed", type=int, default=0)
+    simulating.add_argument("--seed", type=_at_least(0), default=0)
     verb(reanalyse).add_argument("--out", required=True, help="folder for the page, table and figure")
     verb(schema)
     return parser

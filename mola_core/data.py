@@ -6,8 +6,10 @@ workflow asks for it whenever the Snakefile is read.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +76,8 @@ def prepare_task(task: str, source: DataSource, folder: str | Path) -> None:
         tables = {}
         for split, file in _files(task, source).items():
             where = f"{file} (split {split})"
-            tables[split] = _checked(task, _used(task, _read_parquet(task, split, file), where), where)
+            with _told(task, where):
+                tables[split] = _checked(task, _used(task, _read_parquet(task, split, file), where), where)
         origin = {"dataset": dataset_of(task)}
     else:
         tables, origin = _from_hub(task, source)
@@ -201,9 +204,25 @@ def _used(task: str, table: pyarrow.Table, where: str) -> pyarrow.Table:
     return table.select(wanted)
 
 
-def _checked(task: str, table: pyarrow.Table, where: str) -> pyarrow.Table:
-    """The table as it is written. Raises `MolaError` where it is empty or a cell of our tasks is."""
+@contextlib.contextmanager
+def _told(task: str, where: str) -> Iterator[None]:
+    """What pyarrow says of columns of another type, and Python of text that is no UTF-8, as a `MolaError`."""
     import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise MolaError(
+            f"task {task}: {where} has a column of a wrong type or text that is not UTF-8 "
+            f"({str(error).splitlines()[0][:200]}); write its columns as the hub does"
+        ) from None
+
+
+def _checked(task: str, table: pyarrow.Table, where: str) -> pyarrow.Table:
+    """The table as it is written. Raises `MolaError` where it is empty, or a cell of our tasks is or holds what is
+    neither text nor a whole number nor a list of texts."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
     if not table.num_rows:
         raise MolaError(f"task {task}: {where} has no row for this task; replace it")
@@ -211,8 +230,17 @@ def _checked(task: str, table: pyarrow.Table, where: str) -> pyarrow.Table:
         return table
     flat = table.flatten()
     for column in flat.column_names:
-        if flat[column].null_count:
+        values = flat[column]
+        listed = pa.types.is_list(values.type) or pa.types.is_large_list(values.type)
+        parts = pc.list_flatten(values) if listed else values
+        if values.null_count or parts.null_count:
             raise MolaError(f"task {task}: {where} has empty cells in column {column!r}; fill them")
+        kind = parts.type.value_type if pa.types.is_dictionary(parts.type) else parts.type
+        text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        if not text and (listed or not (pa.types.is_integer(kind) or pa.types.is_boolean(kind))):
+            raise MolaError(
+                f"task {task}: {where} has {values.type} in column {column!r}; write text, whole numbers or lists of text"
+            )
     # Through Python values: sources differ in the width of integers and in string types.
     return pa.Table.from_pylist(table.to_pylist())
 
@@ -238,8 +266,11 @@ def _from_hub(task: str, source: HubData) -> tuple[dict[str, pyarrow.Table], dic
         if own_name in loaded:
             where = f"{path} (split {own_name})"
             # In parts: ScienceQA's images need not all be in memory at once.
-            parts = [_used(task, part, where) for part in loaded[own_name].with_format("arrow").iter(1000)]
-            tables[split] = _checked(task, pa.concat_tables(parts), where)
+            with _told(task, where):
+                parts = [
+                    _used(task, part, where) for part in loaded[own_name].with_format("arrow").iter(1000)
+                ]
+                tables[split] = _checked(task, pa.concat_tables(parts), where)
         elif split in ("train", evaluation_split(task)):
             raise MolaError(
                 f"task {task}: {path} has no split {own_name!r}; name another commit in data.revisions"

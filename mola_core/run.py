@@ -28,7 +28,7 @@ from mola_core.files import remove
 from mola_core.layer_quality import layer_quality
 from mola_core.layout import Layout
 from mola_core.methods import parse_method
-from mola_core.models import prepare_model
+from mola_core.model_check import prepare_checked_model
 from mola_core.study import Cell, Study
 
 
@@ -134,7 +134,7 @@ def run(
             raise MolaError(
                 f"model folder {layout.model_folder}: no model.json; prepare it with `mola model`"
             )
-        prepare_model(study.model, layout.model)
+        prepare_checked_model(study.model, layout.model)
     for name in study.rows():
         if not (layout.data(name) / "fingerprint.json").is_file():
             prepare_rows(study, name, layout.data(name))

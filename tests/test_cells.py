@@ -248,7 +248,7 @@ def test_seeds_of_two_tasks_are_independent_and_those_of_two_methods_paired(benc
 
 
 def test_a_training_that_diverges_is_an_error_and_no_result(bench):
-    bench = bench(training={"learning_rate": 1e30})
+    bench = bench(training={"learning_rate": 1000.0})
     cell = bench.study.cell("cola", "mola-2468", 0)
     with pytest.raises(MolaError, match="diverged.*lower training.learning_rate"):
         bench.train(cell)

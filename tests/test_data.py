@@ -153,6 +153,16 @@ def test_a_file_that_changes_is_read_anew(root: Path, tmp_path: Path):
             "neither 'image' nor 'has_image'",
         ),
         ("scienceqa", "train", [ROWS["scienceqa"] | {"has_image": True}], "no row for this task"),
+        ("scienceqa", "train", [ROWS["scienceqa"] | {"has_image": "no"}], "wrong type"),
+        (
+            "scienceqa",
+            "train",
+            [ROWS["scienceqa"] | {"choices": ["a", None]}],
+            "empty cells in column 'choices'",
+        ),
+        ("scienceqa-biology", "train", [ROWS["scienceqa"] | {"topic": 1}], "wrong type"),
+        ("cola", "train", [ROWS["cola"] | {"sentence": b"Hi."}], "binary in column 'sentence'"),
+        ("cola", "train", [ROWS["cola"] | {"label": [1]}], r"list<.*> in column 'label'"),
         ("scienceqa-biology", "train", [ROWS["scienceqa"]], "no row for this task"),
     ],
 )
@@ -169,6 +179,16 @@ def test_bad_directories_are_refused_in_one_line_and_leave_nothing(
     assert "\n" not in str(error.value)
     assert not list((tmp_path / "out").glob("*"))
     assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_text_that_is_no_utf8_is_one_line(root: Path, tmp_path: Path):
+    file = root / FOLDERS["cola"] / "train.parquet"
+    table = pq.read_table(file)
+    damaged = pa.array([b"\xff\xfe"] * len(table), pa.binary()).view(pa.string())
+    pq.write_table(table.set_column(table.column_names.index("sentence"), "sentence", damaged), file)
+    with pytest.raises(MolaError, match="not UTF-8") as error:
+        prepare_task("cola", directory(root), tmp_path / "out" / "cola")
+    assert "\n" not in str(error.value)
 
 
 def test_a_missing_root_is_named(tmp_path: Path):

@@ -100,6 +100,30 @@ def test_not_a_score_file(tmp_path):
         load_scores(broken)
 
 
+def test_a_damaged_page_and_text_that_is_no_utf8_are_one_line(tmp_path, rows):
+    path = write(rows, tmp_path / "scores.parquet")
+    content = bytearray(path.read_bytes())
+    content[40:400] = bytes(360)
+    path.write_bytes(content)
+    with pytest.raises(MolaError, match="not a readable score file"):
+        load_scores(path)
+    path = write(rows, tmp_path / "scores.csv")
+    path.write_bytes(path.read_bytes().replace(b"mola-2468", b"mola-\xff\xfe"))
+    with pytest.raises(MolaError, match="not a readable score file") as error:
+        load_scores(path)
+    assert "\n" not in str(error.value)
+
+
+def test_rows_that_share_nothing_are_refused_before_memory_is_taken_for_them(rows):
+    one = rows.head(1)
+    many = pd.concat([one] * 60_000, ignore_index=True).assign(seed=range(60_000))
+    many["document"] = [f"d{number}" for number in range(60_000)]
+    with pytest.raises(
+        MolaError, match="not paired: 60000 rows for 1 methods, 60000 seeds and 60000 documents"
+    ):
+        score_matrix(many)
+
+
 def test_duplicate_rows_are_refused(rows):
     with pytest.raises(MolaError, match=r"task task0: 1 .*more than one row, first in mola-2468, seed 0"):
         score_matrix(pd.concat([rows, rows.head(1)]))

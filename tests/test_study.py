@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mola_core.cli import main
 from mola_core.errors import MolaError
 from mola_core.study import STUDIES, Cell, Study, load_study
 
@@ -196,3 +197,24 @@ def test_keys_stand_once_and_are_not_merged(tmp_path, text, message):
     with pytest.raises(MolaError, match=message) as error:
         load_study(file)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--study", "smoke", "--parallel", "-1"], "--parallel: must be at least 1"),
+        (["run", "--study", "smoke", "--time-budget", "nan"], "--time-budget: must be at least 0"),
+        (["calibrate", "--out", "x", "--simulations", "0"], "--simulations: must be at least 2"),
+        (["benchmark", "--threads", "two"], "--threads: invalid int value: 'two'"),
+    ],
+)
+def test_numbers_of_the_command_line_have_limits(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_rows_that_a_study_has_not_are_named(capsys, tmp_path):
+    assert main(["data", "--study", "smoke", "--task", "instruction", "--results", str(tmp_path)]) == 2
+    assert "mola data: --task instruction: study smoke has cola, scienceqa" in capsys.readouterr().err

@@ -73,7 +73,7 @@ def find_shapes(
     """
     shapes = []
     for method in methods:
-        match = re.fullmatch(rf"mola-({SHAPE_PATTERN})", method)
+        match = re.fullmatch(rf"mola-({SHAPE_PATTERN})", method) if len(method) < 80 else None
         named = experts_per_layer(match[1], NOMINAL_DEPTH) if match else None
         layers = (experts or {}).get(method, named)
         if layers is None or method.startswith("lora-"):

@@ -4,6 +4,7 @@ A *cell* is one trained and evaluated (study, model, task, method, seed). All ce
 answered the same documents: every later step pairs on them.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ COLUMNS = (*NAMES, "seed", "document", "correct")
 BATCH = 1 << 20
 """Rows read at a time: a file of ten million rows then never needs more than 2 GiB."""
 CSV_BLOCK = 1 << 26
+SPARSE = 50
+"""Times the rows that a task's methods x seeds x documents may be: beyond, hardly a cell shares a document with another."""
 _SPELLINGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "-0": 0, "false": 0, "true": 1}
 
 
@@ -102,8 +105,8 @@ def load_scores(path: str | Path) -> pd.DataFrame:
                     codes[column].append(_whole_seeds(values, path))
                 else:
                     codes[column].append(_zeros_and_ones(values, path))
-    except pa.ArrowException as error:
-        raise MolaError(f"{path}: not a readable score file ({str(error).splitlines()[0]})") from None
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise MolaError(f"{path}: not a readable score file ({str(error).splitlines()[0][:200]})") from None
     if not sum(map(len, codes["seed"])):
         raise MolaError(f"{path}: no rows; a score file has one row per cell and document")
     columns: dict[str, Any] = {}
@@ -240,6 +243,11 @@ def _block(
     seeds, s = np.unique(seed, return_inverse=True)
     documents, d = np.unique(document, return_inverse=True)
     shape = (len(methods), len(seeds), len(documents))
+    if math.prod(shape) > SPARSE * len(correct) + 1_000_000:
+        raise MolaError(
+            f"task {name}: documents are not paired: {len(correct)} rows for {shape[0]} methods, {shape[1]} seeds and "
+            f"{shape[2]} documents; name documents and seeds alike in all cells"
+        )
     key = (m * shape[1] + s) * shape[2] + d
     seen = np.bincount(key, minlength=np.prod(shape)).reshape(shape)
     present = seen.any(axis=2)
