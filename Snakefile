@@ -16,9 +16,13 @@ min_version("9.27")
 try:
     for key, value in config.items():
         if key not in ("study", "data_root", "results"):
-            raise MolaError(f"--config {key}: unknown; give study, data_root or results")
+            raise MolaError(
+                f"--config {key}: unknown; give study, data_root or results"
+            )
         if set(str(value)) & set("{}"):
-            raise MolaError(f"--config {key}: {value}: braces have a meaning for Snakemake; rename it")
+            raise MolaError(
+                f"--config {key}: {value}: braces have a meaning for Snakemake; rename it"
+            )
     layout = Layout(
         load_study(str(config.get("study", "quickstart")), config.get("data_root")),
         Path(str(config.get("results", "results"))),

@@ -12,7 +12,11 @@ from mola_core.provenance import digest
 mola = shlex.join([sys.executable, "-m", "mola_core.cli"])
 options = shlex.join(
     ["--study", str(config.get("study", "quickstart")), "--results", str(layout.root)]
-    + (["--data-root", str(config["data_root"])] if config.get("data_root") is not None else [])
+    + (
+        ["--data-root", str(config["data_root"])]
+        if config.get("data_root") is not None
+        else []
+    )
 )
 compute = study.compute
 
