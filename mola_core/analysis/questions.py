@@ -97,7 +97,7 @@ def _budget(layers: Sequence[int]) -> int:
             layers[-outer:],
         )
         if all(len(set(part)) == 1 for part in parts):
-            return sum(part[0] for part in parts)
+            return round(sum(part[0] for part in parts))  # means over cells are floats
     return round(4 * sum(layers) / len(layers))
 
 

@@ -68,7 +68,7 @@ def _headline(verdict: dict[str, Any]) -> str:
             if all(method in verdict["methods"] for method in outer)
             else ""
         )
-    return text + "".join(f"\n{reason.capitalize()}." for reason in question["reasons"])
+    return text + "".join(f"\n{reason[0].upper()}{reason[1:]}." for reason in question["reasons"])
 
 
 def _count(number: int, noun: str) -> str:
