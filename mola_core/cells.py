@@ -244,11 +244,15 @@ class Workbench:
 
     def _release(self, model: Any) -> None:
         """Take the adapter out of `base`, which the next cell uses again; forget it where that cannot be done."""
+        import torch
+
         from mola_core.weights import unload
 
         self.__dict__.pop("base", None)
         base = unload(model)
-        if base is not None:
+        # bitsandbytes repacks the weights of a model that is evaluated on a CPU with bf16, and rounds their scales.
+        rounded = self.study.model.quantization == "4bit" and not torch.cuda.is_available()
+        if base is not None and not rounded:
             self.__dict__["base"] = base
 
     @contextlib.contextmanager

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from smoke_study import smoke
 
 from mola_core.batches import encode
-from mola_core.cells import digests
+from mola_core.cells import Workbench, digests
 from mola_core.errors import MolaError
 from mola_core.files import read_json
 from mola_core.layout import Layout
@@ -129,7 +129,9 @@ def test_training_with_a_shared_prefix_is_the_same_training(bench):
 def test_a_cell_on_a_quantised_base(bench, quantization):
     """bitsandbytes holds the frozen weights, by its CPU build where there is no GPU."""
     pytest.importorskip("bitsandbytes")
-    workbench = bench(model={"quantization": quantization}, tasks=["cola"], methods=["mola-2468"], seeds=[0])
+    # Blocks of 64 weights: the CPU path with avx512_bf16 takes no narrower matrix.
+    model = {"quantization": quantization, "hidden": 64}
+    workbench = bench(model=model, tasks=["cola"], methods=["mola-2468"], seeds=[0])
     [cell] = workbench.study.cells()
     held = {name: value.clone() for name, value in workbench.base.state_dict().items()}
     assert any(value.dtype in (torch.int8, torch.uint8) for value in held.values())
@@ -139,6 +141,21 @@ def test_a_cell_on_a_quantised_base(bench, quantization):
     assert all(tensor.abs().sum() > 0 for tensor in adapter.values()), "B starts at zero and was trained"
     for name, value in workbench.base.state_dict().items():
         assert torch.equal(value, held[name]), f"{name} is frozen"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="bitsandbytes repacks weights on CPUs only")
+def test_a_quantised_base_is_loaded_anew_for_each_cell(bench):
+    """On a CPU with bf16 bitsandbytes rounds the scales of a base that is evaluated: the next cell must not get it."""
+    pytest.importorskip("bitsandbytes")
+    model = {"quantization": "4bit", "hidden": 64}
+    workbench = bench(model=model, tasks=["cola"], methods=["mola-2468"], seeds=[0, 1])
+    first, second = workbench.study.cells()
+    workbench.run(first)
+    workbench.run(second)
+    beside = adapter_bytes(workbench, second)
+    shutil.rmtree(workbench.layout.cell(second))
+    Workbench(workbench.layout).run(second)
+    assert adapter_bytes(workbench, second) == beside
 
 
 def test_a_stopped_training_goes_on_to_the_same_adapter(bench, monkeypatch):
