@@ -6,10 +6,10 @@ from pathlib import Path
 
 from snakemake.utils import min_version
 
-from mola_core import cells
+from mola_core.runs import cell as cells
 from mola_core.errors import MolaError
-from mola_core.layout import Layout
-from mola_core.study import load_study
+from mola_core.runs.layout import Layout
+from mola_core.study.study import load_study
 
 min_version("9.27")
 

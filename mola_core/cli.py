@@ -17,14 +17,14 @@ from mola_core.errors import MolaError, OutOfTime
 from mola_core.files import atomic_write, locked, storage_problem
 
 if TYPE_CHECKING:
-    from mola_core.study import Cell
+    from mola_core.study.study import Cell
 
 BENCHMARKS = ("layers", "steps", "memory", "large", "evaluation", "prefix", "padding", "overhead", "planning")
 
 
 def _layout(arguments: argparse.Namespace):  # noqa: ANN202
-    from mola_core.layout import Layout
-    from mola_core.study import load_study
+    from mola_core.runs.layout import Layout
+    from mola_core.study.loading import load_study
 
     return Layout(load_study(arguments.study, arguments.data_root), Path(arguments.results))
 
@@ -36,7 +36,7 @@ def _cell(arguments: argparse.Namespace):  # noqa: ANN202
 
 def model(arguments: argparse.Namespace) -> None:
     """Fetch and prepare a study's base model."""
-    from mola_core.model_check import prepare_checked_model
+    from mola_core.models.check import prepare_checked_model
 
     layout = _layout(arguments)
     with locked(layout.model.with_suffix(".lock")):
@@ -45,7 +45,7 @@ def model(arguments: argparse.Namespace) -> None:
 
 def data(arguments: argparse.Namespace) -> None:
     """Fetch and prepare the rows of a study's tasks (one task, or all)."""
-    from mola_core.data import prepare_rows
+    from mola_core.tasks.rows import prepare_rows
 
     layout = _layout(arguments)
     rows = layout.study.rows()
@@ -57,9 +57,9 @@ def data(arguments: argparse.Namespace) -> None:
 
 def train(arguments: argparse.Namespace) -> None:
     """Train the adapter of one cell."""
-    from mola_core.cells import Workbench
     from mola_core.distributed import become_torchrun, world_size
-    from mola_core.gpu_slots import gpu_slot
+    from mola_core.runs.cell import Workbench
+    from mola_core.runs.gpus import gpu_slot
 
     layout, cell = _cell(arguments)
     compute = layout.study.compute
@@ -74,8 +74,8 @@ def train(arguments: argparse.Namespace) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Evaluate one cell through lm-evaluation-harness."""
-    from mola_core.cells import Workbench
-    from mola_core.gpu_slots import gpu_slot
+    from mola_core.runs.cell import Workbench
+    from mola_core.runs.gpus import gpu_slot
 
     layout, cell = _cell(arguments)
     with gpu_slot(layout.study.compute.cells_per_gpu):
@@ -90,8 +90,8 @@ def run(arguments: argparse.Namespace) -> None:
     import tarfile
 
     from mola_core.errors import OutOfTime
-    from mola_core.run import results_of
-    from mola_core.run import run as run_cells
+    from mola_core.runs.local import results_of
+    from mola_core.runs.local import run as run_cells
 
     layout = _layout(arguments)
     if arguments.archive and Path(arguments.archive).is_dir():
@@ -121,8 +121,8 @@ def collect(arguments: argparse.Namespace) -> None:
 
 def tables(arguments: argparse.Namespace) -> None:
     """Write the accuracy and parameter tables, and the paper's tables beside ours."""
-    from mola_core.analysis import paper_tables
-    from mola_core.analysis import tables as own_tables
+    from mola_core.analysis.paper import tables as paper_tables
+    from mola_core.analysis.tables import accuracy as own_tables
 
     layout = _layout(arguments)
     own_tables.write(layout, layout.folder)
@@ -131,7 +131,7 @@ def tables(arguments: argparse.Namespace) -> None:
 
 def figures(arguments: argparse.Namespace) -> None:
     """Draw accuracy against parameters, the shapes and the training losses."""
-    from mola_core.analysis import figures as own_figures
+    from mola_core.analysis.figures import study as own_figures
 
     layout = _layout(arguments)
     own_figures.write(layout, layout.folder)
@@ -143,31 +143,31 @@ def routing(arguments: argparse.Namespace) -> None:
     if any(value is not None for value in named):
         if any(value is None for value in named):
             raise MolaError("a cell needs --task, --method and --seed; without any the study is gathered")
-        from mola_core.cells import Workbench
-        from mola_core.gpu_slots import gpu_slot
-        from mola_core.routing_statistics import write_routing
+        from mola_core.evaluation.router_counts import write_routing
+        from mola_core.runs.cell import Workbench
+        from mola_core.runs.gpus import gpu_slot
 
         layout, cell = _cell(arguments)
         with gpu_slot(layout.study.compute.cells_per_gpu):
             write_routing(Workbench(layout), cell)
         return
-    from mola_core.analysis import routing as statistics
+    from mola_core.analysis.experts import routing as statistics
 
     _tell_missing("router statistics", statistics.write(_layout(arguments)))
 
 
 def redundancy(arguments: argparse.Namespace) -> None:
     """Measure how different the experts of the study's trained adapters are, and draw it by layer."""
-    from mola_core.analysis import redundancy as own_redundancy
+    from mola_core.analysis.experts import redundancy as own_redundancy
 
     _tell_missing("adapters", own_redundancy.write(_layout(arguments)))
 
 
 def layers(arguments: argparse.Namespace) -> None:
     """Score the base model's layers (PL_Alpha_Hill) and correlate the scores with the experts' redundancy."""
-    from mola_core.analysis import quality
-    from mola_core.gpu_slots import gpu_slot
-    from mola_core.layer_quality import layer_quality
+    from mola_core.analysis.experts import quality
+    from mola_core.models.layer_quality import layer_quality
+    from mola_core.runs.gpus import gpu_slot
 
     layout = _layout(arguments)
     with gpu_slot(layout.study.compute.cells_per_gpu):
@@ -183,8 +183,8 @@ def _tell_missing(what: str, missing: Sequence[Cell]) -> None:
 
 def summary(arguments: argparse.Namespace) -> None:
     """Write summary.md and summary.html, which a person reads first."""
-    from mola_core.analysis import summary as own_summary
-    from mola_core.analysis.page import write_page
+    from mola_core.analysis.pages import summary as own_summary
+    from mola_core.analysis.pages.html import write_page
 
     layout = _layout(arguments)
     own_summary.write(layout, layout.folder)
@@ -193,15 +193,15 @@ def summary(arguments: argparse.Namespace) -> None:
 
 def reanalyse(arguments: argparse.Namespace) -> None:
     """Put the verdict's questions to the paper's own published numbers and to the reruns."""
-    from mola_core.analysis.reanalysis import reanalyse as reanalyse_published
+    from mola_core.analysis.paper.reanalysis import reanalyse as reanalyse_published
 
     reanalyse_published(arguments.out)
 
 
 def verdict(arguments: argparse.Namespace) -> None:
     """Answer the study's questions, or the standard ones of any score file (--scores)."""
-    from mola_core.analysis.page import write_page
-    from mola_core.analysis.verdict import write_verdict
+    from mola_core.analysis.pages.html import write_page
+    from mola_core.analysis.pages.verdict import write_verdict
 
     if arguments.scores:
         out = Path(arguments.out or Path(arguments.scores).parent)
@@ -228,14 +228,14 @@ def verdict(arguments: argparse.Namespace) -> None:
 
 def calibrate(arguments: argparse.Namespace) -> None:
     """Show on simulated scores that the verdict's error rates and intervals are what they claim."""
-    from mola_core.analysis.calibration import calibrate as calibrate_verdict
+    from mola_core.analysis.calibration.report import calibrate as calibrate_verdict
 
     calibrate_verdict(arguments.out, arguments.simulations, arguments.seed)
 
 
 def reproduce(arguments: argparse.Namespace) -> None:
     """List every table and figure of the paper with its state: done, partly or not started."""
-    from mola_core.analysis.reproduce import reproduce as reproduce_paper
+    from mola_core.analysis.paper.coverage import reproduce as reproduce_paper
 
     print(reproduce_paper(_layout(arguments)).to_string(index=False))
 
@@ -245,8 +245,8 @@ def benchmark(arguments: argparse.Namespace) -> None:
     import torch
 
     from mola_core.benchmark import harness, large, report, steps
-    from mola_core.data import prepare_rows
-    from mola_core.model_check import prepare_checked_model
+    from mola_core.models.check import prepare_checked_model
+    from mola_core.tasks.rows import prepare_rows
 
     layout = _layout(arguments)
     torch.set_num_threads(arguments.threads)
@@ -280,7 +280,7 @@ def where(arguments: argparse.Namespace) -> None:
 
 def cells(arguments: argparse.Namespace) -> None:
     """List a study's cells and which of them are complete."""
-    from mola_core.cells import Workbench
+    from mola_core.runs.cell import Workbench
 
     bench = Workbench(_layout(arguments))
     for cell in bench.study.all_cells():
@@ -290,7 +290,7 @@ def cells(arguments: argparse.Namespace) -> None:
 
 def schema(arguments: argparse.Namespace) -> None:
     """Print the JSON schema of study files."""
-    from mola_core.study import Study
+    from mola_core.study.study import Study
 
     print(json.dumps(Study.model_json_schema(), indent=2))
 

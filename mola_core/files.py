@@ -11,12 +11,15 @@ import re
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mola_core.errors import MolaError
 
+HASH_CACHE = Path("results/.cache/sha256")
+"""Where `remembered_sha256` keeps what it computed."""
 STORAGE_ERRORS = {
     getattr(errno, name): os.strerror(getattr(errno, name))
     for name in (
@@ -155,3 +158,24 @@ def read_json(path: str | Path) -> Any:
 def sha256_file(path: str | Path) -> str:
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def remembered_sha256(file: Path, cache: Path = HASH_CACHE) -> str:
+    """sha256 of a file, remembered under its path, size, inode and time of change, so that starts stay quick.
+
+    The time is ctime, which no copying tool sets back. A file changed in the last two seconds is not remembered:
+    the next change could carry the same time.
+    """
+    file = file.resolve()
+    state = file.stat()
+    key = f"{file}\0{state.st_size}\0{state.st_ino}\0{state.st_ctime_ns}"
+    entry = cache / hashlib.sha256(key.encode()).hexdigest()
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        known = entry.read_text()
+        if re.fullmatch("[0-9a-f]{64}", known):
+            return known
+    value = sha256_file(file)
+    if time.time_ns() - state.st_ctime_ns > 2_000_000_000:
+        with contextlib.suppress(OSError):  # where the project is read-only, every start hashes
+            write_text(entry, value)
+    return value

@@ -10,10 +10,10 @@ import torch
 from smoke_study import smoke
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mola_core.cells import Workbench
-from mola_core.data import prepare_rows
-from mola_core.layout import Layout
-from mola_core.models import prepare_model
+from mola_core.models.loading import prepare_model
+from mola_core.runs.cell import Workbench
+from mola_core.runs.layout import Layout
+from mola_core.tasks.rows import prepare_rows
 
 
 @pytest.fixture

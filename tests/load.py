@@ -112,11 +112,12 @@ def aggregation(folder: Path) -> None:
 
 
 def worker(folder: Path) -> None:
-    from mola_core.cells import Workbench
-    from mola_core.data import prepare_task
-    from mola_core.layout import Layout
-    from mola_core.models import prepare_model
-    from mola_core.study import Study, load_study
+    from mola_core.models.loading import prepare_model
+    from mola_core.runs.cell import Workbench
+    from mola_core.runs.layout import Layout
+    from mola_core.study.loading import load_study
+    from mola_core.study.study import Study
+    from mola_core.tasks.rows import prepare_task
 
     content = load_study("smoke").model_dump(mode="json", exclude_none=True)
     content |= {"tasks": ["cola"], "methods": [{"method": "mola-2468"}], "seeds": list(range(30))}

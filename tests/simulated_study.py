@@ -1,6 +1,6 @@
 """A finished study on disk without a model: cells whose answers are drawn at random from known accuracies.
 
-The files are those that `mola_core.cells` writes, so that everything after the cells can be tested in seconds.
+The files are those that `mola_core.runs.cell` writes, so that everything after the cells can be tested in seconds.
 """
 
 import json
@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import save_file
 
-from mola_core.cells import digests
 from mola_core.files import sha256_file, write_json, write_text
-from mola_core.layout import Layout
-from mola_core.methods import VIRTUAL_TOKENS, layer_experts, parse_method
-from mola_core.provenance import write_record
+from mola_core.methods.registry import VIRTUAL_TOKENS, layer_experts, parse_method
+from mola_core.records import write_record
+from mola_core.runs.key import digests
+from mola_core.runs.layout import Layout
 from mola_core.shapes import centre_of_depth, lora_parameters, mola_parameters
-from mola_core.study import Cell, Study
+from mola_core.study.study import Cell, Study
 
 MODULES = {"self_attn.q_proj": (0, 0), "self_attn.k_proj": (0, 0), "self_attn.v_proj": (0, 0)} | {
     "self_attn.o_proj": (0, 0),

@@ -1,6 +1,7 @@
 """The smoke study, changed as a test needs it."""
 
-from mola_core.study import Study, load_study
+from mola_core.study.loading import load_study
+from mola_core.study.study import Study
 
 
 def smoke(**changes) -> Study:

@@ -7,7 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mola_core.allocation import (
+from mola_core.errors import MolaError
+from mola_core.files import read_json, write_json
+from mola_core.methods.allocation import (
     Allocation,
     allocate,
     alphalora,
@@ -16,14 +18,14 @@ from mola_core.allocation import (
     random_experts,
     total_experts,
 )
-from mola_core.batches import Collator, Encoded, LengthGrouped
-from mola_core.cells import Workbench, digests
-from mola_core.errors import MolaError
-from mola_core.files import read_json, write_json
-from mola_core.layout import Layout
-from mola_core.settings import TrainingSettings
+from mola_core.runs.cell import Workbench
+from mola_core.runs.key import digests
+from mola_core.runs.layout import Layout
 from mola_core.shapes import centre_of_depth
-from mola_core.study import Study, load_study
+from mola_core.study.loading import load_study
+from mola_core.study.sections import TrainingSettings
+from mola_core.study.study import Study
+from mola_core.training.batches import Collator, Encoded, LengthGrouped
 
 MISTRAL_SCORES = [
     *(2.14, 3.14, 3.73, 3.49, 3.70, 3.83, 3.53, 3.58, 3.08, 3.31, 2.96, 2.75, 2.85, 2.96, 3.17, 3.62),
@@ -128,8 +130,8 @@ def study(*methods: str) -> Study:
 
 @pytest.fixture
 def bench(tmp_path):
-    from mola_core.data import prepare_task
-    from mola_core.models import prepare_model
+    from mola_core.models.loading import prepare_model
+    from mola_core.tasks.rows import prepare_task
 
     layout = Layout(study("alphalora-20", "sensitivity-20", "random-20-3", "alphalora-4"), tmp_path)
     prepare_model(layout.study.model, layout.model)
@@ -166,7 +168,7 @@ def test_other_cells_do_not_depend_on_how_data_choose(monkeypatch):
     mixed = study("mola-2468", "alphalora-20")
     cells = [mixed.cell("cola", method, 0) for method in ("mola-2468", "alphalora-20")]
     before = [digests(mixed, cell).training for cell in cells]
-    monkeypatch.setattr("mola_core.identity.ALLOCATION_CODE", ("allocation.py",))
+    monkeypatch.setattr("mola_core.runs.key.ALLOCATION_CODE", ("allocation.py",))
     after = [digests(mixed, cell).training for cell in cells]
     assert after[0] == before[0] and after[1] != before[1]
 
@@ -178,9 +180,10 @@ def test_names_that_are_no_allocation_are_refused(name):
 
 
 def test_what_data_chose_reaches_tables_figures_and_verdict(tmp_path):
-    from mola_core.analysis import plots, tables
     from mola_core.analysis.collect import recorded_experts
-    from mola_core.analysis.parameters import closed_form
+    from mola_core.analysis.figures import plots
+    from mola_core.analysis.tables import accuracy as tables
+    from mola_core.analysis.tables.parameters import closed_form
 
     chosen = study("mola-2468", "alphalora-20", "sensitivity-20")
     cells = pd.DataFrame(

@@ -3,9 +3,17 @@
 import pytest
 import torch
 
-from mola_core.batches import IGNORED, Collator, Encoded, LengthGrouped, Packer, left_pad, shared_length
-from mola_core.settings import AdapterSettings, MethodSettings
-from mola_core.weights import new_adapter
+from mola_core.methods.settings import AdapterSettings, MethodSettings
+from mola_core.models.weights import new_adapter
+from mola_core.training.batches import (
+    IGNORED,
+    Collator,
+    Encoded,
+    LengthGrouped,
+    Packer,
+    left_pad,
+    shared_length,
+)
 
 
 def documents(lengths, answer=2):

@@ -11,15 +11,16 @@ import torch
 from safetensors.torch import load_file
 from smoke_study import smoke
 
-from mola_core.batches import encode
-from mola_core.cells import Workbench, digests
-from mola_core.errors import MolaError
+from mola_core.errors import MolaError, OutOfTime
 from mola_core.files import read_json
-from mola_core.layout import Layout
-from mola_core.run import results_of, run
-from mola_core.study import load_study
+from mola_core.runs.cell import Workbench
+from mola_core.runs.key import digests
+from mola_core.runs.layout import Layout
+from mola_core.runs.local import results_of, run
+from mola_core.study.loading import load_study
 from mola_core.tasks import examples
-from mola_core.training import MARKER, OutOfTime, last_checkpoint
+from mola_core.training.batches import encode
+from mola_core.training.trainer import MARKER, last_checkpoint
 
 
 def adapter_bytes(bench, cell) -> str:

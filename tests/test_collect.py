@@ -13,7 +13,7 @@ from mola_core.analysis import collect
 from mola_core.analysis.scores import load_scores, score_matrix
 from mola_core.errors import MolaError
 from mola_core.files import read_json, sha256_file
-from mola_core.provenance import read_record, write_record
+from mola_core.records import read_record, write_record
 
 DOCUMENTS = 40
 
@@ -113,7 +113,7 @@ def test_cells_of_other_settings_are_out_of_date(layout):
 
 
 def test_a_study_without_cells_says_what_to_run(tmp_path):
-    from mola_core.layout import Layout
+    from mola_core.runs.layout import Layout
 
     with pytest.raises(
         MolaError, match="no cell is complete; run them with `snakemake --config study=simulated`"

@@ -11,11 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from task_rows import FOLDERS, ROWS, write_root, write_split
 
-from mola_core.builtin_rows import TOPIC_ROWS, builtin_rows
-from mola_core.data import content_sha256, data_identity, prepare_task, rows_sha256, verify_data
 from mola_core.errors import MolaError
-from mola_core.study import BuiltinData, DirectoryData, HubData
-from mola_core.tasks import SPLITS, TOPICS, evaluation_split, examples, load_task, task_names
+from mola_core.study.sections import SCIENCEQA_TOPICS, BuiltinData, DirectoryData, HubData
+from mola_core.tasks import (
+    SPLITS,
+    evaluation_split,
+    examples,
+    load_task,
+    task_names,
+)
+from mola_core.tasks.builtin_rows import TOPIC_ROWS, builtin_rows
+from mola_core.tasks.rows import content_sha256, data_identity, prepare_task, rows_sha256, verify_data
 
 
 @pytest.fixture
@@ -50,7 +56,7 @@ def test_real_rows_are_known_and_complete(real_data: Path, tmp_path: Path, task:
 
 def test_real_topics_have_the_papers_sizes(real_data: Path, tmp_path: Path):
     sizes = {}
-    for task in TOPICS:
+    for task in SCIENCEQA_TOPICS:
         prepare_task(task, directory(real_data), tmp_path / task)
         test = verify_data(tmp_path / task)["splits"]["test"]
         sizes[task] = test["rows"]
@@ -282,7 +288,7 @@ def test_builtin_rows_never_change(task: str):
     assert rows_sha256(table) == BUILTIN_SHA256[task]
 
 
-@pytest.mark.parametrize("task", ["cola", "scienceqa", *TOPICS])
+@pytest.mark.parametrize("task", ["cola", "scienceqa", *SCIENCEQA_TOPICS])
 def test_builtin_splits_share_no_row_and_do_not_depend_on_sizes(task: str):
     content = {
         split: {

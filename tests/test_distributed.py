@@ -14,14 +14,14 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from smoke_study import smoke
 
-from mola_core.cells import Workbench
-from mola_core.data import prepare_rows
 from mola_core.errors import MolaError
 from mola_core.files import read_json
-from mola_core.gpu_slots import gpu_slot
-from mola_core.layout import Layout
-from mola_core.models import prepare_model
-from mola_core.study import Cell
+from mola_core.models.loading import prepare_model
+from mola_core.runs.cell import Workbench
+from mola_core.runs.gpus import gpu_slot
+from mola_core.runs.layout import Layout
+from mola_core.study.study import Cell
+from mola_core.tasks.rows import prepare_rows
 
 ROOT = Path(__file__).parent.parent
 CELL = Cell("cola", "mola-2468", 0)

@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 from simulated_study import make_study, simulate
 
-from mola_core.analysis import collect, figures, plots, reference
-from mola_core.analysis.drawing import KINDS
+from mola_core.analysis import collect
+from mola_core.analysis.figures import plots
+from mola_core.analysis.figures import study as figures
+from mola_core.analysis.figures.drawing import KINDS
+from mola_core.analysis.figures.style import figure_style, method_style, profile, study_styles
+from mola_core.analysis.paper import numbers as reference
 from mola_core.analysis.scores import load_scores, score_matrix
-from mola_core.analysis.style import figure_style, method_style, profile, study_styles
-from mola_core.study import MethodSettings, load_study
+from mola_core.methods.settings import MethodSettings
+from mola_core.study.loading import load_study
 
 
 @pytest.fixture(scope="module")

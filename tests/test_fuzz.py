@@ -18,13 +18,14 @@ from hypothesis import strategies as st
 from peft import PeftModel, get_peft_model
 
 from mola_core.adapter import MolaConfig
+from mola_core.analysis.pages.verdict import decide
 from mola_core.analysis.scores import COLUMNS, load_scores
-from mola_core.analysis.verdict import decide
 from mola_core.errors import MolaError
+from mola_core.models.weights import load_adapter
 from mola_core.shapes import budget, experts_per_layer
-from mola_core.study import STUDIES, Study, load_study
+from mola_core.study.loading import STUDIES, load_study
+from mola_core.study.study import Study
 from mola_core.tasks import evaluation_split, task_config
-from mola_core.weights import load_adapter
 
 CHECKS = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
 settings.register_profile(

@@ -8,7 +8,7 @@ import torch
 
 from mola_core.errors import MolaError
 from mola_core.files import write_json
-from mola_core.layer_quality import (
+from mola_core.models.layer_quality import (
     hill,
     hill_fitted,
     hill_median,

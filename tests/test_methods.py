@@ -7,14 +7,12 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mola_core.analysis import reference
-from mola_core.batches import Collator, Encoded, left_pad
+from mola_core.analysis.paper import numbers as reference
 from mola_core.errors import MolaError
-from mola_core.evaluation import check_adapter_acts
-from mola_core.methods import peft_config
-from mola_core.settings import AdapterSettings
-from mola_core.study import MethodSettings, Study, load_study
-from mola_core.weights import (
+from mola_core.evaluation.harness import check_adapter_acts
+from mola_core.methods.registry import peft_config
+from mola_core.methods.settings import AdapterSettings, MethodSettings
+from mola_core.models.weights import (
     check_model_differs,
     continued_adapter,
     load_adapter,
@@ -24,6 +22,9 @@ from mola_core.weights import (
     weights_sha256,
     whole_model,
 )
+from mola_core.study.loading import load_study
+from mola_core.study.study import Study
+from mola_core.training.batches import Collator, Encoded, left_pad
 
 ADAPTER = AdapterSettings(rank=2, alpha=4, dropout=0.0)
 PEFT_METHODS = ["prompt-tuning", "llama-adapter", "lora-r4", "lora-matched-2468", "mola-2468"]

@@ -12,11 +12,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from mola_core import model_sources
 from mola_core.errors import MolaError
 from mola_core.files import read_json, sha256_file
-from mola_core.model_check import loading, prepare_checked_model
-from mola_core.models import (
+from mola_core.models import sources as model_sources
+from mola_core.models.check import loading, prepare_checked_model
+from mola_core.models.loading import (
     load_config,
     load_model,
     load_tokenizer,
@@ -25,7 +25,12 @@ from mola_core.models import (
     prepare_model,
     verify_model,
 )
-from mola_core.study import DirectoryModel, HubModel, RandomModel, WheelModel
+from mola_core.study.sections import (
+    DirectoryModel,
+    HubModel,
+    RandomModel,
+    WheelModel,
+)
 
 RANDOM = RandomModel(name="tiny", source="random")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -69,7 +74,7 @@ def test_identity_is_the_pin_and_the_code_that_converts(monkeypatch):
     assert before.items() > pins.items() and before.keys() - pins.keys() == {"code"}
     assert model_identity(RANDOM.model_copy(update={"dtype": "bfloat16", "name": "other"})) == before
     assert model_identity(HUB) == {"source": "hub", "id": "a/tiny", "revision": COMMIT}
-    monkeypatch.setattr("mola_core.models.code_digest", lambda parts: "another conversion")
+    monkeypatch.setattr("mola_core.models.loading.code_digest", lambda parts: "another conversion")
     assert model_identity(RANDOM) != before
 
 
@@ -219,9 +224,11 @@ def test_hashes_are_remembered_until_the_file_changes(copy, tmp_path, monkeypatc
     model_identity(directory(copy), cache)
     assert not cache.exists(), "files changed a moment ago must not be remembered"
     now = time.time_ns()
-    monkeypatch.setattr("mola_core.models.time.time_ns", lambda: now + 10**10)
+    monkeypatch.setattr("mola_core.models.loading.time.time_ns", lambda: now + 10**10)
     first = model_identity(directory(copy), cache)
-    monkeypatch.setattr("mola_core.models.sha256_file", lambda file: pytest.fail(f"{file} was hashed again"))
+    monkeypatch.setattr(
+        "mola_core.models.loading.sha256_file", lambda file: pytest.fail(f"{file} was hashed again")
+    )
     assert model_identity(directory(copy), cache) == first
     monkeypatch.undo()
     (copy / "config.json").write_text((copy / "config.json").read_text() + " ")
@@ -345,7 +352,7 @@ def test_a_whole_model_is_kept_and_needs_no_memory_to_check(copy, tmp_path, monk
     prepare_checked_model(directory(copy), tmp_path / "prepared")
     inode = (tmp_path / "prepared").stat().st_ino
     devices = []
-    monkeypatch.setattr("mola_core.model_check.load_model", lambda folder, device: devices.append(device))
+    monkeypatch.setattr("mola_core.models.check.load_model", lambda folder, device: devices.append(device))
     prepare_checked_model(directory(copy), tmp_path / "prepared")
     assert (tmp_path / "prepared").stat().st_ino == inode
     assert devices == ["meta"]

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mola_core.analysis.simulation import Scenario
+from mola_core.analysis.calibration.simulation import Scenario
 
 NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "explore_study.ipynb"
 

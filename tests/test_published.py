@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from mola_core.cli import main
-from mola_core.provenance import digest, read_record
+from mola_core.records import digest, read_record
 
 PUBLISHED = Path(__file__).parent.parent / "results" / "published"
 STUDIES = sorted(file.parent.name for file in PUBLISHED.glob("*/scores.parquet"))

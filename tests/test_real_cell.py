@@ -5,12 +5,13 @@ import math
 import pandas as pd
 import pytest
 
-from mola_core.cells import Workbench
-from mola_core.data import prepare_task
 from mola_core.files import read_json
-from mola_core.layout import Layout
-from mola_core.models import prepare_model
-from mola_core.study import Study, load_study
+from mola_core.models.loading import prepare_model
+from mola_core.runs.cell import Workbench
+from mola_core.runs.layout import Layout
+from mola_core.study.loading import load_study
+from mola_core.study.study import Study
+from mola_core.tasks.rows import prepare_task
 
 
 @pytest.mark.slow

@@ -24,21 +24,27 @@ from safetensors.torch import load_file
 
 from mola_core import cli
 from mola_core.analysis import collect
-from mola_core.cells import Workbench, digests
-from mola_core.data import prepare_task, verify_data
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write, locked, read_json
-from mola_core.gpu_slots import gpu_slot
-from mola_core.layout import Layout
-from mola_core.models import prepare_model, verify_model
-from mola_core.recovery import drop_damaged_checkpoints
-from mola_core.study import STUDIES, load_study
-from mola_core.training import CellTrainer
+from mola_core.models.loading import prepare_model, verify_model
+from mola_core.runs.cell import Workbench
+from mola_core.runs.gpus import gpu_slot
+from mola_core.runs.key import digests
+from mola_core.runs.layout import Layout
+from mola_core.runs.recovery import drop_damaged_checkpoints
+from mola_core.study.loading import STUDIES, load_study
+from mola_core.tasks.rows import prepare_task, verify_data
+from mola_core.training.trainer import CellTrainer
 
 ROOT = Path(__file__).parent.parent
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
-    ["mola_core.cells", "mola_core.training", "mola_core.weights", "mola_core.evaluation"]
+    [
+        "mola_core.runs.cell",
+        "mola_core.training.trainer",
+        "mola_core.models.weights",
+        "mola_core.evaluation.harness",
+    ]
 )
 CELL = ("cola", "mola-2468", 0)
 

@@ -7,11 +7,18 @@ import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
-from mola_core.analysis import redundancy
-from mola_core.analysis.redundancy import adapter_redundancy, expert_differences, measure, mola_cells, write
+from mola_core.analysis.experts import redundancy
+from mola_core.analysis.experts.redundancy import (
+    adapter_redundancy,
+    expert_differences,
+    measure,
+    mola_cells,
+    write,
+)
 from mola_core.errors import MolaError
-from mola_core.layout import Layout
-from mola_core.study import Study, load_study
+from mola_core.runs.layout import Layout
+from mola_core.study.loading import load_study
+from mola_core.study.study import Study
 
 RANK = 3
 

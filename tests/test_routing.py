@@ -8,14 +8,15 @@ from peft import get_peft_model
 from scipy import stats
 
 from mola_core.adapter import MolaConfig
-from mola_core.analysis import quality, routing
-from mola_core.cells import Workbench
+from mola_core.analysis.experts import quality, routing
 from mola_core.cli import main
 from mola_core.errors import MolaError
+from mola_core.evaluation.router_counts import routing_frame, write_routing
 from mola_core.files import write_json
-from mola_core.layout import Layout
-from mola_core.routing_statistics import routing_frame, write_routing
-from mola_core.study import Study, load_study
+from mola_core.runs.cell import Workbench
+from mola_core.runs.layout import Layout
+from mola_core.study.loading import load_study
+from mola_core.study.study import Study
 
 DOCUMENTS = [[5, 9, 13], [7, 7, 2, 40, 33, 12, 8], [3, 60, 21, 11]]
 

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mola_core.analysis.calibration.simulation import SHAPES, Scenario
 from mola_core.analysis.scores import COLUMNS, load_scores, score_matrix
-from mola_core.analysis.simulation import SHAPES, Scenario
 from mola_core.errors import MolaError
 
 SMALL = Scenario("small", documents=(12, 7), accuracy=(0.8, 0.6), run_noise=(0.1, 0.1), seeds=2)

@@ -10,17 +10,21 @@ import pytest
 from safetensors.torch import load_file
 from smoke_study import smoke
 
-from mola_core.analysis import collect, continual
-from mola_core.cells import Workbench, digests
-from mola_core.data import prepare_task
+from mola_core.analysis import collect
+from mola_core.analysis.paper import continual
 from mola_core.errors import MolaError, OutOfTime
 from mola_core.files import read_json
-from mola_core.instruction import instruction_documents, prepare_instruction, proportional_sample
-from mola_core.layout import Layout
-from mola_core.run import open_cells, run
-from mola_core.study import INSTRUCTION, Cell, Study, load_study
+from mola_core.models.weights import weights_sha256
+from mola_core.runs.cell import Workbench
+from mola_core.runs.key import digests
+from mola_core.runs.layout import Layout
+from mola_core.runs.local import open_cells, run
+from mola_core.study.loading import load_study
+from mola_core.study.study import INSTRUCTION, Cell, Study
 from mola_core.tasks import examples, load_task
-from mola_core.weights import weights_sha256
+from mola_core.tasks.instruction import prepare_instruction, proportional_sample
+from mola_core.tasks.rows import prepare_task
+from mola_core.training.batches import instruction_documents
 
 STAGES = {
     "tasks": ["cola"],

@@ -6,10 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mola_core.analysis.calibration import check_plan, measure
-from mola_core.analysis.planner import Planner
-from mola_core.analysis.simulation import OUTSIDE, SCENARIOS, SHAPES, Scenario
-from mola_core.analysis.statistics import (
+from mola_core.analysis.calibration.report import check_plan, measure
+from mola_core.analysis.calibration.simulation import OUTSIDE, SCENARIOS, SHAPES, Scenario
+from mola_core.analysis.statistics.estimates import (
     Components,
     between_tasks,
     bootstrap,
@@ -21,6 +20,7 @@ from mola_core.analysis.statistics import (
     ranks,
     slope_weights,
 )
+from mola_core.analysis.statistics.planner import Planner
 
 
 def test_one_seed_is_the_paired_t_interval_over_documents():

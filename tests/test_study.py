@@ -8,7 +8,8 @@ import yaml
 
 from mola_core.cli import main
 from mola_core.errors import MolaError
-from mola_core.study import STUDIES, Cell, Study, load_study
+from mola_core.study.loading import STUDIES, load_study
+from mola_core.study.study import Cell, Study
 
 SHIPPED = sorted(file.stem for file in STUDIES.glob("*.yaml"))
 

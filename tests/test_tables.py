@@ -7,16 +7,21 @@ import pandas as pd
 import pytest
 from simulated_study import make_study, simulate
 
-from mola_core.analysis import collect, continual, paper_tables, reference, summary, tables
+from mola_core.analysis import collect
 from mola_core.analysis.notices import notices
-from mola_core.analysis.parameters import closed_form, layer_matrices
-from mola_core.analysis.render import KINDS, latex, percent, points
-from mola_core.analysis.reproduce import reproduce
+from mola_core.analysis.pages import summary
+from mola_core.analysis.paper import continual
+from mola_core.analysis.paper import numbers as reference
+from mola_core.analysis.paper import tables as paper_tables
+from mola_core.analysis.paper.coverage import reproduce
+from mola_core.analysis.tables import accuracy as tables
+from mola_core.analysis.tables.parameters import closed_form, layer_matrices
+from mola_core.analysis.tables.render import KINDS, latex, percent, points
 from mola_core.errors import MolaError
 from mola_core.files import write_json
-from mola_core.provenance import read_record, write_record
+from mola_core.records import read_record, write_record
 from mola_core.shapes import lora_parameters, mola_parameters
-from mola_core.study import load_study
+from mola_core.study.loading import load_study
 
 LLAMA = {"name": "llama", "source": "hub", "id": "x/llama", "revision": "0" * 40, "paper": "Llama-2-7b"}
 HUB = {"source": "hub"}

@@ -7,13 +7,11 @@ from pathlib import Path
 import pytest
 from task_rows import ANSWERS, OPTIONS, PROMPTS, ROWS, write_root, write_split
 
-from mola_core.data import prepare_task
 from mola_core.errors import MolaError
-from mola_core.study import BuiltinData, DirectoryData
+from mola_core.study.sections import SCIENCEQA_TOPICS, BuiltinData, DirectoryData
 from mola_core.tasks import (
     CLOZE,
     FOLDER,
-    TOPICS,
     dataset_of,
     evaluation_split,
     examples,
@@ -23,6 +21,7 @@ from mola_core.tasks import (
     task_config,
     task_names,
 )
+from mola_core.tasks.rows import prepare_task
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +159,7 @@ def test_plain_lm_eval_finds_the_tasks_under_names_of_their_own():
     from lm_eval.tasks import TaskManager
 
     found = TaskManager(include_path=str(FOLDER), include_defaults=False).all_subtasks
-    whole = [task for task in task_names() if task not in TOPICS]
+    whole = [task for task in task_names() if task not in SCIENCEQA_TOPICS]
     cloze = [task for task in whole if task.endswith(CLOZE)]
     assert sorted(set(whole) - set(cloze)) == sorted(ROWS)
     assert set(found) == {f"mola_{task}{variant}" for task in ROWS for variant in ("", "_generate")} | {
@@ -208,7 +207,7 @@ def test_a_cloze_task_has_the_same_rows_and_options_as_text(tmp_path, task, prom
 def test_images_are_left_out_of_the_hubs_scienceqa():
     from datasets import Dataset
 
-    from mola_core.tasks.reading import text_only
+    from mola_core.tasks.answers import text_only
 
     rows = [
         {"image": image, "question": str(number)} for number, image in enumerate([None, {"path": "x"}, None])
@@ -219,7 +218,7 @@ def test_images_are_left_out_of_the_hubs_scienceqa():
 
 def test_importing_the_tasks_loads_neither_lm_eval_nor_torch():
     code = (
-        "import sys, mola_core.data, mola_core.tasks as t; t.dataset_of('scienceqa'); t.evaluation_split('cola');"
+        "import sys, mola_core.tasks.rows, mola_core.tasks as t; t.dataset_of('scienceqa'); t.evaluation_split('cola');"
         "print(sorted({'torch', 'lm_eval', 'datasets', 'pyarrow', 'transformers'} & set(sys.modules)))"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -7,14 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mola_core.analysis.questions import find_shapes, possible_questions
+from mola_core.analysis.calibration.simulation import SHAPES, Scenario
+from mola_core.analysis.figures.verdict import FIGURES
+from mola_core.analysis.pages.verdict import decide, write_verdict
 from mola_core.analysis.scores import score_matrix
-from mola_core.analysis.settings import VerdictSettings
-from mola_core.analysis.simulation import SHAPES, Scenario
-from mola_core.analysis.verdict import decide, write_verdict
-from mola_core.analysis.verdict_figures import FIGURES
+from mola_core.analysis.statistics.questions import find_shapes, possible_questions
 from mola_core.errors import MolaError
 from mola_core.shapes import budget, experts_per_layer
+from mola_core.study.verdict import VerdictSettings
 
 FAST = VerdictSettings(resamples=200)
 THREE = {"documents": (400, 300, 200), "accuracy": (0.8, 0.7, 0.6), "run_noise": (0.03, 0.03, 0.06)}

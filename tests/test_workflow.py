@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mola_core.study import STUDIES
+from mola_core.study.loading import STUDIES
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted(file.stem for file in STUDIES.glob("*.yaml"))

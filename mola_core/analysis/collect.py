@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mola_core.analysis import continual
-from mola_core.cells import digests
+from mola_core.analysis.paper import continual
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write, sha256_file
-from mola_core.layout import Layout
-from mola_core.provenance import read_record
-from mola_core.study import Cell
+from mola_core.records import read_record
+from mola_core.runs.key import digests
+from mola_core.runs.layout import Layout
+from mola_core.study.study import Cell
 
 FILES = ("scores.parquet", "cells.parquet", "cells.csv", "curves.parquet")
 """What `write` writes, in the study's folder; with continual learning also `continual.FILE`."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from mola_core.study import Cell, Study
+from mola_core.study.study import Cell, Study
 
 
 def notices(study: Study, missing: Sequence[Cell] = ()) -> list[str]:

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import yaml
 
-from mola_core.batches import Collator, LengthGrouped, Packer, encode
 from mola_core.benchmark.steps import adapted, step
 from mola_core.benchmark.timing import Row, device, in_turn, ratio
-from mola_core.cells import Workbench
 from mola_core.files import read_json
-from mola_core.layout import Layout
-from mola_core.study import STUDIES, Study
+from mola_core.runs.cell import Workbench
+from mola_core.runs.layout import Layout
+from mola_core.study.loading import STUDIES
+from mola_core.study.study import Study
 from mola_core.tasks import examples
+from mola_core.training.batches import Collator, LengthGrouped, Packer, encode
 
 DOCUMENTS = 16
 
@@ -27,7 +28,7 @@ def evaluation(layout: Layout, repeats: int) -> list[Row]:
     from lm_eval import evaluator
     from lm_eval.models.huggingface import HFLM
 
-    from mola_core.evaluation import AnswerLM
+    from mola_core.evaluation.harness import AnswerLM
 
     bench = Workbench(layout)
     name = "scienceqa"

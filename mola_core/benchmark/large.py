@@ -9,8 +9,8 @@ from peft import get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mola_core.benchmark.timing import Row
-from mola_core.methods import peft_config
-from mola_core.settings import SEVEN_MODULES, AdapterSettings, MethodSettings
+from mola_core.methods.registry import peft_config
+from mola_core.methods.settings import SEVEN_MODULES, AdapterSettings, MethodSettings
 
 LAYERS, BATCH, LENGTH = 32, 8, 256
 LLAMA = {

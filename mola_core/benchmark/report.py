@@ -11,7 +11,7 @@ import torch
 
 from mola_core.benchmark.timing import Row
 from mola_core.files import atomic_write, write_json, write_text
-from mola_core.provenance import git_state, versions
+from mola_core.records import git_state, versions
 
 
 def write(rows: Sequence[Row], out: Path) -> str:

@@ -14,9 +14,9 @@ from torch import nn
 
 from mola_core.benchmark.loop import as_released
 from mola_core.benchmark.timing import Row, device, in_turn, ratio
-from mola_core.methods import peft_config
-from mola_core.models import load_model, module_dimensions
-from mola_core.settings import SEVEN_MODULES, AdapterSettings, MethodSettings
+from mola_core.methods.registry import peft_config
+from mola_core.methods.settings import SEVEN_MODULES, AdapterSettings, MethodSettings
+from mola_core.models.loading import load_model, module_dimensions
 from mola_core.shapes import experts_per_layer, lora_parameters, mola_parameters
 
 SHAPE = "2468"
@@ -114,7 +114,7 @@ def memory(model_folder: Path, dtype: str) -> list[Row]:
 
 
 def _peak(model_folder: Path, method: str, dtype: str) -> int:
-    from mola_core.training import peak_memory
+    from mola_core.models.memory import peak_memory
 
     call = step(adapted(load_model(model_folder, dtype=dtype).to(device()), method, 0.05))
     for _ in range(2):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from mola_core.errors import MolaError
+from mola_core.study.sections import SCIENCEQA_TOPICS
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -27,11 +28,6 @@ SPLIT_KEYS = {"train": "training_split", "validation": "validation_split", "test
 CLOZE = "-cloze"
 """Ends the name of a task that compares options as text, none of them in the prompt: what a model too small for letters
 can learn. The rows are those of the task without it."""
-
-TOPICS = {
-    f"scienceqa-{topic}": topic for topic in ("biology", "physics", "chemistry", "economics", "earth-science")
-}
-"""Parts of ScienceQA, in the order in which the paper's continual learning (its appendix C) learns them."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,7 @@ _PlainLoader.add_constructor("!function", lambda loader, node: loader.construct_
 def task_names() -> list[str]:
     """The tasks of this project; a YAML file put beside the others is one more."""
     own = sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith("_"))
-    return [name for name in own if not name.endswith("_generate")] + list(TOPICS)
+    return [name for name in own if not name.endswith("_generate")] + list(SCIENCEQA_TOPICS)
 
 
 def is_own(name: str) -> bool:
@@ -72,7 +68,7 @@ def is_own(name: str) -> bool:
 def task_file(name: str, protocol: str = "choice") -> Path:
     """The YAML file of a task. Raises `MolaError` where neither this project nor lm-eval has the task."""
     if is_own(name):
-        stem = "scienceqa" if name in TOPICS else name
+        stem = "scienceqa" if name in SCIENCEQA_TOPICS else name
         path = FOLDER / (f"{stem}_generate.yaml" if protocol == "generate" else f"{stem}.yaml")
         if not path.exists():
             raise MolaError(f"task {name}: no protocol {protocol!r}; add {path.name} or use protocol choice")

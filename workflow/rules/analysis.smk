@@ -1,8 +1,8 @@
 # What is read from trained adapters and from the base model's weights. Not part of `all`: cells that were trained on
 # another machine may be here without their adapters. `snakemake --cores N analysis` makes it all.
-from mola_core.analysis.quality import FIGURES as QUALITY_FIGURES
-from mola_core.analysis.redundancy import FIGURES as REDUNDANCY_FIGURES, mola_cells
-from mola_core.analysis.routing import FIGURES as ROUTING_FIGURES, routed_cells
+from mola_core.analysis.experts.quality import FIGURES as QUALITY_FIGURES
+from mola_core.analysis.experts.redundancy import FIGURES as REDUNDANCY_FIGURES, mola_cells
+from mola_core.analysis.experts.routing import FIGURES as ROUTING_FIGURES, routed_cells
 
 
 rule routing:

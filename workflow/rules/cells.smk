@@ -1,6 +1,6 @@
 # A cell is one (task, method, seed); instead of a task it may have the name of a stage: instruction,
 # continual-1-biology, ... Its digest in `params` reruns it when, and only when, what decides it changes.
-from mola_core.methods import parse_method
+from mola_core.methods.registry import parse_method
 
 
 def training_of(wildcards):

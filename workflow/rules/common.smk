@@ -2,10 +2,10 @@ import shlex
 
 from snakemake.exceptions import WorkflowError
 
-from mola_core.data import rows_identity
+from mola_core.tasks.rows import rows_identity
 from mola_core.files import locked
-from mola_core.models import model_identity
-from mola_core.provenance import digest
+from mola_core.models.loading import model_identity
+from mola_core.records import digest
 
 # What every rule uses: the `mola` command of this environment, the study's options and paths.
 # A path that a user gives may hold anything that a shell would read; names of a study hold letters, digits, ._- only.

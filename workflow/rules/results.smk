@@ -1,8 +1,8 @@
 # From finished cells to what a person reads. Everything here is computed from the cells' files without a model.
-from mola_core.analysis.figures import FIGURES
-from mola_core.analysis.paper_tables import PAPER_TABLES
-from mola_core.analysis.tables import TABLES
-from mola_core.analysis.verdict_figures import FIGURES as VERDICT_FIGURES
+from mola_core.analysis.figures.study import FIGURES
+from mola_core.analysis.paper.tables import PAPER_TABLES
+from mola_core.analysis.tables.accuracy import TABLES
+from mola_core.analysis.figures.verdict import FIGURES as VERDICT_FIGURES
 
 manifests = [
     str(layout.cell(cell) / "manifest.json")

@@ -1,0 +1,175 @@
+"""`summary.md`, which a person reads first: what was run, what came out, and where everything is."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from mola_core.analysis.collect import read_cells
+from mola_core.analysis.figures.study import FIGURES
+from mola_core.analysis.notices import missing_cells, notices
+from mola_core.analysis.paper.numbers import task_title
+from mola_core.analysis.tables.accuracy import TABLES, accuracy_notes, accuracy_table, shown_accuracy
+from mola_core.analysis.tables.render import EMPTY, percent, pipe_table, points
+from mola_core.files import write_text
+from mola_core.runs.layout import Layout
+from mola_core.study.study import Cell, Study
+
+FILE = "summary.md"
+SHOWN_MISSING = 20
+
+
+def write(layout: Layout, out_dir: Path | None = None) -> None:
+    """Write `summary.md` from the files that `collect` wrote into `out_dir` (default: the study's folder).
+
+    What is not there yet (figures, verdict) is not mentioned. Raises `MolaError` where the cells are not collected.
+    """
+    study, folder = layout.study, Path(out_dir or layout.folder)
+    cells = read_cells(folder)
+    missing = missing_cells(study, cells)
+    table = accuracy_table(study, cells)
+    sections = [
+        f"# {study.name}: {study.description}",
+        "  \n".join(f"> **{notice}**" for notice in notices(study, missing)),
+        _what_was_run(study, cells),
+        "## Accuracy (%)",
+        pipe_table(shown_accuracy(study, table)),
+        " ".join(accuracy_notes(study, cells)),
+        "## Did training help?",
+        pipe_table(did_training_help(study, table, cells.groupby("task")["documents"].max().to_dict())),
+        "Differences in points; *yes* means by more than two standard errors of the documents, whatever the seeds. Whether "
+        "methods differ from each other is the verdict's question, not this table's.",
+        _verdict(folder),
+        _missing(missing),
+        _files(folder),
+    ]
+    write_text(folder / FILE, "\n\n".join(section for section in sections if section) + "\n")
+
+
+def _what_was_run(study: Study, cells: pd.DataFrame) -> str:
+    """Model, data, settings, time and machine, as a list."""
+    trained = cells[cells["trainable_parameters"] > 0]
+    seconds = trained["train_seconds"].sum() + cells["evaluation_seconds"].sum()
+    devices = dict.fromkeys([*trained["device"].dropna(), *cells["evaluation_device"].dropna()])
+    training = study.training
+    length = f"{training.max_steps:,} steps" if training.max_steps else f"{training.last_epoch:g} epochs"
+    lines = [
+        f"Base model: {study.model.name} ({study.model.source}), {study.model.dtype}",
+        f"Data: {study.data.source}; tasks: {', '.join(map(task_title, study.tasks))}; protocol: {study.protocol}",
+        f"Methods: {', '.join(f'`{label}`' for label in study.method_by_label)}; "
+        f"seeds: {', '.join(map(str, study.seeds))}",
+        f"Training: {length}, batch {training.batch_size}, learning rate {training.learning_rate:g}, "
+        f"loss on {'the answer' if training.loss_on == 'answer' else 'prompt and answer'}",
+        f"Cells: {len(cells)} of {len(study.cells())} complete; {duration(seconds)} of training and evaluation in all, "
+        f"last finished {cells['finished'].max()}",
+    ]
+    if len(trained):
+        memory = trained["peak_memory_bytes"].max() / 2**30
+        speed = trained["tokens"].sum() / trained["train_seconds"].sum()
+        lines.append(f"Speed: {speed:,.0f} tokens/s in training; at most {memory:.1f} GiB")
+    lines.append(f"Machine: {', '.join(devices)}")
+    commits = cells["commit"].dropna().unique()
+    if len(commits):
+        changed = ", with uncommitted changes" if cells["dirty"].fillna(False).any() else ""
+        lines.append(f"Code: {', '.join(commit[:10] for commit in commits)}{changed}")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that a person would use."""
+    for unit, name in [(86400, "days"), (3600, "hours"), (60, "minutes")]:
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds:.0f} seconds"
+
+
+def did_training_help(study: Study, table: pd.DataFrame, documents: Mapping[str, int]) -> pd.DataFrame:
+    """For each task the trained methods against the untrained model and the most frequent answer.
+
+    `documents` are those of each task's evaluation.
+    """
+    majority = table.iloc[0]
+    untrained = table.iloc[1]
+    trained = table.iloc[2:]
+    rows = []
+    for task in study.tasks:
+        scores = trained[["method", task]].dropna()
+        row = {
+            "Task": task_title(task),
+            "Majority class": percent(majority[task]),
+            "Untrained": percent(untrained[task]),
+        }
+        if scores.empty:
+            rows.append(
+                row | dict.fromkeys(["Best trained", "Over untrained", "Over majority", "Answer"], EMPTY)
+            )
+            continue
+        best = scores.loc[scores[task].astype(float).idxmax()]
+        row |= {
+            "Best trained": f"{percent(best[task])} ({best['method']})",
+            "Over untrained": points(_minus(best[task], untrained[task])),
+            "Over majority": points(_minus(best[task], majority[task])),
+            "Answer": _answer(scores[task], untrained[task], majority[task], documents[task]),
+        }
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _minus(ours: float, other: float | None) -> float | None:
+    return None if other is None or pd.isna(other) else ours - other
+
+
+def _answer(scores: pd.Series, untrained: float | None, majority: float, documents: int) -> str:
+    """How many of the trained methods are above both by more than the noise of so many documents.
+
+    Two standard errors of the difference of two proportions, unpaired, which is more than pairs have.
+    """
+    level = max(level for level in (untrained, majority) if level is not None and not pd.isna(level))
+    error = (2 * level * (1 - level) / documents) ** 0.5
+    above = int((scores > level + 2 * error).sum())
+    if above == len(scores):
+        return f"yes, all {above} methods"
+    return f"{above} of {len(scores)} methods" if above else "no"
+
+
+def _verdict(folder: Path) -> str:
+    """The verdict's own first lines, where there is one."""
+    page = folder / "verdict.md"
+    if not (folder / "verdict.json").is_file() or not page.is_file():
+        return ""
+    paragraphs = [part.strip() for part in page.read_text(encoding="utf-8").split("\n\n")]
+    first = next((part for part in paragraphs if part and not part.startswith(("#", ">", "!"))), "")
+    return f"## Verdict\n\n{first}\n\nThe whole of it: [verdict.md](verdict.md)."
+
+
+def _missing(missing: Sequence[Cell]) -> str:
+    if not missing:
+        return ""
+    named = [f"- {cell.path}" for cell in missing[:SHOWN_MISSING]]
+    if len(missing) > SHOWN_MISSING:
+        named.append(f"- and {len(missing) - SHOWN_MISSING} more")
+    return "## Missing cells\n\n" + "\n".join(named)
+
+
+def _files(folder: Path) -> str:
+    """Figures and tables that are there, with links that work beside this file."""
+    figures = [
+        f"![{name.replace('_', ' ')}](figures/{name}.svg)"
+        for name in FIGURES
+        if _is(folder, f"figures/{name}.svg")
+    ]
+    tables = [f"[{name}](tables/{name}.md)" for name in TABLES if _is(folder, f"tables/{name}.md")]
+    lines = [*figures]
+    if tables:
+        lines.append(f"Tables (Markdown, LaTeX and CSV in `tables/`): {', '.join(tables)}.")
+    paper = "tables/paper-1.md"
+    if _is(folder, paper):
+        lines.append(
+            f"The paper's tables beside ours: `tables/paper-1` to `paper-9`, from [Table 1]({paper}) on."
+        )
+    lines.append("Every answer to every document: `scores.parquet`; every cell: `cells.csv`.")
+    return "## Figures, tables, data\n\n" + "\n\n".join(lines)
+
+
+def _is(folder: Path, name: str) -> bool:
+    return (folder / name).is_file()

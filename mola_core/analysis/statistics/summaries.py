@@ -1,0 +1,151 @@
+"""What a verdict tells besides its answers: methods, lines over depth, McNemar tests, notes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mola_core.analysis.scores import Block, ScoreMatrix
+from mola_core.analysis.statistics.estimates import Bootstrap, combine, components, holm, mcnemar, ranks
+from mola_core.analysis.statistics.questions import Question, Shape
+from mola_core.study.verdict import VerdictSettings
+
+BASE = "base"
+
+
+def points(fraction: Any) -> float:
+    """A fraction as accuracy points, rounded so that the same input gives the same bytes on every machine."""
+    return round(100 * float(fraction), 6) + 0.0
+
+
+def trained_seeds(block: Block) -> int:
+    """Seeds of a block at which anything was trained; the base model has none of its own."""
+    rows = [row for row, method in enumerate(block.methods) if method != BASE]
+    return int(block.present[rows].any(axis=0).sum())
+
+
+def summarise_methods(
+    matrix: ScoreMatrix,
+    settings: VerdictSettings,
+    drawn: Bootstrap | None,
+    ranked: Sequence[str],
+    shapes: Sequence[Shape],
+) -> dict[str, dict[str, Any]]:
+    """Mean accuracy over tasks of every method in all of them, best first, with its interval and ranks."""
+    places = ranks(drawn.means()) if drawn is not None else None
+    by_name = {shape.method: shape for shape in shapes}
+    rows = {}
+    for method in matrix.methods:
+        if any(len(block.common_seeds([method])) == 0 or block.documents < 2 for block in matrix.blocks):
+            continue
+        parts = [components(block.contrast({method: 1.0})) for block in matrix.blocks]
+        estimate = combine(parts)
+        low, high = estimate.interval(settings.level)
+        seen = method == BASE or all(part.seeds > 1 for part in parts)
+        rows[method] = {
+            "accuracy": points(estimate.value),
+            "low": points(low),
+            "high": points(high),
+            "covers": "seeds and documents" if seen and method != BASE else "documents",
+            "ranks": None
+            if places is None or method not in ranked
+            else [round(float(share), 4) for share in places[ranked.index(method)]],
+        }
+        if method in by_name:
+            shape = by_name[method]
+            rows[method] |= {
+                "budget": shape.budget,
+                "centre": round(shape.centre, 4),
+                "spread": round(shape.spread, 4),
+            }
+    return dict(sorted(rows.items(), key=lambda item: (-item[1]["accuracy"], item[0])))
+
+
+def depth_lines(
+    matrix: ScoreMatrix, settings: VerdictSettings, questions: Sequence[Question], shapes: Sequence[Shape]
+) -> dict[str, dict[str, Any]]:
+    """Per slope: each shape's accuracy against its centre of depth, and the fitted line with its band.
+
+    Intervals are of the difference from the shapes' common mean: what all shapes share (hard documents)
+    cancels in the slope too. The line is drawn at the shapes' mean spread.
+    """
+    lines = {}
+    for question in (question for question in questions if question.family == "depth"):
+        group = [shape for shape in shapes if shape.method in question.weights]
+        used = [block for block in matrix.blocks if len(block.common_seeds(list(question.weights)))]
+        if not used or any(block.documents < 2 for block in used):
+            continue
+        share = 1 / len(group)
+        level = float(
+            combine([components(block.contrast({s.method: share for s in group})) for block in used]).value
+        )
+
+        def around(
+            weights: dict[str, float], used: list[Block] = used, level: float = level
+        ) -> dict[str, float]:
+            estimate = combine([components(block.contrast(weights)) for block in used])
+            low, high = estimate.interval(settings.level)
+            return {
+                "accuracy": points(level + estimate.value),
+                "low": points(level + low),
+                "high": points(level + high),
+            }
+
+        centre = float(np.mean([shape.centre for shape in group]))
+        ends = np.linspace(min(s.centre for s in group), max(s.centre for s in group), 21)
+        lines[question.id] = {
+            "budget": group[0].budget,
+            "shapes": {
+                s.method: {"centre": round(s.centre, 4)} | around({o.method: (o is s) - share for o in group})
+                for s in group
+            },
+            "line": [
+                {"centre": round(float(x), 4)}
+                | around({method: weight * (x - centre) for method, weight in question.weights.items()})
+                for x in ends
+            ],
+        }
+    return lines
+
+
+def mcnemar_tests(matrix: ScoreMatrix, questions: Sequence[Question]) -> list[dict[str, Any]]:
+    """Exact McNemar for each pair and task where the pair shares one seed."""
+    rows = []
+    for question in (question for question in questions if question.is_pair):
+        first, second = sorted(question.weights, key=question.weights.__getitem__, reverse=True)
+        for block in matrix.blocks:
+            seeds = block.common_seeds([first, second])
+            if len(seeds) == 1:
+                answers = [block.correct[block.methods.index(name), seeds[0]] for name in (first, second)]
+                only_first, only_second, p = mcnemar(*answers)
+                rows.append(
+                    {
+                        "id": question.id,
+                        "task": block.name,
+                        "only_first": only_first,
+                        "only_second": only_second,
+                        "p": round(p, 8),
+                    }
+                )
+    for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["p_holm"] = round(adjusted, 8)
+    return rows
+
+
+def notes(matrix: ScoreMatrix, ranked: Sequence[str]) -> list[str]:
+    """What the reader must know about the matrix as a whole."""
+    told = []
+    if len(matrix.studies) > 1 or len(matrix.models) > 1:
+        told.append("Several studies or models: each of their tasks counts as a task of its own.")
+    if len(matrix.blocks) == 1:
+        told.append(f"One task ({matrix.blocks[0].name}): nothing can be concluded about other tasks.")
+    single = [block.name for block in matrix.blocks if trained_seeds(block) == 1]
+    if single:
+        told.append(
+            f"One seed in {', '.join(single)}: how much accuracy changes from one training to the next was "
+            "not seen, so no question there can be decided; intervals cover documents only."
+        )
+    missing = [method for method in matrix.methods if method not in ranked and method != BASE]
+    if missing:
+        told.append(f"Not ranked, since some of their cells are missing: {', '.join(missing)}.")
+    return told

@@ -1,0 +1,211 @@
+"""Evaluate one cell through lm-evaluation-harness, document by document."""
+
+from __future__ import annotations
+
+import logging
+import os.path
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from lm_eval import evaluator
+from lm_eval.models.huggingface import HFLM
+
+from mola_core.errors import MolaError
+from mola_core.training.batches import adds_bos, encode, left_pad
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from mola_core.study.sections import EvaluationSettings
+
+Request = tuple[tuple[str, str], list[int], list[int]]
+"""lm-eval's: the strings, the context's tokens, the option's tokens."""
+
+
+class AnswerLM(HFLM):
+    """lm-eval's Hugging Face model with the log-likelihoods of options computed where options stand.
+
+    The numbers are those of `HFLM`; what is saved is work. Options whose tokens are a beginning of another option's
+    (all single-token options, above all) share one forward pass a document, and logits are computed for the
+    options' positions only. What stands before a document's options is computed once, and so is what all documents of
+    a batch begin with. Nothing is kept from one batch to the next: lm-eval's cache is keyed without the model.
+    """
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def _loglikelihood_tokens(
+        self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        inputs = [tuple((context + option)[-(self.max_length + 1) :][:-1]) for _, context, option in requests]
+        served_by = _covering(inputs)
+        positions: dict[tuple[int, ...], list[int]] = {}
+        for index, row in enumerate(inputs):
+            positions.setdefault(served_by[row], []).append(index)
+        # The last token before the options: logits are needed from there on.
+        answered = {
+            row: min(len(inputs[i]) - len(requests[i][2]) for i in at) for row, at in positions.items()
+        }
+        # A document's options beside each other; the longest first: running out of memory shows at once.
+        passes = sorted(positions, key=lambda row: (-answered[row], row))
+        results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        spoken = time.monotonic()
+        for start in range(0, len(passes), self.batch_size):
+            batch = passes[start : start + self.batch_size]
+            logits = self._answer_logits(batch, [answered[row] for row in batch])
+            for row, scores in zip(batch, logits, strict=True):
+                for index in positions[row]:
+                    option = torch.tensor(requests[index][2], device=scores.device)
+                    end = len(scores) - (len(row) - len(inputs[index]))
+                    likelihoods = scores[end - len(option) : end]
+                    chosen = likelihoods.gather(1, option.unsqueeze(1)).sum()
+                    greedy = bool((likelihoods.argmax(dim=1) == option).all())
+                    results[index] = (float(chosen), greedy)
+            if time.monotonic() - spoken > 5:
+                spoken = time.monotonic()
+                print(f"evaluated {start + len(batch)}/{len(passes)} passes", file=sys.stderr, flush=True)
+        return results
+
+    @torch.inference_mode()
+    def _answer_logits(self, rows: list[tuple[int, ...]], answered: list[int]) -> torch.Tensor:
+        """Log-probabilities at the last positions of each row, from `answered` on: (rows, kept, vocabulary), float32."""
+        kept = max(len(row) - place for row, place in zip(rows, answered, strict=True))
+        beginnings = [row[:place] for row, place in zip(rows, answered, strict=True)]
+        if len(set(beginnings)) == len(rows):
+            # One row a document: what the documents themselves have in common, the instruction.
+            beginnings = [os.path.commonprefix(beginnings)] * len(rows)  # type: ignore[list-item]
+        if len(rows) == 1 or not all(beginnings) or self._puts_tokens_in_front:
+            beginnings = [()] * len(rows)
+        tails = [row[len(beginning) :] for row, beginning in zip(rows, beginnings, strict=True)]
+        batch = self._padded(tails)
+        if any(beginnings):
+            distinct = list(dict.fromkeys(beginnings))
+            owner = torch.tensor([distinct.index(beginning) for beginning in beginnings], device=self.device)
+            first = self._padded(distinct)
+            cache = self.model(**first, logits_to_keep=1, use_cache=True).past_key_values
+            cache.batch_select_indices(owner)
+            batch["attention_mask"] = torch.cat(
+                [first["attention_mask"][owner], batch["attention_mask"]], dim=1
+            )
+            batch["position_ids"] += first["attention_mask"].sum(1)[owner].unsqueeze(1)
+            batch["past_key_values"] = cache
+        logits = self.model(**batch, logits_to_keep=kept, use_cache=any(beginnings)).logits
+        # Prompt tuning puts its virtual tokens in front, so count from the end.
+        return torch.log_softmax(logits[:, -kept:].float(), dim=-1)
+
+    def _padded(self, rows: list[tuple[int, ...]]) -> dict[str, Any]:
+        batch = left_pad(rows, self.tokenizer.pad_token_id)
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+
+    @property
+    def _puts_tokens_in_front(self) -> bool:
+        """Whether the method is prompt tuning or LLaMA-Adapter, which do not go with a cache made elsewhere."""
+        config = getattr(self.model, "active_peft_config", None)
+        return config is not None and (config.is_prompt_learning or config.is_adaption_prompt)
+
+
+def _covering(rows: list[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[int, ...]]:
+    """For each row the longest row that begins with it. In sorted order a row stands right before what it begins."""
+    covering: dict[tuple[int, ...], tuple[int, ...]] = {}
+    after: tuple[int, ...] = ()
+    for row in sorted(set(rows), reverse=True):
+        covering[row] = covering[after] if after[: len(row)] == row else row
+        after = row
+    return covering
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Any,
+    settings: EvaluationSettings,
+    task_name: str,
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Evaluate `model` on lm-eval task object `task`.
+
+    Returns one row per document (document, position, target, answer, correct, loglikelihoods, prompt_hash) and the
+    record of the evaluation (documents, metrics, seconds, the first prompt's tokens).
+    Raises `MolaError` where documents cannot be told apart.
+    """
+    model.eval()
+    model.config.use_cache = True
+    # lm-eval warns that it was handed a loaded model, which is the point.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    language_model = AnswerLM(
+        pretrained=model,
+        tokenizer=tokenizer,
+        batch_size=settings.batch_size,
+        add_bos_token=adds_bos(tokenizer),
+        # Any other value makes HFLM move the model; it is where it should be.
+        device=str(next(model.parameters()).device),
+    )
+    started = time.monotonic()
+    outcome = evaluator.evaluate(
+        language_model, {task_name: task}, limit=settings.documents, bootstrap_iters=0, log_samples=True
+    )
+    seconds = time.monotonic() - started
+    samples = outcome["samples"][task_name]
+    frame = pd.DataFrame([_document(sample) for sample in samples]).sort_values("position", ignore_index=True)
+    # The same document twice in a benchmark is told apart by its place among its copies.
+    copies = frame.groupby("document").cumcount()
+    frame["document"] = frame["document"].where(copies == 0, frame["document"] + "-" + copies.astype(str))
+    metrics = {
+        key.removesuffix(",none"): float(value)
+        for key, value in outcome["results"][task_name].items()
+        if isinstance(value, int | float) and "stderr" not in key
+    }
+    if frame.empty:
+        raise MolaError(f"task {task_name}: no document to evaluate")
+    prompt = _prompt(samples[0])
+    return frame, {
+        "documents": len(frame),
+        "accuracy": float(frame["correct"].mean()),
+        "metrics": metrics,
+        "seconds": round(seconds, 3),
+        "documents_per_second": round(len(frame) / seconds, 3),
+        "first_prompt_tokens": language_model.tok_encode(prompt),
+        "adds_bos": adds_bos(tokenizer),
+    }
+
+
+def _prompt(sample: dict[str, Any]) -> str:
+    first = (
+        next(iter(sample["arguments"].values()))
+        if isinstance(sample["arguments"], dict)
+        else sample["arguments"][0]
+    )
+    return first["arg_0"] if isinstance(first, dict) else first[0]
+
+
+def _document(sample: dict[str, Any]) -> dict[str, Any]:
+    """One row of the samples: what was asked, what was answered, whether it was right."""
+    responses = sample["filtered_resps"]
+    row = {
+        "document": sample["doc_hash"],
+        "position": int(sample["doc_id"]),
+        "target": str(sample["target"]),
+        "correct": int(sample["acc"]),
+        "prompt_hash": sample["prompt_hash"],
+    }
+    if isinstance(responses[0], str):
+        return row | {"answer": responses[0], "loglikelihoods": []}
+    likelihoods = [float(response[0]) for response in responses]
+    return row | {"answer": str(likelihoods.index(max(likelihoods))), "loglikelihoods": likelihoods}
+
+
+@torch.inference_mode()
+def check_adapter_acts(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str) -> None:
+    """Raise `MolaError` where the adapter leaves the logits as they are: then the base model would be evaluated."""
+    model.eval()
+    tokens = encode(tokenizer, prompt, " ", max_length=256).tokens
+    batch = {
+        name: tensor.to(model.device) for name, tensor in left_pad([tokens], tokenizer.pad_token_id).items()
+    }
+    adapted = model(**batch, logits_to_keep=1).logits
+    with model.disable_adapter():
+        plain = model(**batch, logits_to_keep=1).logits
+    if torch.equal(adapted[:, -1], plain[:, -1]):
+        raise MolaError("adapter: it does not change the model's logits; it was not trained or not loaded")

@@ -1,0 +1,145 @@
+"""Which experts a trained adapter chooses on the evaluation documents, and with which weight (the paper's Figure 4)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+
+from mola_core.adapter.experts import top_k_gates
+from mola_core.adapter.layer import MolaLayer
+from mola_core.errors import MolaError
+from mola_core.files import atomic_write
+from mola_core.training.batches import encode, left_pad
+
+if TYPE_CHECKING:
+    from mola_core.runs.cell import Workbench
+    from mola_core.study.study import Cell
+
+FILE = "routing.csv"
+"""Of a cell, in its folder."""
+
+
+class Counts:
+    """Choices of one module's router, summed over tokens."""
+
+    def __init__(self, experts: int) -> None:
+        self.tokens = 0
+        self.chosen = torch.zeros(experts, dtype=torch.float64)
+        """Times that each expert was chosen."""
+        self.weight = torch.zeros(experts, dtype=torch.float64)
+        """Sum of its gates over these times."""
+        self.probability = torch.zeros(experts, dtype=torch.float64)
+        """Sum of its router probabilities, before the top-k, over all tokens."""
+
+    def add(self, logits: torch.Tensor, top_k: int) -> None:
+        """Count tokens with these router logits, shape (tokens, E)."""
+        gates, chosen = top_k_gates(logits, top_k, dim=-1)
+        self.tokens += len(logits)
+        self.chosen += torch.bincount(chosen.flatten(), minlength=logits.shape[-1]).double().cpu()
+        self.weight += gates.double().sum(0).cpu()
+        self.probability += logits.softmax(-1).double().sum(0).cpu()
+
+
+class Watch:
+    """Counts the routing of a model's forward passes, module by module."""
+
+    def __init__(self) -> None:
+        self.mask: torch.Tensor | None = None
+        """1 for the tokens of the pass that count, 0 for padding, shape (batch, length)."""
+        self.counts: dict[str, Counts] = {}
+
+    def see(self, name: str, layer: MolaLayer, x: torch.Tensor) -> None:
+        """Count the routing of `layer` on its input, shape (batch, length, d_in)."""
+        adapter = layer.active_adapters[0]
+        router = layer.mola_router[adapter]
+        assert self.mask is not None
+        tokens = x[self.mask.bool()].to(router.dtype)
+        logits = (tokens @ router.T).float()
+        self.counts.setdefault(name, Counts(len(router))).add(logits, layer.config[adapter].top_k)
+
+    def frame(self) -> pd.DataFrame:
+        """One row an expert: layer, module, expert (all from 0), tokens, chosen, mean_weight, probability.
+
+        `chosen` is the number of tokens that chose the expert, `mean_weight` its mean gate on these (missing where
+        there are none), `probability` its mean router probability over all tokens.
+        """
+        rows = []
+        for name, counts in self.counts.items():
+            place = re.search(r"\.(\d+)\..*?([^.]+)$", name)
+            assert place is not None
+            weight = counts.weight / counts.chosen
+            for expert in range(len(weight)):
+                times = int(counts.chosen[expert])
+                mean = float(weight[expert]) if times else float("nan")
+                share = float(counts.probability[expert]) / counts.tokens
+                rows.append((int(place[1]), place[2], expert, counts.tokens, times, mean, share))
+        columns = ["layer", "module", "expert", "tokens", "chosen", "mean_weight", "probability"]
+        return pd.DataFrame(rows, columns=columns)
+
+
+@contextmanager
+def watched(model: Any) -> Iterator[Watch]:
+    """Count the routing of all forward passes of `model`; set the watch's `mask` before each.
+
+    Raises `MolaError` where the model has no MoLA layers.
+    """
+    watch = Watch()
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, MolaLayer)}
+    if not layers:
+        raise MolaError("adapter: it has no router; choose a MoLA method")
+    handles = [
+        module.register_forward_pre_hook(
+            lambda module, inputs, name=name: watch.see(name, module, inputs[0])  # type: ignore[misc]
+        )
+        for name, module in layers.items()
+    ]
+    try:
+        yield watch
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.inference_mode()
+def routing_frame(model: Any, documents: Sequence[Sequence[int]], batch_size: int, pad: int) -> pd.DataFrame:
+    """`Watch.frame` of `model` on token lists; padding does not count."""
+    model.eval()
+    # Longest first: batches of like length, and running out of memory shows at once.
+    ordered = sorted(documents, key=len, reverse=True)
+    with watched(model) as watch:
+        for start in range(0, len(ordered), batch_size):
+            batch = left_pad(ordered[start : start + batch_size], pad)
+            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            watch.mask = batch["attention_mask"]
+            model(**batch, logits_to_keep=1, use_cache=False)
+    return watch.frame()
+
+
+def write_routing(bench: Workbench, cell: Cell) -> None:
+    """Write the cell's `FILE`: its routing on the prompts of the documents that it is evaluated on.
+
+    Raises `MolaError` where the cell has no router or is not trained.
+    """
+    from mola_core.tasks import evaluation_split, examples
+
+    study = bench.study
+    prompts = []
+    for name in study.evaluated_on(cell):
+        found = examples(bench.task(name), evaluation_split(name), study.evaluation.documents)
+        prompts += [(example.prompt, example.completion) for example in found]
+    if not bench.is_trained(cell):
+        raise MolaError(
+            f"cell {cell.path}: not trained with these settings; train it first with `mola train`"
+        )
+    with bench.opened(cell, bench.layout.weights(cell)) as model:
+        limit = model.config.get_text_config().max_position_embeddings
+        encoded = [encode(bench.tokenizer, prompt, answer, limit) for prompt, answer in prompts]
+        documents = [document.tokens[: document.prompt_length] for document in encoded]
+        frame = routing_frame(model, documents, study.evaluation.batch_size, bench.tokenizer.pad_token_id)
+    with atomic_write(bench.layout.cell(cell) / FILE) as temporary:
+        frame.to_csv(temporary, index=False)

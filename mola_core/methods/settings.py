@@ -1,0 +1,93 @@
+"""The sections of a study file that say which adapters are trained: what they share, and one for each method."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from mola_core.methods.registry import parse_method
+from mola_core.section import (
+    MOST_EXPERTS,
+    MOST_RANK,
+    MOST_SEED,
+    SAFE_NAME,
+    Closed,
+    Coefficient,
+    Experts,
+    Name,
+    Rank,
+    Rate,
+    Share,
+)
+from mola_core.shapes import parse_shape
+
+SEVEN_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class AdapterSettings(Closed):
+    """What adapters share; a method of the study may override each."""
+
+    rank: Rank = 8
+    """Rank of each expert."""
+    alpha: Annotated[float, Field(gt=0, le=1_000_000)] = 16
+    """Scale of the update is alpha / rank. Plain LoRA of rank k keeps the ratio: its alpha is k · alpha / rank."""
+    dropout: Share = 0.05
+    top_k: Experts = 2
+    balance_loss: Coefficient = 0.0
+    """Coefficient of the Switch Transformer's balance loss; 0.001 in the released code, off in its commands."""
+    target_modules: Annotated[list[str], Field(min_length=1)] = SEVEN_MODULES
+    initialisation: Literal["default", "pissa"] = "default"
+    """`pissa` starts LoRA and MoLA at the leading singular directions of the base weights (PiSSA)."""
+
+
+class MethodSettings(Closed):
+    """One method of the study. A plain string in the study file stands for `{method: <string>}`."""
+
+    method: Annotated[str, Field(max_length=80)]
+    """`base`, `full`, `prompt-tuning`, `llama-adapter`, `lora-r<k>`, `lora-matched-<shape>`, `mola-<shape>`, `mola`
+    with `experts`, or experts chosen by data: `alphalora-<budget>`, `sensitivity-<budget>`, `random-<budget>-<n>`. In
+    a study file the plain string `pissa-<method>` is that method with `initialisation: pissa`."""
+    name: Name | None = None
+    """Name in results; needed where the same method appears twice with different settings."""
+    experts: Annotated[list[Experts], Field(min_length=1)] | None = None
+    """Experts of each layer, for `method: mola`."""
+    rank: Rank | None = None
+    alpha: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
+    dropout: Share | None = None
+    top_k: Experts | None = None
+    balance_loss: Coefficient | None = None
+    target_modules: Annotated[list[str], Field(min_length=1)] | None = None
+    initialisation: Literal["default", "pissa"] | None = None
+    learning_rate: Rate | None = None
+
+    @property
+    def label(self) -> str:
+        return self.name or self.method
+
+    @property
+    def own_settings(self) -> dict[str, Any]:
+        """What it does differently from the study's other methods of its kind, but for where its experts are."""
+        return self.model_dump(exclude={"method", "name", "experts"}, exclude_none=True)
+
+    def adapter(self, defaults: AdapterSettings) -> AdapterSettings:
+        """The study's adapter settings with this method's own in their place."""
+        own = {key: getattr(self, key) for key in AdapterSettings.model_fields}
+        return defaults.model_copy(update={key: value for key, value in own.items() if value is not None})
+
+    @model_validator(mode="after")
+    def _check(self) -> "MethodSettings":
+        parsed = parse_method(self)
+        if self.initialisation == "pissa" and parsed.kind not in {"lora", "lora-matched", "mola"}:
+            raise ValueError(f"method {self.method!r}: initialisation pissa is for LoRA and MoLA")
+        experts = parse_shape(parsed.shape) if parsed.shape else [1]
+        for what, number, most in [
+            ("rank", parsed.rank or 1, MOST_RANK),
+            ("experts of a layer", max(experts), MOST_EXPERTS),
+            ("budget", parsed.budget or 1, 4 * MOST_EXPERTS),
+            ("number of the draw", parsed.draw or 0, MOST_SEED),
+        ]:
+            if number > most:
+                raise ValueError(f"method {self.method!r}: {what} at most {most}; lower it")
+        if not re.fullmatch(SAFE_NAME, self.label):
+            raise ValueError(f"method {self.method!r}: give it a `name` of letters, digits, dots and dashes")
+        return self

@@ -1,0 +1,81 @@
+"""Base models are tried out where they are prepared, so that nothing later meets a damaged one.
+
+Not in `models.py` and `model_sources.py`, where it would belong: the digests of published results hold their code.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mola_core.errors import MolaError
+from mola_core.files import read_json, remove
+from mola_core.models.loading import load_config, load_model, load_tokenizer, prepare_model
+from mola_core.models.sources import one_line
+from mola_core.study.sections import DirectoryModel, ModelSource
+
+OWN_ATTENTION = (None, "eager", "sdpa", "flex_attention")
+"""What transformers and torch compute themselves; for other names native code is fetched from the hub."""
+
+
+def prepare_checked_model(source: ModelSource, folder: Path) -> None:
+    """`prepare_model`, and try the model; a folder that cannot be loaded is removed again, with a `MolaError`."""
+    prepare_model(source, folder)
+    try:
+        check_model(
+            folder, f"model.path: {source.path}" if isinstance(source, DirectoryModel) else str(folder)
+        )
+    except MolaError:
+        remove(folder)
+        raise
+
+
+def check_model(folder: Path, name: str) -> None:
+    """Raise `MolaError`, which calls the folder `name`, unless config, tokenizer and weights can be loaded together.
+
+    No memory is taken for weights: they are loaded to torch's meta device, which compares names and shapes.
+    """
+    config = read_json(folder / "config.json")
+    refuse_kernels(config, name)
+    with loading(folder, name):
+        load_config(folder)
+        if not load_tokenizer(folder)("Question").input_ids:
+            raise ValueError("the tokenizer makes no token of a word")
+        # Weights that were saved quantised may need a GPU or a library that this machine lacks.
+        if not isinstance(config.get("quantization_config"), dict):
+            load_model(folder, device="meta")
+
+
+def refuse_kernels(config: Any, name: str) -> None:
+    """Raise `MolaError` where a config asks for attention that would fetch native code from the hub."""
+    parts = [config] if isinstance(config, dict) else []
+    while parts:
+        part = parts.pop()
+        parts += [value for value in part.values() if isinstance(value, dict)]
+        for key in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
+            asked = part.get(key)
+            if any(
+                kind not in OWN_ATTENTION for kind in (asked.values() if isinstance(asked, dict) else [asked])
+            ):
+                raise MolaError(
+                    f"{name}: config.json asks for {key} {str(asked)[:60]!r}, which can run foreign code;"
+                    " remove it there"
+                )
+
+
+@contextlib.contextmanager
+def loading(folder: Path, name: str | None = None) -> Iterator[None]:
+    """Turn whatever the block raises, but for too little memory, into a `MolaError` that calls the folder `name`."""
+    try:
+        yield
+    except MolaError as error:
+        raise MolaError(str(error).replace(str(folder), name or str(folder))) from error
+    except Exception as error:  # transformers and tokenizers raise what they like for damaged files
+        from mola_core.models.memory import is_out_of_memory
+
+        if is_out_of_memory(error):
+            raise
+        raise MolaError(
+            f"{name or folder}: transformers cannot load this model ({one_line(error)}); its config.json, tokenizer or weights"
+            " are damaged or not of one model: copy it anew"
+        ) from error

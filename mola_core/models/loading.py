@@ -1,0 +1,222 @@
+"""Base models: their identity, the folder they are prepared in, and loading them from it.
+
+A prepared folder is a Hugging Face model folder with `model.json`, which holds the sha256 of each of its files.
+torch and transformers are imported where they are needed: the workflow reads `model_identity` at every start.
+"""
+
+import contextlib
+import importlib.util
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mola_core.errors import MolaError
+from mola_core.files import HASH_CACHE, atomic_write, read_json, remembered_sha256, sha256_file, write_json
+from mola_core.models.sources import check_folder, fetch_model, model_files, one_line
+from mola_core.records import code_digest, versions
+from mola_core.study.sections import DirectoryModel, HubModel, ModelSource
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+FINGERPRINT = "model.json"
+
+
+def model_identity(source: ModelSource, hash_cache: Path = HASH_CACHE) -> dict[str, Any]:
+    """The facts that pin a base model's weights, as JSON; equal identities mean equal weights.
+
+    How they are loaded (`dtype`, `quantization`) is not part of it, nor is the place of a local folder, only its
+    content. Raises `MolaError` where a local folder is missing or is not a whole model.
+    """
+    if not isinstance(source, DirectoryModel):
+        facts = source.model_dump(exclude={"name", "paper", "dtype", "quantization"})
+        # A wheel is converted and a random model made by our own code, which then decides the weights too.
+        return (
+            facts if isinstance(source, HubModel) else facts | {"code": code_digest(("models/sources.py",))}
+        )
+    folder = Path(source.path)
+    check_folder(folder, "model.path")
+    files = {file.name: remembered_sha256(file, hash_cache) for file in model_files(folder)}
+    return {"source": source.source, "files": files}
+
+
+def prepare_model(source: ModelSource, folder: str | Path) -> None:
+    """Make `folder` a Hugging Face model folder with `model.json`, whole or not at all.
+
+    A folder that already holds this model, unaltered, is kept. Raises `MolaError` where the source cannot be
+    reached, differs from its pin, or is not a whole model with safetensors weights and a tokenizer.
+    """
+    folder = Path(folder)
+    identity = model_identity(source)
+    with contextlib.suppress(MolaError):
+        verify_model(folder)
+        if read_json(folder / FINGERPRINT)["identity"] == identity:
+            return
+    with atomic_write(folder) as target:
+        target.mkdir()
+        fetch_model(source, target)
+        check_folder(target, "model")
+        fingerprint = {
+            "model": source.model_dump(),
+            "identity": identity,
+            "files": {file.name: sha256_file(file) for file in model_files(target)},
+            "versions": versions(),
+        }
+        write_json(target / FINGERPRINT, fingerprint)
+
+
+def verify_model(folder: str | Path) -> None:
+    """Compare every file of a prepared model with the sha256 in its `model.json`.
+
+    Raises `MolaError` that names the first file that is missing, altered, cut short or foreign.
+    """
+    folder = Path(folder)
+    fix = f"remove {folder} and run again"
+    if not (folder / FINGERPRINT).is_file():
+        raise MolaError(f"{folder}: no prepared model; `mola prefetch` makes it")
+    content = read_json(folder / FINGERPRINT)
+    files = content.get("files") if isinstance(content, dict) else None
+    if not isinstance(files, dict) or not files or "identity" not in content:
+        raise MolaError(f"{folder / FINGERPRINT}: no model fingerprint; {fix}")
+    # Hidden files are the workflow's time stamps; any other could change what is loaded (adapter_config.json).
+    for name in sorted(file.name for file in folder.iterdir() if not file.name.startswith(".")):
+        if name not in files and name != FINGERPRINT:
+            raise MolaError(f"{folder / name}: not a file of the prepared model; {fix}")
+    for name, expected in files.items():
+        if not (folder / name).is_file():
+            raise MolaError(f"{folder / name}: missing; {fix}")
+        actual = sha256_file(folder / name)
+        if actual != expected:
+            raise MolaError(f"{folder / name}: altered or cut short (sha256 {actual}, not {expected}); {fix}")
+
+
+def load_model(
+    folder: str | Path,
+    dtype: str = "float32",
+    quantization: str | None = None,
+    device: str | None = None,
+) -> "PreTrainedModel":
+    """The base model of a prepared folder, in evaluation mode; `verify_model` first.
+
+    `quantization` is `4bit` (NF4, double quantisation: QLoRA's setting) or `8bit`, through bitsandbytes, with the
+    arithmetic in `dtype`. `device` is a torch device: by default the CPU, for quantised weights a GPU where there
+    is one. Attention is transformers' choice for the architecture: `sdpa`, but `eager` where it soft-caps logits.
+    Raises `MolaError` for an unknown architecture, a missing tensor, or missing bitsandbytes.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {}
+    if quantization:
+        options["quantization_config"] = _quantization_config(quantization, getattr(torch, dtype))
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device:
+        options["device_map"] = {"": device}
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
+        )
+    except (ValueError, ImportError, OSError) as error:
+        raise MolaError(f"{folder}: transformers cannot load this model ({one_line(error)})") from error
+    if info["missing_keys"]:
+        missing = min(info["missing_keys"])
+        raise MolaError(
+            f"{folder}: the weights lack {missing}; use a whole model (transformers would invent it)"
+        )
+    return model.eval()
+
+
+def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerFast":
+    """The tokenizer of a prepared folder. It always has a padding token: its own, else the end-of-text token.
+
+    Whether a prompt starts with a BOS token is the tokenizer's own policy (Llama 2: yes, SmolLM2: no).
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except (ValueError, ImportError, OSError) as error:
+        raise MolaError(f"{folder}: transformers cannot load this tokenizer ({one_line(error)})") from error
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise MolaError(f"{folder}: the tokenizer has no padding and no end-of-text token; give it one")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_config(folder: str | Path) -> "PreTrainedConfig":
+    """The configuration of a local model folder. Raises `MolaError` for an unknown architecture."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except (ValueError, ImportError, OSError) as error:
+        raise MolaError(f"{folder}: transformers cannot read this config ({one_line(error)})") from error
+
+
+def module_dimensions(
+    model: "PreTrainedConfig | torch.nn.Module", target_modules: Iterable[str]
+) -> tuple[int, list[tuple[int, int]]]:
+    """Depth of a base model and (d_in, d_out) of the target modules of one layer, in the model's order.
+
+    A configuration is instantiated on the meta device, without memory for weights. Raises `MolaError` where a
+    layer lacks a named module (the linear modules that it has are listed) or where layers differ in size.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
+
+    if not isinstance(model, torch.nn.Module):
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(model, trust_remote_code=False)
+    depth = model.config.get_text_config().num_hidden_layers
+    layers: list[dict[str, tuple[int, int]]] = [{} for _ in range(depth)]
+    for name, module in model.named_modules():
+        place = re.search(r"\.(\d+)\.(.+)$", name)
+        if place and isinstance(module, torch.nn.Linear):
+            layers[int(place[1])][place[2]] = (module.in_features, module.out_features)
+        elif place and isinstance(module, Conv1D):
+            layers[int(place[1])][place[2]] = tuple(module.weight.shape)
+    targets = list(target_modules)
+    for index, layer in enumerate(layers):
+        for target in targets:
+            if not any(_names(target, module) for module in layer):
+                have = ", ".join(dict.fromkeys(module.split(".")[-1] for module in layer))
+                raise MolaError(
+                    f"target_modules: layer {index} of the base model has no linear {target!r}, it has {have}"
+                )
+    adapted = [
+        [size for module, size in layer.items() if any(_names(target, module) for target in targets)]
+        for layer in layers
+    ]
+    if any(sizes != adapted[0] for sizes in adapted):
+        raise MolaError("target_modules: the base model's layers differ in size; name modules that do not")
+    return depth, adapted[0]
+
+
+def _names(target: str, module: str) -> bool:
+    """Whether `target` names `module`, by PEFT's rule: the whole name, or its end after a dot."""
+    return module == target or module.endswith(f".{target}")
+
+
+def _quantization_config(quantization: str, dtype: "torch.dtype") -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MolaError(f"model.quantization: {quantization} needs bitsandbytes; `pip install bitsandbytes`")
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )

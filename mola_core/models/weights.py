@@ -1,0 +1,192 @@
+"""What a training starts from and what it leaves: an adapter, or after full fine-tuning a whole model."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTuner
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import mola_core.adapter  # noqa: F401 - makes MoLA known to PEFT
+from mola_core.distributed import is_main
+from mola_core.errors import MolaError
+from mola_core.files import atomic_write, read_json, remove, sha256_file, write_json
+from mola_core.methods.registry import peft_config
+from mola_core.models.loading import load_model
+from mola_core.models.sources import one_line
+from mola_core.records import digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from mola_core.methods.settings import AdapterSettings, MethodSettings
+
+ADAPTER_FILE = "adapter_model.safetensors"
+INITIAL = "initial"
+"""Folder, beside the checkpoints, of the adapter that a PiSSA LoRA started as."""
+
+
+def new_adapter(
+    base: PreTrainedModel,
+    settings: MethodSettings,
+    adapter: AdapterSettings,
+    scratch: Path,
+    experts: list[int] | None = None,
+) -> PeftModel:
+    """An untrained adapter of the method on `base`, which must be loaded again afterwards unless `unload` gives it back.
+
+    `scratch` outlives a stopped training; `experts` are those of each layer where data chose them. Raises
+    `MolaError` where the method does not fit the model.
+    """
+    depth = base.config.get_text_config().num_hidden_layers
+    try:
+        config = peft_config(settings, adapter, depth, experts)
+        if config is None:
+            raise ValueError("the base model is not trained")
+        model = get_peft_model(base, config)
+    except ValueError as error:
+        raise MolaError(f"method {settings.label}: {error}") from None
+    if _changes_base(model) and is_main():
+        model.save_pretrained(str(scratch / INITIAL))
+    return _trainable(model)
+
+
+def continued_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
+    """The adapter in `folder`, to be trained on."""
+    config = PeftConfig.from_pretrained(str(folder))
+    if not config.is_prompt_learning:
+        return _trainable(
+            PeftModel.from_pretrained(base, str(folder), is_trainable=True, local_files_only=True)
+        )
+    # PEFT refuses `is_trainable` for these, for no reason that concerns one whose parameters are its own.
+    config.inference_mode, config.base_model_name_or_path = False, None
+    model = get_peft_model(base, config)
+    set_peft_model_state_dict(model, load_file(folder / ADAPTER_FILE))
+    return _trainable(model)
+
+
+def whole_model(folder: Path) -> PreTrainedModel:
+    """The model in `folder`, all of it to be trained; in float32, since steps of 1e-5 are lost in bfloat16."""
+    model = load_model(folder, dtype="float32")
+    return (model.to("cuda") if torch.cuda.is_available() else model).requires_grad_(True)
+
+
+def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
+    """The trained adapter in `folder` on `base`, which is changed even where this fails.
+
+    Raises `MolaError` where the adapter is damaged or does not fit.
+    """
+    try:
+        return _fitted(PeftModel.from_pretrained(base, str(folder), local_files_only=True))
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # PEFT and safetensors raise what they like for damaged files
+        raise MolaError(f"{folder}: no loadable adapter ({one_line(error)}); train the cell again") from error
+
+
+def unload(model: PeftModel) -> PreTrainedModel | None:
+    """The base model without the adapter; None where it is no longer what it was and must be loaded again."""
+    if (
+        not isinstance(model, PeftModel)
+        or not isinstance(model.base_model, BaseTuner)
+        or _changes_base(model)
+    ):
+        return None
+    return model.unload()
+
+
+def save_weights(model: Any, folder: Path, base: str, dtype: str, scratch: Path) -> None:
+    """Write the adapter as PEFT does, or the whole model in `dtype`, whole or not at all.
+
+    `base` is the base model's name, which takes the place of this machine's path. The adapter always belongs to the
+    unmodified base: a PiSSA LoRA, which trains beside a residual, is written as the LoRA of twice its rank that is
+    the difference to its start.
+    """
+    with atomic_write(folder) as temporary:
+        if not isinstance(model, PeftModel):
+            weights = {name: weight.to(getattr(torch, dtype)) for name, weight in model.state_dict().items()}
+            model.save_pretrained(str(temporary), state_dict=weights)
+            return
+        initial = {"path_initial_model_for_weight_conversion": str(scratch / INITIAL)}
+        model.save_pretrained(
+            str(temporary), save_embedding_layers=False, **(initial if _changes_base(model) else {})
+        )
+        # Set afterwards: PEFT would look up any name that is no local folder on the hub.
+        config = read_json(temporary / "adapter_config.json") | {"base_model_name_or_path": base}
+        write_json(temporary / "adapter_config.json", config)
+        # PEFT's model card would name this machine's paths.
+        remove(temporary / "README.md")
+
+
+def weights_sha256(folder: Path) -> str:
+    """sha256 of the weights in `folder`. Raises `MolaError` where there are none."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise MolaError(f"{folder}: no weights; train the cell again")
+    if files == [folder / ADAPTER_FILE]:
+        return sha256_file(files[0])
+    return digest({file.name: sha256_file(file) for file in files})
+
+
+def check_model_differs(folder: Path, base: Path) -> None:
+    """Raise `MolaError` where the model in `folder` has the weights of the one in `base`, in the type that it has."""
+    tensors = [_tensors(place) for place in (folder, base)]
+    for name, file in tensors[0].items():
+        with safe_open(file, framework="pt") as trained, safe_open(tensors[1][name], framework="pt") as start:
+            weight = trained.get_tensor(name)
+            if not torch.equal(weight, start.get_tensor(name).to(weight.dtype)):
+                return
+    raise MolaError(f"{folder}: the weights are those of the base model; it was not trained or not saved")
+
+
+def _tensors(folder: Path) -> dict[str, Path]:
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            found |= dict.fromkeys(tensors.keys(), file)
+    return found
+
+
+def _changes_base(model: Any) -> bool:
+    """Whether the adapter took its start out of the base weights, as PEFT's PiSSA does."""
+    config = model.peft_config["default"]
+    return isinstance(config, LoraConfig) and str(config.init_lora_weights).startswith("pissa")
+
+
+def _trainable(model: PeftModel) -> PeftModel:
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return _fitted(model)
+
+
+def _fitted(model: PeftModel) -> PeftModel:
+    if model.active_peft_config.is_prompt_learning:
+        warnings.filterwarnings("ignore", message="Position ids are not supported")  # see below
+        model.get_base_model().register_forward_pre_hook(_fit_virtual_tokens, with_kwargs=True)
+    return model
+
+
+def _fit_virtual_tokens(
+    model: Any, arguments: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Mend what PEFT hands to the base model after it put virtual tokens in front of left-padded prompts.
+
+    It drops the positions, and counting from the left would place the padding between virtual tokens and prompt: a
+    document's answer would depend on the others in its batch. And it lengthens labels that were cut to
+    `logits_to_keep`.
+    """
+    mask, labels, kept = (options.get(name) for name in ("attention_mask", "labels", "logits_to_keep"))
+    if isinstance(mask, torch.Tensor) and mask.dim() == 2 and options.get("position_ids") is None:
+        inputs = (
+            options["inputs_embeds"] if options.get("inputs_embeds") is not None else options["input_ids"]
+        )
+        options["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -inputs.shape[1] :]
+    if labels is not None and kept:
+        options["labels"] = labels[:, -kept:]
+    return arguments, options

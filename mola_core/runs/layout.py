@@ -1,0 +1,61 @@
+"""Where a study's files are: the one place that knows the folders of `results/`."""
+
+import dataclasses
+from pathlib import Path
+
+from mola_core.models.loading import model_identity
+from mola_core.records import digest
+from mola_core.study.study import Cell, Study
+from mola_core.tasks.rows import rows_identity
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Paths of one study's files below `root` (normally `results`).
+
+    Prepared models and data are shared by all studies; their folders carry the first digits of their identity, so
+    that two studies with the same names and other contents never meet in one folder.
+    """
+
+    study: Study
+    root: Path = Path("results")
+    model_folder: Path | None = None
+    """An already prepared base model, in place of the one below `root`."""
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.study.name
+
+    @property
+    def model(self) -> Path:
+        if self.model_folder:
+            return self.model_folder
+        return (
+            self.root / "models" / f"{self.study.model.name}-{digest(model_identity(self.study.model))[:8]}"
+        )
+
+    @property
+    def quality(self) -> Path:
+        """Scores of the base model's layers. Beside its folder, which holds the model and nothing else."""
+        return self.root / "models" / f"{self.model.name}.quality.json"
+
+    def data(self, task: str) -> Path:
+        """Rows of a task, or of `instruction`."""
+        identity = digest(rows_identity(self.study, task))[:8]
+        return self.root / "data" / f"{self.study.data.source}-{identity}" / task
+
+    def cell(self, cell: Cell) -> Path:
+        return self.folder / "cells" / cell.path
+
+    def weights(self, cell: Cell) -> Path:
+        """What a cell's training leaves: its adapter, or the whole model after full fine-tuning."""
+        full = self.study.method_by_label[cell.method].method == "full"
+        return self.cell(cell) / ("model" if full else "adapter")
+
+    def candidate(self, cell: Cell, epoch: int) -> Path:
+        """The weights after an epoch that was not chosen, where `training.epochs` is a list."""
+        return self.cell(cell) / "epochs" / str(epoch)
+
+    def checkpoints(self, training_digest: str) -> Path:
+        """Checkpoints stand outside the cell's folder because Snakemake deletes declared outputs before a job."""
+        return self.root / "checkpoints" / training_digest[:16]

@@ -1,0 +1,222 @@
+"""Run a study's cells on one machine without Snakemake: several at once, within a time budget, resumable.
+
+Meant for a machine without network and for one card that holds several small cells. What it leaves are the cell
+folders that the workflow's own rules make, so a later `snakemake` takes them as finished.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from mola_core.errors import MolaError, OutOfTime
+from mola_core.files import remove
+from mola_core.methods.registry import parse_method
+from mola_core.models.check import prepare_checked_model
+from mola_core.models.layer_quality import layer_quality
+from mola_core.runs.cell import Workbench
+from mola_core.runs.layout import Layout
+from mola_core.study.study import Cell, Study
+from mola_core.tasks.rows import prepare_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of one cell: `complete`, `out of time` or `failed` with the reason."""
+
+    cell: Cell
+    state: str
+    seconds: float = 0.0
+    reason: str = ""
+
+
+_bench: Workbench
+_busy = False
+"""Whether this worker has a cell in hand."""
+
+
+def _open(layout: Layout, deadline: float | None, parent: int) -> None:
+    global _bench
+    warnings.simplefilter("ignore", FutureWarning)  # a new process has none of its parent's filters
+    _bench = Workbench(layout, deadline)
+    signal.signal(signal.SIGTERM, _stop)
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+
+
+def _stop(number: int, frame: Any) -> None:
+    """SIGTERM outside a training, which has a handler of its own and leaves a checkpoint: nothing more is begun."""
+    _bench.deadline = 1.0
+    if _busy:
+        raise OutOfTime("stopped by SIGTERM")
+
+
+def _leave_with(parent: int) -> None:
+    """End this worker when the process that gives it cells has gone: it would wait, and hold a card, for ever."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    while _busy:
+        time.sleep(0.1)
+    os._exit(143)
+
+
+def _run(cell: Cell) -> Outcome:
+    global _busy
+    started = time.time()
+    if _bench.deadline and started > _bench.deadline:
+        return Outcome(cell, "out of time")
+    _busy = True
+    try:
+        _bench.run(cell)
+    except OutOfTime as stop:
+        return Outcome(cell, "out of time", time.time() - started, str(stop))
+    except Exception as error:  # one failed cell must not take the others with it
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        return Outcome(cell, "failed", time.time() - started, reason)
+    finally:
+        _busy = False
+    return Outcome(cell, "complete", time.time() - started)
+
+
+@contextlib.contextmanager
+def _broken_pool_explained() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool:
+        raise MolaError(
+            "a worker was killed (out of memory? lower --parallel); run again, it goes on from what is there"
+        ) from None
+
+
+@contextlib.contextmanager
+def _sigterm_to_workers() -> Iterator[None]:
+    """Pass SIGTERM on, so that each training leaves a checkpoint; their cells then come back as out of time."""
+
+    def stop(number: int, frame: Any) -> None:
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def run(
+    layout: Layout, parallel: int = 1, time_budget: float | None = None, keep_adapters: bool = True
+) -> list[Outcome]:
+    """Train and evaluate every cell that is not complete, `parallel` at a time, each worker loading the base once.
+
+    A cell begins when its parent is complete. No cell is begun and no training goes on after `time_budget` seconds; a
+    stopped training leaves a checkpoint, an evaluation that has begun is finished. Without `keep_adapters` the weights of a cell go as soon as no open cell
+    continues from them. Raises `MolaError` where a model or data source cannot be read.
+    """
+    deadline = time.time() + time_budget if time_budget else None
+    study = layout.study
+    if not (layout.model / "model.json").is_file():
+        if layout.model_folder:
+            raise MolaError(
+                f"model folder {layout.model_folder}: no model.json; prepare it with `mola model`"
+            )
+        prepare_checked_model(study.model, layout.model)
+    for name in study.rows():
+        if not (layout.data(name) / "fingerprint.json").is_file():
+            prepare_rows(study, name, layout.data(name))
+    waiting = open_cells(layout)
+    if any(parse_method(study.method_by_label[cell.method]).allocation == "alphalora" for cell in waiting):
+        layer_quality(layout.model, layout.quality)  # here, so that workers do not all measure it
+    for cell in waiting:
+        if not layout.weights(cell).is_dir():
+            # A record without its weights would say that there is nothing to train.
+            remove(layout.cell(cell) / "training.json")
+    outcomes: list[Outcome] = []
+    running: dict[concurrent.futures.Future[Outcome], Cell] = {}
+    context = multiprocessing.get_context("spawn")
+    with (
+        _broken_pool_explained(),
+        _sigterm_to_workers(),
+        concurrent.futures.ProcessPoolExecutor(
+            max_workers=min(parallel, len(waiting)) or 1,
+            mp_context=context,
+            initializer=_open,
+            initargs=(layout, deadline, os.getpid()),
+        ) as workers,
+    ):
+        while waiting or running:
+            for cell in [cell for cell in waiting if study.parent(cell) not in {*waiting, *running.values()}]:
+                waiting.remove(cell)
+                running[workers.submit(_run, cell)] = cell
+            done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+            for future in done:
+                outcome = future.result()
+                del running[future]
+                outcomes.append(outcome)
+                _tell(outcome)
+                if outcome.state != "complete":
+                    for cell in _descendants(study, outcome.cell, waiting):
+                        waiting.remove(cell)
+                        outcomes.append(Outcome(cell, outcome.state, reason=f"after {outcome.cell.path}"))
+                        _tell(outcomes[-1])
+            if not keep_adapters:
+                _drop_weights(layout, [outcome.cell for outcome in outcomes], [*waiting, *running.values()])
+    return outcomes
+
+
+def open_cells(layout: Layout) -> list[Cell]:
+    """The cells to run, each after its parent: those that are not complete, and complete ones whose weights are gone
+    though an open cell continues from them."""
+    bench, study = Workbench(layout), layout.study
+    cells: list[Cell] = []
+    for cell in reversed(study.all_cells()):
+        continued = any(study.parent(other) == cell for other in cells)
+        if not bench.is_complete(cell) or (continued and not layout.weights(cell).is_dir()):
+            cells.append(cell)
+    return cells[::-1]
+
+
+def _descendants(study: Study, cell: Cell, cells: list[Cell]) -> list[Cell]:
+    """Those of `cells` that continue from `cell`, at any distance; children follow their parents in `cells`."""
+    found = [cell]
+    for other in cells:
+        if study.parent(other) in found:
+            found.append(other)
+    return found[1:]
+
+
+def _drop_weights(layout: Layout, finished: list[Cell], coming: list[Cell]) -> None:
+    needed = {layout.study.parent(cell) for cell in coming}
+    for cell in finished:
+        if cell not in needed and (layout.cell(cell) / "training.json").is_file():
+            remove(layout.weights(cell))
+            remove(layout.cell(cell) / "epochs")
+
+
+def _tell(outcome: Outcome) -> None:
+    note = f": {outcome.reason}" if outcome.reason else ""
+    print(
+        f"{outcome.state:12} {outcome.cell.path} ({outcome.seconds:.0f} s){note}", file=sys.stderr, flush=True
+    )
+
+
+def results_of(layout: Layout) -> list[Path]:
+    """The small files of complete cells: what must come home from a borrowed machine."""
+    names = ("manifest.json", "samples.parquet", "training.json", "train.jsonl")
+    bench = Workbench(layout)
+    cells = [cell for cell in layout.study.all_cells() if bench.is_complete(cell)]
+    return [file for cell in cells for name in names if (file := layout.cell(cell) / name).is_file()]

@@ -1,0 +1,260 @@
+"""The sections of a study file but for its methods: each setting, its default and its limits.
+
+Every class is closed: an unknown key is an error.
+"""
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from mola_core.section import (
+    SAFE_NAME,
+    BatchSize,
+    Closed,
+    Coefficient,
+    Count,
+    Epochs,
+    Few,
+    Folder,
+    Name,
+    Rate,
+    Seed,
+)
+
+SCIENCEQA_TOPICS = {
+    f"scienceqa-{topic}": topic for topic in ("biology", "physics", "chemistry", "economics", "earth-science")
+}
+"""Tasks that are parts of ScienceQA, in the order in which the paper's continual learning (its appendix C) learns them."""
+
+
+class BaseModelSettings(Closed):
+    """What every source of a base model has."""
+
+    name: Name
+    """Name in tables and of the folder `results/models/<name>`."""
+    paper: Literal["Llama-2-7b", "Mistral-7B", "Gemma-7b"] | None = None
+    """The paper's base model that this is; its numbers are then printed beside ours."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the frozen weights. Adapters are always trained in float32."""
+    quantization: Literal["4bit", "8bit"] | None = None
+    """Quantise the frozen weights with bitsandbytes while loading."""
+
+
+class HubModel(BaseModelSettings):
+    """A model of the Hugging Face hub, pinned to a commit."""
+
+    source: Literal["hub"]
+    id: Annotated[str, Field(pattern=f"^{SAFE_NAME}(/{SAFE_NAME})?$")]
+    revision: Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
+    """Commit of the model's repository: a branch name would not be reproducible."""
+
+
+class WheelModel(BaseModelSettings):
+    """A GGUF file inside a PyPI wheel, pinned by version and sha256; it is dequantised to `dtype`."""
+
+    source: Literal["wheel"]
+    package: Name
+    version: Annotated[str, Field(pattern=r"^[0-9][0-9A-Za-z.]*$")]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    file: Annotated[str, Field(pattern=rf"^({SAFE_NAME}/)*{SAFE_NAME}\.gguf$")]
+    """Path of the GGUF file inside the wheel."""
+
+
+class DirectoryModel(BaseModelSettings):
+    """A local Hugging Face model folder with safetensors weights."""
+
+    source: Literal["directory"]
+    path: Folder
+
+
+class RandomModel(BaseModelSettings):
+    """A tiny Llama with random weights and a byte-level tokenizer, made on the spot: for tests only."""
+
+    source: Literal["random"]
+    layers: Annotated[int, Field(ge=1, le=256)] = 4
+    hidden: Annotated[int, Field(ge=8, le=8192, multiple_of=8)] = 32
+    seed: Seed = 0
+
+
+ModelSource = Annotated[HubModel | WheelModel | DirectoryModel | RandomModel, Field(discriminator="source")]
+
+
+class HubData(Closed):
+    """The benchmarks as the Hugging Face hub has them."""
+
+    source: Literal["hub"]
+    revisions: dict[Name, Annotated[str, Field(pattern="^[0-9a-f]{40}$")]] = {}
+    """Commit of each task's dataset repository; the newest where a task is not named. The rows' own fingerprint is
+    recorded either way."""
+
+
+class DirectoryData(Closed):
+    """Parquet files laid out as `<dataset>/<split>.parquet`."""
+
+    source: Literal["directory"]
+    root: Folder
+    """The folder; `--config data_root=DIR` replaces it."""
+
+
+class BuiltinData(Closed):
+    """Rows made by a seeded generator: a stand-in that can be learnt, no benchmark. Labelled in every output."""
+
+    source: Literal["builtin"]
+    train_documents: Annotated[int, Field(ge=1, le=1_000_000)] = 512
+    test_documents: Annotated[int, Field(ge=1, le=1_000_000)] = 256
+
+
+DataSource = Annotated[HubData | DirectoryData | BuiltinData, Field(discriminator="source")]
+
+
+class TrainingSettings(Closed):
+    """How a cell is trained. Defaults are the paper's where it states them."""
+
+    epochs: Epochs | Annotated[list[Annotated[int, Field(ge=1, le=100_000)]], Field(min_length=1)] = 10
+    """Epochs; a list (the paper searches 10, 15, 20) trains to the last and keeps the one best on validation."""
+    max_steps: Count | None = None
+    """Stop after this many optimiser steps, whatever the epochs."""
+    batch_size: BatchSize = 128
+    """Documents per optimiser step."""
+    micro_batch_size: BatchSize = 8
+    """Documents per forward pass; gradients accumulate up to `batch_size`. Halved where memory does not suffice."""
+    learning_rate: Rate = 3e-4
+    warmup_steps: Annotated[int, Field(ge=0, le=1_000_000_000)] = 100
+    weight_decay: Coefficient = 0.0
+    scheduler: Literal["linear", "cosine", "constant"] = "linear"
+    max_length: Annotated[int, Field(ge=8, le=1_000_000)] = 256
+    """Tokens of prompt and answer; a longer prompt loses its beginning, never its answer."""
+    loss_on: Literal["answer", "all"] = "answer"
+    """Tokens that carry loss: the answer's, or the prompt's too (as the released code does)."""
+    shared_prefix: bool = False
+    """Compute the tokens with which all prompts of a micro-batch begin (the instruction) once, not once a document:
+    the same training up to rounding and dropout masks, in a fraction of the time where sentences are short. For loss
+    on answers and methods without virtual tokens."""
+    documents: Count | None = None
+    """Use only the first so many training documents (recorded in every table)."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Mixed precision of the forward and backward pass."""
+    gradient_checkpointing: bool = False
+    checkpoint_minutes: Annotated[float, Field(gt=0, le=1_000_000)] = 10
+    """A checkpoint at least this often, so that a killed cell loses no more."""
+    deterministic: bool = False
+    """Ask for deterministic kernels on a GPU, at some cost in speed; the CPU is deterministic anyway."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainingSettings":
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
+            )
+        if self.shared_prefix and self.loss_on == "all":
+            raise ValueError(
+                "shared_prefix is for loss_on answer: shared tokens would carry the loss of one document"
+            )
+        if self.candidates and self.max_steps:
+            raise ValueError("max_steps does not go with a list of epochs, whose ends are to be compared")
+        if self.candidates != sorted(set(self.candidates)):
+            raise ValueError("epochs: list them in ascending order, each once")
+        return self
+
+    def shared_by(self, processes: int) -> "TrainingSettings":
+        """These settings with the largest micro-batch of which so many processes can each take as many.
+
+        Raises ValueError where they cannot share a batch evenly."""
+        share, rest = divmod(self.batch_size, processes)
+        if rest:
+            raise ValueError(
+                f"compute.gpus: {processes} cards cannot share training.batch_size {self.batch_size} evenly; change one"
+            )
+        return self.model_copy(update={"micro_batch_size": math.gcd(share, self.micro_batch_size)})
+
+    @property
+    def smaller_micro_batch(self) -> int | None:
+        """The largest divisor of `batch_size` that is at most half of `micro_batch_size`; None below 1."""
+        half = self.micro_batch_size // 2
+        return next((size for size in range(half, 0, -1) if self.batch_size % size == 0), None)
+
+    @property
+    def last_epoch(self) -> float:
+        return max(self.epochs) if isinstance(self.epochs, list) else self.epochs
+
+    @property
+    def candidates(self) -> list[int]:
+        """Epochs of which the best is kept; empty where there is no choice."""
+        return self.epochs if isinstance(self.epochs, list) else []
+
+
+class StageSettings(Closed):
+    """Training settings of a stage; what is not given is as in `training`. `max_steps` and `documents` are not taken
+    over from there."""
+
+    epochs: Epochs
+    max_steps: Count | None = None
+    warmup_steps: Annotated[int, Field(ge=0, le=1_000_000_000)] | None = None
+    learning_rate: Rate | None = None
+
+    def training(self, settings: TrainingSettings) -> TrainingSettings:
+        """`settings` with the stage's own in their place."""
+        own = self.model_dump(include=set(StageSettings.model_fields), exclude_none=True)
+        return settings.model_copy(update={"max_steps": None, "documents": None} | own)
+
+
+class InstructionSettings(StageSettings):
+    """The paper's setting 2: every method is first trained on instructions, and each cell continues from there.
+
+    The rows are OpenOrca's, from the study's own data source (built-in: a small stand-in), sampled in proportion to
+    their sources; the text is `question`, a line break, `response`, and every token carries loss."""
+
+    epochs: Epochs = 3
+    documents: Count = 50_000
+    """Rows to sample."""
+    seed: Seed = 0
+    """Seed of the sample: all methods and seeds of a study see the same rows."""
+
+    def training(self, settings: TrainingSettings) -> TrainingSettings:
+        return super().training(settings).model_copy(update={"loss_on": "all"})
+
+
+class ContinualSettings(StageSettings):
+    """Continual learning: tasks learnt one after another, each from the last one's adapter; all tested after each.
+
+    The first task starts from the base model, or from the instruction-tuned adapter where the study has one."""
+
+    epochs: Epochs = 20
+    tasks: Annotated[list[Name], Field(min_length=2)] = list(SCIENCEQA_TOPICS)
+    """In the order of learning; the paper's are topics of ScienceQA."""
+    methods: Annotated[list[Name], Field(min_length=1)] | None = None
+    """Names of the methods that take part; every trained one by default."""
+
+    @property
+    def stages(self) -> list[str]:
+        """Names of the stages: `continual-1-biology`, ..."""
+        return [
+            f"continual-{place}-{SCIENCEQA_TOPICS.get(task, task)}"
+            for place, task in enumerate(self.tasks, 1)
+        ]
+
+
+class EvaluationSettings(Closed):
+    """How a cell is evaluated."""
+
+    batch_size: BatchSize = 16
+    documents: Count | None = None
+    """Evaluate only the first so many documents (recorded in every table)."""
+    every_epoch: bool = False
+    """Where `training.epochs` is a list, evaluate each of these epochs, not only the one chosen on validation. The
+    manifest then also says what choosing on the evaluation set itself, probably the paper's way, would give."""
+
+
+class ComputeSettings(Closed):
+    """What one cell asks of the machine; never changes a result beyond rounding (and, on several cards, dropout)."""
+
+    threads: Few = 2
+    gpus: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Cards that train one cell: with several, a process for each by torchrun. Where a cell fits one card, cells beside
+    each other finish a study sooner. Evaluation takes one."""
+    cells_per_gpu: Few = 1
+    """Cells that share one card."""
+    memory_gb: Annotated[float, Field(gt=0, le=1_000_000)] = 4
+    hours: Annotated[float, Field(gt=0, le=100_000)] = 4
+    """Wall time to ask a cluster for."""

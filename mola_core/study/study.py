@@ -1,0 +1,226 @@
+"""A study: its sections put together and checked against each other, and the cells that it consists of.
+
+`workflow/schemas/study.json` is generated from `Study` (`mola schema`).
+"""
+
+import dataclasses
+import hashlib
+from collections import Counter
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from mola_core.errors import MolaError
+from mola_core.methods.settings import AdapterSettings, MethodSettings
+from mola_core.section import Closed, Name, Seed
+from mola_core.study.sections import (
+    ComputeSettings,
+    ContinualSettings,
+    DataSource,
+    EvaluationSettings,
+    InstructionSettings,
+    ModelSource,
+    TrainingSettings,
+)
+from mola_core.study.verdict import VerdictSettings
+
+INSTRUCTION = "instruction"
+"""Name of the instruction-tuning stage: of its cells' task and of its rows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One (task, method, seed) of a study: the unit that is trained and evaluated."""
+
+    task: str
+    """A task of the study, or the name of a stage: `instruction`, `continual-1-biology`, ..."""
+    method: str
+    seed: int
+
+    @property
+    def path(self) -> str:
+        """Folder of the cell below `results/<study>/cells`."""
+        return f"{self.task}/{self.method}/seed{self.seed}"
+
+
+def _method(name: str) -> dict[str, str]:
+    plain = name.removeprefix("pissa-")
+    return {"method": plain} if plain == name else {"method": plain, "name": name, "initialisation": "pissa"}
+
+
+class Study(Closed):
+    """A study: everything that decides its results."""
+
+    name: Name
+    description: Annotated[str, Field(min_length=1)]
+    model: ModelSource
+    data: DataSource
+    tasks: Annotated[list[Name], Field(min_length=1)]
+    """Our six tasks, or any lm-eval multiple-choice task with a training split."""
+    methods: Annotated[list[MethodSettings], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    seeds_by_task: bool = True
+    """Train each task from a number made of its name and the seed, the same for all methods: what one seed does to two
+    tasks is then independent, as the verdict takes it to be. False: from the seed itself, in every task."""
+    protocol: Literal["choice", "generate"] = "choice"
+    """`choice` compares the options' log-likelihoods; `generate` is the paper's greedy generation and regex."""
+    adapter: AdapterSettings = AdapterSettings()
+    training: TrainingSettings = TrainingSettings()
+    instruction: InstructionSettings | None = None
+    continual: ContinualSettings | None = None
+    evaluation: EvaluationSettings = EvaluationSettings()
+    compute: ComputeSettings = ComputeSettings()
+    verdict: VerdictSettings = VerdictSettings()
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _methods(cls, value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        return [_method(entry) if isinstance(entry, str) else entry for entry in value]
+
+    @model_validator(mode="after")
+    def _check(self) -> "Study":
+        for field, values in [
+            ("tasks", self.tasks),
+            ("continual.tasks", self.continual.tasks if self.continual else []),
+            ("methods", [method.label for method in self.methods]),
+            ("seeds", self.seeds),
+        ]:
+            twice = [value for value, count in Counter(values).items() if count > 1]
+            if twice:
+                raise ValueError(f"{field}: {sorted(twice, key=str)[0]!r} is listed twice")
+        for name in (self.continual and self.continual.methods) or []:
+            if name not in self._trained_methods():
+                raise ValueError(f"continual.methods: {name!r} is no trained method of the study")
+        for task in self.tasks:
+            if task == INSTRUCTION or task.startswith("continual-"):
+                raise ValueError(
+                    f"tasks: {task!r} is the name of a stage; use the sections instruction and continual"
+                )
+        self.training.shared_by(max(1, self.compute.gpus))
+        if self.training.shared_prefix:
+            self._check_shared_prefix()
+        continued = {cell.method for cell in self.all_cells() if self.parent(cell)}
+        for name in continued:
+            method = self.method_by_label[name]
+            if method.adapter(self.adapter).initialisation == "pissa" and method.method.startswith("lora"):
+                # PEFT saves it as a LoRA of twice the rank, so what continues would be another method.
+                raise ValueError(
+                    f"methods: {name!r} (LoRA with pissa) cannot be continued; name other continual.methods,"
+                    " or leave it to a study without instruction"
+                )
+        return self
+
+    def _check_shared_prefix(self) -> None:
+        for method in self.methods:
+            if method.method in {"prompt-tuning", "llama-adapter"}:
+                raise ValueError(f"training.shared_prefix: does not go with {method.label}; turn it off")
+            if method.adapter(self.adapter).balance_loss:
+                raise ValueError(
+                    f"training.shared_prefix: the balance loss of {method.label} would count shared tokens once; turn"
+                    " one of them off"
+                )
+
+    @property
+    def stand_in(self) -> bool:
+        """True where the results say nothing about a benchmark: built-in rows or a random model."""
+        return self.data.source == "builtin" or self.model.source == "random"
+
+    @cached_property
+    def method_by_label(self) -> dict[str, MethodSettings]:
+        return {method.label: method for method in self.methods}
+
+    def _trained_methods(self) -> list[str]:
+        return [method.label for method in self.methods if method.method != "base"]
+
+    def cells(self) -> list[Cell]:
+        """The cells of the score matrix. The base model has no training and so no seed noise: it is evaluated once, at
+        the first seed."""
+        return [
+            Cell(task, method.label, seed)
+            for task in self.tasks
+            for method in self.methods
+            for seed in (self.seeds[:1] if method.method == "base" else self.seeds)
+        ]
+
+    def instruction_cells(self) -> list[Cell]:
+        """The cells of instruction tuning, which are trained and not evaluated."""
+        methods = self._trained_methods() if self.instruction else []
+        return [Cell(INSTRUCTION, method, seed) for method in methods for seed in self.seeds]
+
+    def continual_cells(self) -> list[Cell]:
+        """The cells of continual learning, chain by chain, each evaluated on all of its tasks."""
+        if not self.continual:
+            return []
+        methods = self.continual.methods or self._trained_methods()
+        stages = self.continual.stages
+        return [Cell(stage, method, seed) for method in methods for seed in self.seeds for stage in stages]
+
+    def all_cells(self) -> list[Cell]:
+        """Every cell of the study, each after its parent."""
+        return self.instruction_cells() + self.cells() + self.continual_cells()
+
+    @cached_property
+    def _known_cells(self) -> frozenset[Cell]:
+        return frozenset(self.all_cells())
+
+    def cell(self, task: str, method: str, seed: int) -> Cell:
+        """One cell by name. Raises `MolaError` where the study has no such cell."""
+        cell = Cell(task, method, int(seed))
+        if cell not in self._known_cells:
+            raise MolaError(f"study {self.name}: no cell {cell.path}; see `mola cells --study {self.name}`")
+        return cell
+
+    def _continual_place(self, cell: Cell) -> int | None:
+        """Place of a cell in its chain, from 0; None for other cells."""
+        stages = self.continual.stages if self.continual else []
+        return stages.index(cell.task) if cell.task in stages else None
+
+    def parent(self, cell: Cell) -> Cell | None:
+        """The cell whose adapter this one goes on training; None where it starts from the base model."""
+        place = self._continual_place(cell)
+        if self.continual and place:
+            return dataclasses.replace(cell, task=self.continual.stages[place - 1])
+        if (
+            self.instruction
+            and cell.task != INSTRUCTION
+            and self.method_by_label[cell.method].method != "base"
+        ):
+            return dataclasses.replace(cell, task=INSTRUCTION)
+        return None
+
+    def trained_on(self, cell: Cell) -> str:
+        """The rows that a cell is trained on: a task, or `instruction`."""
+        place = self._continual_place(cell)
+        return cell.task if self.continual is None or place is None else self.continual.tasks[place]
+
+    def evaluated_on(self, cell: Cell) -> list[str]:
+        """The tasks that a cell is evaluated on; none for instruction tuning."""
+        if cell.task == INSTRUCTION:
+            return []
+        return [cell.task] if self._continual_place(cell) is None else self.continual.tasks  # type: ignore[union-attr]
+
+    def training_seed(self, cell: Cell) -> int:
+        """What the random numbers of a cell's training start from: initial adapter, order of documents, dropout."""
+        if not self.seeds_by_task:
+            return cell.seed
+        return int.from_bytes(hashlib.sha256(f"{cell.task}/{cell.seed}".encode()).digest()[:4], "big")
+
+    def training_of(self, cell: Cell) -> TrainingSettings:
+        """The training settings of a cell's stage (a method's own learning rate is not yet in them)."""
+        if cell.task == INSTRUCTION and self.instruction:
+            return self.instruction.training(self.training)
+        if self.continual and self._continual_place(cell) is not None:
+            return self.continual.training(self.training)
+        return self.training
+
+    def rows(self) -> list[str]:
+        """Everything that must be prepared: the tasks, those of continual learning, and `instruction`."""
+        names = [
+            *self.tasks,
+            *(self.continual.tasks if self.continual else []),
+            *([INSTRUCTION] if self.instruction else []),
+        ]
+        return list(dict.fromkeys(names))

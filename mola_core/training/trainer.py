@@ -1,0 +1,279 @@
+"""Train an adapter or a whole model with the Hugging Face Trainer."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+
+from mola_core.distributed import from_main, is_main, wait_for_all, world_size
+from mola_core.errors import MolaError, OutOfTime
+from mola_core.files import read_json, remove, write_json, write_text
+from mola_core.models.memory import peak_memory
+from mola_core.training.batches import Collator, Encoded, LengthGrouped, Packer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from mola_core.study.sections import TrainingSettings
+
+MARKER = "complete.json"
+"""Written into a checkpoint after everything else: a checkpoint without it was cut short and is not resumed."""
+
+
+class Progress(TrainerCallback):
+    """Reports steps, loss, tokens/s and time left; asks for a checkpoint whenever one is due."""
+
+    def __init__(
+        self,
+        settings: TrainingSettings,
+        seconds_before: float,
+        sampler: LengthGrouped,
+        label: str,
+        deadline: float | None,
+        keep: Callable[[int], None] | None,
+    ) -> None:
+        self.settings = settings
+        self.sampler = sampler
+        self.label = label
+        self.deadline = deadline
+        self.keep = keep
+        self.started = time.monotonic() - seconds_before
+        self.saved = time.monotonic()
+        self.spoken = 0.0
+        self.out_of_time = False
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.sampler) // self.settings.batch_size)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, those before a restart included."""
+        return time.monotonic() - self.started
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # accelerate does not hand the epoch to the sampler of a resumed, partly skipped epoch.
+        self.sampler.set_epoch(state.global_step // self.steps_per_epoch)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # Before a checkpoint is asked for: whoever resumes after this epoch finds its weights.
+        epoch, rest = divmod(state.global_step, self.steps_per_epoch)
+        if self.keep and rest == 0 and epoch in self.settings.candidates:
+            self.keep(epoch)
+        save, stop = from_main(self._due)
+        if save:
+            control.should_save = True
+            self.saved = time.monotonic()
+        if stop and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = self.out_of_time = True
+
+    def _due(self) -> tuple[bool, bool]:
+        """Whether it is time for a checkpoint, and to stop."""
+        save = time.monotonic() - self.saved > 60 * self.settings.checkpoint_minutes
+        return save, bool(self.deadline and time.time() > self.deadline)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        wait_for_all()  # each process adds the state of its random numbers
+        if is_main():
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            write_json(folder / MARKER, {"step": state.global_step, "seconds": self.seconds})
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not logs or "loss" not in logs:
+            return
+        # `logs` is a copy: what shall stand in the checkpoint and the cell's log goes into the history itself.
+        tokens = int(state.num_input_tokens_seen)
+        state.log_history[-1] |= {"tokens": tokens, "seconds": round(self.seconds, 3)}
+        if self.out_of_time or not is_main():
+            return  # Who sent SIGTERM may have closed the log; the checkpoint is still to be written.
+        last = state.global_step == state.max_steps
+        if last or time.monotonic() - self.spoken > 5:
+            self.spoken = time.monotonic()
+            left = self.seconds / state.global_step * (state.max_steps - state.global_step)
+            print(
+                f"{self.label}  step {state.global_step}/{state.max_steps}  loss {float(logs['loss']):.4f}  "
+                f"{tokens / self.seconds:.0f} tokens/s  {left / 60:.1f} min left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+class CellTrainer(Trainer):
+    """The Trainer with this project's order of documents (`LengthGrouped`)."""
+
+    def __init__(self, sampler: LengthGrouped, **kwargs: Any) -> None:
+        self.sampler = sampler
+        super().__init__(**kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGrouped:
+        return self.sampler
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; those that were not are deleted."""
+    whole = []
+    for checkpoint in folder.glob("checkpoint-*"):
+        if (checkpoint / MARKER).is_file():
+            whole.append((int(checkpoint.name.removeprefix("checkpoint-")), checkpoint))
+        else:
+            remove(checkpoint)
+    return max(whole)[1] if whole else None
+
+
+def train(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[Encoded],
+    settings: TrainingSettings,
+    seed: int,
+    checkpoints: Path,
+    label: str = "training",
+    deadline: float | None = None,
+    keep: Callable[[int], None] | None = None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Train `model` in place, going on from the last whole checkpoint in `checkpoints` if there is one.
+
+    `label` begins each line of progress; `deadline` is a time (seconds since 1970) at which training stops;
+    `keep` is called with each epoch of `settings.candidates` at its end.
+    Returns the record of the training (steps, tokens, seconds, peak memory) and the log, one entry per logged step.
+    Raises `MolaError` where the settings leave nothing to train or the loss is no longer finite, and `OutOfTime`.
+    """
+    steps_per_epoch = -(-len(documents) // settings.batch_size)
+    steps = settings.max_steps or int(settings.last_epoch * steps_per_epoch)
+    if steps < 1:
+        raise MolaError(
+            f"training.epochs: {settings.epochs} gives no step with {len(documents)} documents; raise it"
+        )
+    if settings.warmup_steps >= steps:
+        raise MolaError(
+            f"training.warmup_steps: {settings.warmup_steps} is not below the {steps} steps of this cell; lower it"
+        )
+    checkpoint = from_main(lambda: last_checkpoint(checkpoints))
+    seconds_before = read_json(checkpoint / MARKER)["seconds"] if checkpoint else 0.0
+    lengths = [len(document.tokens) for document in documents]
+    sampler = LengthGrouped(lengths, settings.batch_size, seed)
+    progress = Progress(settings, seconds_before, sampler, label, deadline, keep)
+    on_gpu = torch.cuda.is_available()
+    # Stages such as instruction tuning put loss on every token, whatever the study's own training does.
+    packed = settings.shared_prefix and settings.loss_on == "answer"
+    if packed and model.config._attn_implementation != "sdpa":
+        raise MolaError(
+            "training.shared_prefix: needs a model with PyTorch's own attention (sdpa); turn it off"
+        )
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=steps,
+        per_device_train_batch_size=settings.micro_batch_size,
+        # The batch, its documents and their order do not depend on the number of processes.
+        gradient_accumulation_steps=settings.batch_size // (settings.micro_batch_size * world_size()),
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.scheduler,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        optim="adamw_torch_fused",
+        bf16=settings.precision == "bf16",
+        fp16=settings.precision == "fp16",
+        gradient_checkpointing=settings.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
+        logging_steps=max(1, steps // 200),
+        include_num_input_tokens_seen="all" if packed else "non_padding",
+        save_strategy="no",
+        save_total_limit=1,
+        seed=seed,
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=on_gpu,
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+        full_determinism=settings.deterministic,
+    )
+    # Dropout draws from the global generators: their state must not depend on what was initialised before.
+    set_seed(seed)
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    trainer = CellTrainer(
+        sampler,
+        model=model,
+        args=arguments,
+        train_dataset=documents,
+        data_collator=Packer() if packed else Collator(tokenizer.pad_token_id, settings.loss_on),
+        callbacks=[progress],
+    )
+    trainer.remove_callback(PrinterCallback)
+    model.config.use_cache = False
+    with _stopped_by_sigterm(progress):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if progress.out_of_time:
+        raise OutOfTime(f"{label}: stopped at step {trainer.state.global_step} of {steps}")
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    if not all(torch.isfinite(torch.tensor(float(entry["loss"]))) for entry in log):
+        raise MolaError(
+            "training: the loss is not finite; lower training.learning_rate or use precision fp32"
+        )
+    tokens = int(trainer.state.num_input_tokens_seen)
+    return {
+        "documents": len(documents),
+        "steps": trainer.state.global_step,
+        "epochs": round(trainer.state.global_step / steps_per_epoch, 4),
+        "tokens": tokens,
+        "processes": world_size(),
+        "seconds": round(progress.seconds, 3),
+        "tokens_per_second": round(tokens / progress.seconds, 2),
+        "final_loss": round(float(log[-1]["loss"]), 6),
+        "peak_memory_bytes": peak_memory(),
+        "resumed": checkpoint is not None,
+    }, log
+
+
+@contextlib.contextmanager
+def _stopped_by_sigterm(progress: Progress) -> Iterator[None]:
+    """SIGTERM (a cluster's time limit, a drained node) ends the training after its current step, with a checkpoint."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        progress.deadline = 1.0
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def write_log(path: Path, log: Sequence[dict[str, Any]]) -> None:
+    """One JSON object per logged step."""
+    write_text(path, "".join(json.dumps(entry) + "\n" for entry in log))
