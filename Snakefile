@@ -2,35 +2,19 @@
 #   snakemake --cores N [--config study=NAME-or-file data_root=DIR results=DIR]
 # The rules only wire; every one is a call of `mola <verb>`, and all logic is in mola_core.
 import sys
-from pathlib import Path
 
 from snakemake.utils import min_version
 
-from mola_core.runs import cell as cells
 from mola_core.errors import MolaError
-from mola_core.runs.layout import Layout
-from mola_core.study.study import load_study
+from mola_core.runs.plan import plan
 
 min_version("9.27")
 
 try:
-    for key, value in config.items():
-        if key not in ("study", "data_root", "results"):
-            raise MolaError(
-                f"--config {key}: unknown; give study, data_root or results"
-            )
-        if set(str(value)) & set("{}"):
-            raise MolaError(
-                f"--config {key}: {value}: braces have a meaning for Snakemake; rename it"
-            )
-    layout = Layout(
-        load_study(str(config.get("study", "quickstart")), config.get("data_root")),
-        Path(str(config.get("results", "results"))),
-    )
-    study = layout.study
-    digests = {cell: cells.digests(study, cell) for cell in study.all_cells()}
+    planned = plan(dict(config), fresh=workflow.is_main_process)
 except MolaError as error:
     sys.exit(f"snakemake: {error}")
+layout, study = planned.layout, planned.layout.study
 
 
 report: "workflow/report/workflow.rst"
@@ -46,7 +30,9 @@ include: "workflow/rules/analysis.smk"
 rule all:
     default_target: True
     input:
-        folder("summary.md"),
+        rules.collect.output,
+        rules.tables.output,
         rules.figures.output,
         rules.verdict.output,
+        rules.summary.output,
         rules.reanalysis.output,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mola_core.errors import MolaError, OutOfTime
-from mola_core.files import atomic_write, locked, storage_problem
+from mola_core.files import atomic_write, locked, storage_problem, write_json
 
 if TYPE_CHECKING:
     from mola_core.study.study import Cell
@@ -24,13 +24,22 @@ BENCHMARKS = ("layers", "steps", "memory", "large", "evaluation", "prefix", "pad
 
 def _layout(arguments: argparse.Namespace):  # noqa: ANN202
     from mola_core.runs.layout import Layout
-    from mola_core.study.loading import load_study
+    from mola_core.study.loading import load_study, study_file
 
-    return Layout(load_study(arguments.study, arguments.data_root), Path(arguments.results))
+    study = load_study(arguments.study, arguments.data_root)
+    return Layout(study, Path(arguments.results), file=study_file(arguments.study))
+
+
+def _own(layout):  # noqa: ANN001, ANN202
+    """The layout, after its folder was noted to belong to this study's file."""
+    from mola_core.runs.state import claim
+
+    claim(layout)
+    return layout
 
 
 def _cell(arguments: argparse.Namespace):  # noqa: ANN202
-    layout = _layout(arguments)
+    layout = _own(_layout(arguments))
     return layout, layout.study.cell(arguments.task, arguments.method, arguments.seed)
 
 
@@ -48,38 +57,52 @@ def data(arguments: argparse.Namespace) -> None:
     from mola_core.tasks.rows import prepare_rows
 
     layout = _layout(arguments)
-    rows = layout.study.rows()
-    if arguments.task and arguments.task not in rows:
-        raise MolaError(f"--task {arguments.task}: study {layout.study.name} has {', '.join(rows)}")
-    for name in [arguments.task] if arguments.task else rows:
+    for name in _named_rows(layout, arguments.task):
         prepare_rows(layout.study, name, layout.data(name))
+
+
+def examples(arguments: argparse.Namespace) -> None:
+    """Render the examples of a study's tasks (one task, or all): what training and evaluation read, as files."""
+    from mola_core.models.loading import load_tokenizer
+    from mola_core.runs.prepare import prepare_examples
+
+    layout = _own(_layout(arguments))
+    for name in _named_rows(layout, arguments.task):
+        prepare_examples(layout, name, lambda: load_tokenizer(layout.model))
+
+
+def _named_rows(layout, task: str | None) -> list[str]:  # noqa: ANN001
+    rows = layout.study.rows()
+    if task and task not in rows:
+        raise MolaError(f"--task {task}: study {layout.study.name} has {', '.join(rows)}")
+    return [task] if task else rows
 
 
 def train(arguments: argparse.Namespace) -> None:
     """Train the adapter of one cell."""
     from mola_core.distributed import become_torchrun, world_size
-    from mola_core.runs.cell import Workbench
+    from mola_core.runs.cell import CellRunner
     from mola_core.runs.gpus import gpu_slot
 
     layout, cell = _cell(arguments)
     compute = layout.study.compute
     if world_size() > 1:
-        Workbench(layout).train(cell)  # one of torchrun's processes
+        CellRunner(layout).train(cell)  # one of torchrun's processes
         return
     with gpu_slot(compute.cells_per_gpu, max(1, compute.gpus)):
         if compute.gpus > 1:
             become_torchrun(compute.gpus, arguments.command)
-        Workbench(layout).train(cell)
+        CellRunner(layout).train(cell)
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Evaluate one cell through lm-evaluation-harness."""
-    from mola_core.runs.cell import Workbench
+    from mola_core.runs.cell import CellRunner
     from mola_core.runs.gpus import gpu_slot
 
     layout, cell = _cell(arguments)
     with gpu_slot(layout.study.compute.cells_per_gpu):
-        Workbench(layout).evaluate(cell)
+        CellRunner(layout).evaluate(cell)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -93,7 +116,7 @@ def run(arguments: argparse.Namespace) -> None:
     from mola_core.runs.local import results_of
     from mola_core.runs.local import run as run_cells
 
-    layout = _layout(arguments)
+    layout = _own(_layout(arguments))
     if arguments.archive and Path(arguments.archive).is_dir():
         raise MolaError(f"--archive {arguments.archive}: is a folder; name a file in it")
     if arguments.model_dir:
@@ -143,13 +166,12 @@ def routing(arguments: argparse.Namespace) -> None:
     if any(value is not None for value in named):
         if any(value is None for value in named):
             raise MolaError("a cell needs --task, --method and --seed; without any the study is gathered")
-        from mola_core.evaluation.router_counts import write_routing
-        from mola_core.runs.cell import Workbench
+        from mola_core.runs.cell import CellRunner
         from mola_core.runs.gpus import gpu_slot
 
         layout, cell = _cell(arguments)
         with gpu_slot(layout.study.compute.cells_per_gpu):
-            write_routing(Workbench(layout), cell)
+            CellRunner(layout).count_routing(cell)
         return
     from mola_core.analysis.experts import routing as statistics
 
@@ -185,10 +207,12 @@ def summary(arguments: argparse.Namespace) -> None:
     """Write summary.md and summary.html, which a person reads first."""
     from mola_core.analysis.pages import summary as own_summary
     from mola_core.analysis.pages.html import write_page
+    from mola_core.runs.plan import ANALYSED, analysis_key
 
     layout = _layout(arguments)
     own_summary.write(layout, layout.folder)
     write_page(layout.folder / "summary.md")
+    write_json(layout.folder / ANALYSED, {"key": analysis_key(layout)})
 
 
 def reanalyse(arguments: argparse.Namespace) -> None:
@@ -279,13 +303,31 @@ def where(arguments: argparse.Namespace) -> None:
 
 
 def cells(arguments: argparse.Namespace) -> None:
-    """List a study's cells and which of them are complete."""
-    from mola_core.runs.cell import Workbench
+    """List a study's cells and which of them are complete; with --why what differs from the record of one."""
+    from mola_core.runs.key import differences
+    from mola_core.runs.state import as_json, cell_state, standing
 
-    bench = Workbench(_layout(arguments))
-    for cell in bench.study.all_cells():
-        state = "complete" if bench.is_complete(cell) else "trained" if bench.is_trained(cell) else "open"
-        print(f"{state:9} {cell.path}")
+    layout = _layout(arguments)
+    if arguments.why:
+        cell = layout.study.cell(*arguments.why)
+        print("\n".join(differences(layout, cell)) or "nothing differs")
+        return
+    for cell in layout.study.all_cells():
+        found = standing(layout, cell)
+        state = cell_state(layout, cell, found)
+        print(as_json(cell, state, found.keys) if arguments.format == "json" else f"{state:9} {cell.path}")
+
+
+def verify(arguments: argparse.Namespace) -> None:
+    """Compare everything of a study with its recorded hash: model, rows, examples, adapters, records, scores."""
+    from mola_core.runs.verify import damaged
+
+    found = list(damaged(_layout(arguments)))
+    for line in found:
+        print(line)
+    if found:
+        raise MolaError(f"{len(found)} things are damaged; the first is above")
+    print("everything there is as it was recorded")
 
 
 def schema(arguments: argparse.Namespace) -> None:
@@ -336,10 +378,16 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     verb(model, _study_options)
-    verb(data, _study_options).add_argument("--task", help="only this task")
+    for action in (data, examples):
+        verb(action, _study_options).add_argument("--task", help="only this task")
     verb(train, _cell_options)
     verb(evaluate, _cell_options)
-    verb(cells, _study_options)
+    listing = verb(cells, _study_options)
+    listing.add_argument("--format", choices=["text", "json"], default="text", help="json: one object a cell")
+    listing.add_argument(
+        "--why", nargs=3, metavar=("TASK", "METHOD", "SEED"), help="what of its keys differs"
+    )
+    verb(verify, _study_options)
     running = verb(run, _study_options)
     running.add_argument(
         "--model-dir", help="an already prepared base model (the folder that holds model.json)"

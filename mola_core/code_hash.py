@@ -22,26 +22,28 @@ Place = tuple[str, str]
 """A module and the name of one of its definitions ("" for all of them); a method is `Class.name`."""
 
 
-def code_hash(*entries: str) -> str:
+def code_hash(*entries: str, without: tuple[str, ...] = ()) -> str:
     """sha256 of the code that `entries` reach, each `package.module:function`, `...:Class.method` or a whole `package.module`.
+
+    Modules in `without`, and those below them, are not entered: parts that only some results depend on.
 
     Comments, docstrings, annotations and layout do not count, nor does the Python version. Raises ValueError for an
     entry point that does not exist.
     """
-    return _hashed(tuple(sorted(set(entries))))
+    return _hashed(tuple(sorted(set(entries))), tuple(sorted(set(without))))
 
 
 @functools.cache
-def _hashed(entries: tuple[str, ...]) -> str:
+def _hashed(entries: tuple[str, ...], without: tuple[str, ...]) -> str:
     content = {
-        f"{module}:{name}": _fingerprint(module, name) for module, name in sorted(reached(entries)) if name
+        f"{module}:{name}": _fingerprint(module, name) for module, name in sorted(reached(entries, without))
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @functools.cache
-def reached(entries: tuple[str, ...]) -> frozenset[Place]:
-    """The definitions that the entry points reach, themselves among them."""
+def reached(entries: tuple[str, ...], without: tuple[str, ...] = ()) -> frozenset[Place]:
+    """The definitions that the entry points reach outside `without`, themselves among them."""
     found: set[Place] = set()
     attributes: set[str] = set()
     classes: set[Place] = set()
@@ -53,7 +55,7 @@ def reached(entries: tuple[str, ...]) -> frozenset[Place]:
         waiting += [(module, name)] if name else _everything(module)
     while waiting:
         place = waiting.pop()
-        if place in found:
+        if place in found or any(f"{place[0]}.".startswith(f"{module}.") for module in without):
             continue
         found.add(place)
         module, name = place

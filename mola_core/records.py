@@ -1,6 +1,5 @@
-"""What a result came from: digests that name exactly what decides it, and the versions it was made with."""
+"""Records: JSON files sealed with their own hash, and the versions and commit that a result was made with."""
 
-import ast
 import functools
 import hashlib
 import json
@@ -13,11 +12,6 @@ from typing import Any
 from mola_core.errors import MolaError
 from mola_core.files import read_json, write_json
 
-PACKAGE = Path(__file__).parent
-TRAINING_CODE = ("adapter", "training", "tasks", "methods", "models", "shapes.py")
-EVALUATION_CODE = (*TRAINING_CODE, "evaluation/harness.py")
-EPOCH_CODE = ("runs/selection.py",)
-ALLOCATION_CODE = ("methods/allocation.py", "models/layer_quality.py")
 PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets", "accelerate", "tokenizers", "numpy")
 
 
@@ -44,36 +38,6 @@ def _sealed(record: dict[str, Any]) -> str:
     return digest(json.loads(json.dumps({key: value for key, value in record.items() if key != "sha256"})))
 
 
-@functools.cache
-def code_digest(parts: tuple[str, ...]) -> str:
-    """sha256 of the meaning of modules of `mola_core`: comments, docstrings and layout do not count.
-
-    A change of code that could change a result reruns the cells; a better comment does not.
-    """
-    summary = hashlib.sha256()
-    for part in parts:
-        path = PACKAGE / part
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.suffix == ".py":
-                summary.update(_meaning(file).encode())
-            elif file.suffix in {".yaml", ".json"}:
-                summary.update(file.read_bytes())
-    return summary.hexdigest()
-
-
-@functools.cache
-def _meaning(file: Path) -> str:
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            node.body = [
-                statement
-                for statement in node.body
-                if not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant))
-            ]
-    return ast.dump(tree)
-
-
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
     found = {"python": platform.python_version()}
@@ -90,7 +54,7 @@ def git_state() -> dict[str, Any]:
     """Commit of the project and whether tracked files differ from it; empty outside a git checkout."""
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(PACKAGE), *arguments]
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
     try:

@@ -11,7 +11,7 @@ from smoke_study import smoke
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mola_core.models.loading import prepare_model
-from mola_core.runs.cell import Workbench
+from mola_core.runs.cell import CellRunner
 from mola_core.runs.layout import Layout
 from mola_core.tasks.rows import prepare_rows
 
@@ -56,10 +56,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def bench(prepared: Path, tmp_path: Path) -> Callable[..., Workbench]:
+def bench(prepared: Path, tmp_path: Path) -> Callable[..., CellRunner]:
     """Makes a workbench for a (changed) smoke study in a results folder of its own, model and rows prepared."""
 
-    def make(**changes: Any) -> Workbench:
+    def make(**changes: Any) -> CellRunner:
         for name in ("models", "data"):
             if not (tmp_path / name).exists():
                 (tmp_path / name).symlink_to(prepared / name)
@@ -69,6 +69,6 @@ def bench(prepared: Path, tmp_path: Path) -> Callable[..., Workbench]:
         for name in layout.study.rows():
             if not (layout.data(name) / "fingerprint.json").is_file():
                 prepare_rows(layout.study, name, layout.data(name))
-        return Workbench(layout)
+        return CellRunner(layout)
 
     return make

@@ -113,7 +113,7 @@ def aggregation(folder: Path) -> None:
 
 def worker(folder: Path) -> None:
     from mola_core.models.loading import prepare_model
-    from mola_core.runs.cell import Workbench
+    from mola_core.runs.cell import CellRunner
     from mola_core.runs.layout import Layout
     from mola_core.study.loading import load_study
     from mola_core.study.study import Study
@@ -124,7 +124,7 @@ def worker(folder: Path) -> None:
     layout = Layout(Study.model_validate(content), folder / "results")
     prepare_model(layout.study.model, layout.model)
     prepare_task("cola", layout.study.data, layout.data("cola"))
-    bench = Workbench(layout)
+    bench = CellRunner(layout)
     page = os.sysconf("SC_PAGE_SIZE")
     for number, cell in enumerate(layout.study.cells(), 1):
         started = time.monotonic()

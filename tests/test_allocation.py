@@ -11,21 +11,21 @@ from mola_core.errors import MolaError
 from mola_core.files import read_json, write_json
 from mola_core.methods.allocation import (
     Allocation,
-    allocate,
     alphalora,
     apportion,
-    gradient_norms,
     random_experts,
     total_experts,
 )
-from mola_core.runs.cell import Workbench
+from mola_core.models.tokens import Encoded
+from mola_core.runs.cell import CellRunner
 from mola_core.runs.key import digests
 from mola_core.runs.layout import Layout
 from mola_core.shapes import centre_of_depth
 from mola_core.study.loading import load_study
 from mola_core.study.sections import TrainingSettings
 from mola_core.study.study import Study
-from mola_core.training.batches import Collator, Encoded, LengthGrouped
+from mola_core.training.allocate import allocate, gradient_norms
+from mola_core.training.batches import Collator, LengthGrouped
 
 MISTRAL_SCORES = [
     *(2.14, 3.14, 3.73, 3.49, 3.70, 3.83, 3.53, 3.58, 3.08, 3.31, 2.96, 2.75, 2.85, 2.96, 3.17, 3.62),
@@ -136,7 +136,7 @@ def bench(tmp_path):
     layout = Layout(study("alphalora-20", "sensitivity-20", "random-20-3", "alphalora-4"), tmp_path)
     prepare_model(layout.study.model, layout.model)
     prepare_task("cola", layout.study.data, layout.data("cola"))
-    return Workbench(layout)
+    return CellRunner(layout)
 
 
 @pytest.mark.parametrize("method", ["alphalora-20", "sensitivity-20", "random-20-3"])

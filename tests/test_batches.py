@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from mola_core.methods.settings import AdapterSettings, MethodSettings
+from mola_core.models.tokens import Encoded
 from mola_core.models.weights import new_adapter
 from mola_core.training.batches import (
     IGNORED,
     Collator,
-    Encoded,
     LengthGrouped,
     Packer,
     left_pad,

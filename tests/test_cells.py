@@ -13,13 +13,13 @@ from smoke_study import smoke
 
 from mola_core.errors import MolaError, OutOfTime
 from mola_core.files import read_json
-from mola_core.runs.cell import Workbench
+from mola_core.models.tokens import encode
+from mola_core.runs.cell import CellRunner
 from mola_core.runs.key import digests
 from mola_core.runs.layout import Layout
 from mola_core.runs.local import results_of, run
 from mola_core.study.loading import load_study
 from mola_core.tasks import examples
-from mola_core.training.batches import encode
 from mola_core.training.trainer import MARKER, last_checkpoint
 
 
@@ -155,7 +155,7 @@ def test_a_quantised_base_is_loaded_anew_for_each_cell(bench):
     workbench.run(second)
     beside = adapter_bytes(workbench, second)
     shutil.rmtree(workbench.layout.cell(second))
-    Workbench(workbench.layout).run(second)
+    CellRunner(workbench.layout).run(second)
     assert adapter_bytes(workbench, second) == beside
 
 

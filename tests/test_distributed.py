@@ -17,7 +17,7 @@ from smoke_study import smoke
 from mola_core.errors import MolaError
 from mola_core.files import read_json
 from mola_core.models.loading import prepare_model
-from mola_core.runs.cell import Workbench
+from mola_core.runs.cell import CellRunner
 from mola_core.runs.gpus import gpu_slot
 from mola_core.runs.layout import Layout
 from mola_core.study.study import Cell
@@ -84,7 +84,7 @@ def assert_same_weights(first: Layout, second: Layout, **tolerance) -> None:
 
 
 def assert_same_training(together: Layout, alone: Layout) -> None:
-    Workbench(alone).train(CELL)
+    CellRunner(alone).train(CELL)
     one, two = (read_json(layout.cell(CELL) / "training.json") for layout in (alone, together))
     assert two["digest"] == one["digest"]
     assert (one["processes"], two["processes"]) == (1, 2)

@@ -12,6 +12,7 @@ from mola_core.errors import MolaError
 from mola_core.evaluation.harness import check_adapter_acts
 from mola_core.methods.registry import peft_config
 from mola_core.methods.settings import AdapterSettings, MethodSettings
+from mola_core.models.tokens import Encoded
 from mola_core.models.weights import (
     check_model_differs,
     continued_adapter,
@@ -24,7 +25,7 @@ from mola_core.models.weights import (
 )
 from mola_core.study.loading import load_study
 from mola_core.study.study import Study
-from mola_core.training.batches import Collator, Encoded, left_pad
+from mola_core.training.batches import Collator, left_pad
 
 ADAPTER = AdapterSettings(rank=2, alpha=4, dropout=0.0)
 PEFT_METHODS = ["prompt-tuning", "llama-adapter", "lora-r4", "lora-matched-2468", "mola-2468"]

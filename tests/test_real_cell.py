@@ -7,7 +7,7 @@ import pytest
 
 from mola_core.files import read_json
 from mola_core.models.loading import prepare_model
-from mola_core.runs.cell import Workbench
+from mola_core.runs.cell import CellRunner
 from mola_core.runs.layout import Layout
 from mola_core.study.loading import load_study
 from mola_core.study.study import Study
@@ -23,7 +23,7 @@ def test_smollm2_on_rte(real_data, tmp_path):
     layout = Layout(Study.model_validate(content), tmp_path)
     prepare_model(layout.study.model, layout.model)
     prepare_task("rte", layout.study.data, layout.data("rte"))
-    bench = Workbench(layout)
+    bench = CellRunner(layout)
     scores = {}
     for cell in layout.study.cells():
         bench.run(cell)

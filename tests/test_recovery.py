@@ -27,7 +27,7 @@ from mola_core.analysis import collect
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write, locked, read_json
 from mola_core.models.loading import prepare_model, verify_model
-from mola_core.runs.cell import Workbench
+from mola_core.runs.cell import CellRunner
 from mola_core.runs.gpus import gpu_slot
 from mola_core.runs.key import digests
 from mola_core.runs.layout import Layout
@@ -71,7 +71,7 @@ def undisturbed(tmp_path_factory):
     layout = layout_of(write_study(folder), folder / "results")
     prepare_model(layout.study.model, layout.model)
     prepare_task("cola", layout.study.data, layout.data("cola"))
-    bench = Workbench(layout)
+    bench = CellRunner(layout)
     for cell in layout.study.cells():
         bench.run(cell)
     return layout
@@ -109,7 +109,7 @@ def leftovers(folder: Path) -> list[Path]:
 
 
 def run_cell(layout: Layout) -> None:
-    Workbench(layout).run(cell_of(layout))
+    CellRunner(layout).run(cell_of(layout))
 
 
 def test_a_cell_killed_at_random_moments_ends_as_an_undisturbed_one(undisturbed, fresh):
@@ -333,7 +333,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_half_written(done, tmp_path, ver
     assert not leftovers(layout.root)
     assert cli.main([verb, *options]) == 0
     if verb == "train":
-        Workbench(layout).evaluate(cell_of(layout))
+        CellRunner(layout).evaluate(cell_of(layout))
         assert (layout.cell(cell_of(layout)) / "manifest.json").is_file()
 
 
@@ -363,7 +363,7 @@ def test_a_damaged_file_of_a_cell_is_named_and_made_again(undisturbed, done, nam
         if name in ("samples.parquet", "manifest.json"):
             collect.write(layout)
         else:
-            Workbench(layout).evaluate(cell)
+            CellRunner(layout).evaluate(cell)
     assert cell.path in str(error.value)
     assert "\n" not in str(error.value)
     run_cell(layout)
@@ -394,7 +394,7 @@ def test_two_processes_train_one_cell_once(undisturbed, fresh):
 
 
 def test_a_training_that_ended_without_snakemake_is_not_done_again(undisturbed, fresh, capfd):
-    bench, cell = Workbench(fresh), cell_of(fresh)
+    bench, cell = CellRunner(fresh), cell_of(fresh)
     bench.train(cell)
     adapter = fresh.weights(cell) / "adapter_model.safetensors"
     made = adapter.stat().st_mtime_ns
@@ -427,7 +427,7 @@ def test_too_little_memory_halves_the_micro_batch_and_nothing_else(tmp_path, mon
         layout = layout_of(write_study(folder, adapter={"dropout": 0.0}), folder / "results")
         prepare_model(layout.study.model, layout.model)
         prepare_task("cola", layout.study.data, layout.data("cola"))
-        bench, cell = Workbench(layout), cell_of(layout)
+        bench, cell = CellRunner(layout), cell_of(layout)
         bench.run(cell)
         adapters.append(load_file(layout.weights(cell) / "adapter_model.safetensors"))
         records.append(read_json(layout.cell(cell) / "training.json"))
@@ -511,5 +511,5 @@ def test_a_killed_snakemake_continues_by_being_started_again(undisturbed, fresh)
     first.wait()
     third = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert third.returncode == 0, third.stderr
-    Workbench(fresh).evaluate(cell_of(fresh))
+    CellRunner(fresh).evaluate(cell_of(fresh))
     assert outcome(fresh) == outcome(undisturbed)

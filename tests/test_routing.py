@@ -13,7 +13,7 @@ from mola_core.cli import main
 from mola_core.errors import MolaError
 from mola_core.evaluation.router_counts import routing_frame, write_routing
 from mola_core.files import write_json
-from mola_core.runs.cell import Workbench
+from mola_core.runs.cell import CellRunner
 from mola_core.runs.layout import Layout
 from mola_core.study.loading import load_study
 from mola_core.study.study import Study
@@ -162,7 +162,7 @@ def test_a_trained_cell_goes_through_all_verbs(tmp_path):
     ):
         assert main([verb[0], *options, *verb[1:]]) == 0
     layout = Layout(load_study(str(file)), tmp_path)
-    bench = Workbench(layout)
+    bench = CellRunner(layout)
     frame = pd.read_csv(layout.cell(layout.study.cells()[0]) / "routing.csv")
     assert frame.groupby(["layer", "module"]).size().loc[3].tolist() == [8] * 7
     write_routing(bench, layout.study.cells()[0])

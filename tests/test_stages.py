@@ -15,7 +15,7 @@ from mola_core.analysis.paper import continual
 from mola_core.errors import MolaError, OutOfTime
 from mola_core.files import read_json
 from mola_core.models.weights import weights_sha256
-from mola_core.runs.cell import Workbench
+from mola_core.runs.cell import CellRunner
 from mola_core.runs.key import digests
 from mola_core.runs.layout import Layout
 from mola_core.runs.local import open_cells, run
@@ -212,7 +212,7 @@ def test_other_methods_go_through_the_same_cells(bench, method):
     bench.train(other)
     after = weights_sha256(bench.layout.weights(other))
     shutil.rmtree(bench.layout.cell(other))
-    Workbench(bench.layout).train(other)
+    CellRunner(bench.layout).train(other)
     assert weights_sha256(bench.layout.weights(other)) == after
 
 
@@ -248,13 +248,13 @@ def test_the_best_epoch_on_validation_is_kept(bench, monkeypatch):
     bench = bench(**EPOCHS, evaluation={"every_epoch": True})
     cell = Cell("cola", "mola-2468", 0)
     accuracies = iter([0.5, 0.75, 0.75])
-    plain = Workbench.evaluated
+    plain = CellRunner.evaluated
 
     def scripted(self, model, name, task, whole=False):
         frame, record = plain(self, model, name, task, whole)
         return (frame, record | {"accuracy": next(accuracies)}) if whole else (frame, record)
 
-    monkeypatch.setattr(Workbench, "evaluated", scripted)
+    monkeypatch.setattr(CellRunner, "evaluated", scripted)
     bench.run(cell)
     manifest = read_json(bench.layout.cell(cell) / "manifest.json")
     choice = manifest["training"]["epoch_choice"]

@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 
 from mola_core.analysis.paper import continual
 from mola_core.errors import MolaError
-from mola_core.files import atomic_write, sha256_file
+from mola_core.files import atomic_write, sha256_file, write_json
 from mola_core.records import read_record
-from mola_core.runs.key import digests
 from mola_core.runs.layout import Layout
+from mola_core.runs.plan import scores_key
+from mola_core.runs.state import standing
 from mola_core.study.study import Cell
 
 FILES = ("scores.parquet", "cells.parquet", "cells.csv", "curves.parquet")
@@ -45,13 +46,11 @@ COUNTS = ("base_parameters", "train_documents", "steps", "tokens", "peak_memory_
 CURVE = {"step": "int64", "epoch": "float64", "loss": "float64", "tokens": "int64", "seconds": "float64"}
 
 
-def cell_state(layout: Layout, cell: Cell) -> str:
+def evaluation_state(layout: Layout, cell: Cell) -> str:
     """`complete`, `out of date` (made with other settings, data or code than the study has now) or `missing`."""
-    path = layout.cell(cell) / "manifest.json"
-    if not path.is_file():
+    if not (layout.cell(cell) / "manifest.json").is_file():
         return "missing"
-    current = digests(layout.study, cell).evaluation
-    return "complete" if read_record(path).get("digest") == current else "out of date"
+    return "complete" if standing(layout, cell).evaluated else "out of date"
 
 
 def write(layout: Layout, out_dir: Path | None = None, partial: bool = False) -> pd.DataFrame:
@@ -79,6 +78,7 @@ def write(layout: Layout, out_dir: Path | None = None, partial: bool = False) ->
     with atomic_write(out / "cells.csv") as temporary:
         table.to_csv(temporary, index=False)
     chains = continual_rows(layout)
+    write_json(out / "collected.json", {"key": None if partial else scores_key(layout)})
     if len(chains):
         with atomic_write(out / continual.FILE) as temporary:
             chains.to_parquet(temporary, index=False, compression="zstd")
@@ -93,7 +93,7 @@ def continual_rows(layout: Layout) -> pd.DataFrame:
         chains.setdefault((cell.method, cell.seed), []).append(cell)
     rows = []
     for cells in chains.values():
-        if any(cell_state(layout, cell) != "complete" for cell in cells):
+        if any(evaluation_state(layout, cell) != "complete" for cell in cells):
             continue
         for cell in cells:
             path = layout.cell(cell) / "samples.parquet"
@@ -149,7 +149,7 @@ def _is_base(layout: Layout, cell: Cell) -> bool:
 
 
 def _usable_cells(layout: Layout, partial: bool) -> list[Cell]:
-    states = {cell: cell_state(layout, cell) for cell in layout.study.cells()}
+    states = {cell: evaluation_state(layout, cell) for cell in layout.study.cells()}
     usable = [cell for cell, state in states.items() if state == "complete"]
     rest = [f"{cell.path} ({state})" for cell, state in states.items() if state != "complete"]
     command = f"`snakemake --config study={layout.study.name}`"
@@ -259,7 +259,8 @@ def _record(layout: Layout, cell: Cell, manifest: dict[str, Any], samples: pa.Ta
         "evaluation_seconds": evaluation["seconds"],
         "documents_per_second": evaluation["documents_per_second"],
         "evaluation_device": evaluation["device"],
-        "digest": manifest["digest"],
+        "training_key": manifest["training_key"],
+        "evaluation_key": manifest["evaluation_key"],
         "samples_sha256": manifest["samples_sha256"],
         "commit": evaluation["git"].get("commit"),
         "dirty": evaluation["git"].get("dirty"),

@@ -13,12 +13,13 @@ import yaml
 from mola_core.benchmark.steps import adapted, step
 from mola_core.benchmark.timing import Row, device, in_turn, ratio
 from mola_core.files import read_json
-from mola_core.runs.cell import Workbench
+from mola_core.models.tokens import encode
+from mola_core.runs.cell import CellRunner
 from mola_core.runs.layout import Layout
 from mola_core.study.loading import STUDIES
 from mola_core.study.study import Study
 from mola_core.tasks import examples
-from mola_core.training.batches import Collator, LengthGrouped, Packer, encode
+from mola_core.training.batches import Collator, LengthGrouped, Packer
 
 DOCUMENTS = 16
 
@@ -30,12 +31,12 @@ def evaluation(layout: Layout, repeats: int) -> list[Row]:
 
     from mola_core.evaluation.harness import AnswerLM
 
-    bench = Workbench(layout)
+    bench = CellRunner(layout)
     name = "scienceqa"
-    task = bench.task(name)
+    task = bench._task(name, False)
     arguments = {
-        "pretrained": bench.base,
-        "tokenizer": bench.tokenizer,
+        "pretrained": bench.base.model,
+        "tokenizer": bench.base.tokenizer,
         "batch_size": 16,
         "device": str(device()),
     }
@@ -59,11 +60,11 @@ def evaluation(layout: Layout, repeats: int) -> list[Row]:
 
 def padding(layout: Layout) -> list[Row]:
     """Share of an epoch's tokens that is padding, at batches of 16."""
-    bench = Workbench(layout)
+    bench = CellRunner(layout)
     rows = []
     for name in layout.study.tasks:
-        documents = examples(bench.task(name), "train")
-        lengths = [len(encode(bench.tokenizer, d.prompt, d.completion, 256).tokens) for d in documents]
+        documents = examples(bench._task(name, False), "train")
+        lengths = [len(encode(bench.base.tokenizer, d.prompt, d.completion, 256).tokens) for d in documents]
         order = list(LengthGrouped(lengths, 16, seed=0))
         batches = [
             [lengths[index] for index in order[start : start + 16]] for start in range(0, len(order), 16)
@@ -86,17 +87,17 @@ def padding(layout: Layout) -> list[Row]:
 
 def prefix(layout: Layout, repeats: int) -> list[Row]:
     """Training steps on the same 8 documents, `training.shared_prefix` off and on, shape 2468."""
-    bench = Workbench(layout)
-    model = adapted(bench.base, "mola-2468", 0.05)
+    bench = CellRunner(layout)
+    model = adapted(bench.base.model, "mola-2468", 0.05)
     rows = []
     for name in layout.study.tasks:
         documents = [
-            encode(bench.tokenizer, d.prompt, d.completion, 256)
-            for d in examples(bench.task(name), "train", 512)
+            encode(bench.base.tokenizer, d.prompt, d.completion, 256)
+            for d in examples(bench._task(name, False), "train", 512)
         ]
         order = list(LengthGrouped([len(d.tokens) for d in documents], 8, seed=0))[:8]
         batch = [documents[index] for index in order]
-        padded, packed = Collator(bench.tokenizer.pad_token_id, "answer")(batch), Packer()(batch)
+        padded, packed = Collator(bench.base.tokenizer.pad_token_id, "answer")(batch), Packer()(batch)
         seconds = in_turn({"padded": step(model, padded), "packed": step(model, packed)}, repeats)
         tokens = f"{padded['input_ids'].numel()} and {packed['input_ids'].numel()} tokens for 8 documents"
         what = f"training step on {name}, every document whole / instruction shared"

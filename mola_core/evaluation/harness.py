@@ -6,6 +6,7 @@ import logging
 import os.path
 import sys
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -14,12 +15,14 @@ from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 
 from mola_core.errors import MolaError
-from mola_core.training.batches import adds_bos, encode, left_pad
+from mola_core.models.tokens import adds_bos, encode
+from mola_core.training.batches import left_pad
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from mola_core.study.sections import EvaluationSettings
+    from mola_core.tasks import Example
 
 Request = tuple[tuple[str, str], list[int], list[int]]
 """lm-eval's: the strings, the context's tokens, the option's tokens."""
@@ -123,12 +126,13 @@ def evaluate(
     task: Any,
     settings: EvaluationSettings,
     task_name: str,
+    examples: Sequence[Example],
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Evaluate `model` on lm-eval task object `task`.
+    """Evaluate `model` on lm-eval task object `task`, whose documents are `examples`.
 
     Returns one row per document (document, position, target, answer, correct, loglikelihoods, prompt_hash) and the
     record of the evaluation (documents, metrics, seconds, the first prompt's tokens).
-    Raises `MolaError` where documents cannot be told apart.
+    Raises `MolaError` where lm-eval asks something else than the examples.
     """
     model.eval()
     model.config.use_cache = True
@@ -148,6 +152,7 @@ def evaluate(
     )
     seconds = time.monotonic() - started
     samples = outcome["samples"][task_name]
+    _compare(task_name, samples, examples)
     frame = pd.DataFrame([_document(sample) for sample in samples]).sort_values("position", ignore_index=True)
     # The same document twice in a benchmark is told apart by its place among its copies.
     copies = frame.groupby("document").cumcount()
@@ -159,7 +164,7 @@ def evaluate(
     }
     if frame.empty:
         raise MolaError(f"task {task_name}: no document to evaluate")
-    prompt = _prompt(samples[0])
+    prompt = _asked(samples[0])[0][0]
     return frame, {
         "documents": len(frame),
         "accuracy": float(frame["correct"].mean()),
@@ -171,13 +176,36 @@ def evaluate(
     }
 
 
-def _prompt(sample: dict[str, Any]) -> str:
-    first = (
-        next(iter(sample["arguments"].values()))
-        if isinstance(sample["arguments"], dict)
-        else sample["arguments"][0]
-    )
-    return first["arg_0"] if isinstance(first, dict) else first[0]
+def _compare(task_name: str, samples: list[dict[str, Any]], examples: Sequence[Example]) -> None:
+    """Raise `MolaError` unless lm-eval asked of each document what stands in the examples, and of no other."""
+    if sorted(sample["doc_id"] for sample in samples) != list(range(len(examples))):
+        raise MolaError(
+            f"task {task_name}: lm-eval evaluated {len(samples)} documents, the examples are {len(examples)}; "
+            "prepare them again with `mola examples`"
+        )
+    for sample in samples:
+        example, asked = examples[sample["doc_id"]], _asked(sample)
+        options = [(example.prompt, option) for option in example.options]
+        # Where the options stand in the prompt (winogrande), or text is generated, the right one alone is an example.
+        same = (
+            (example.prompt, example.completion) in asked
+            if len(options) == 1
+            else asked == options
+            if options
+            else asked[0][0] == example.prompt
+        )
+        if not same or example.document != sample["doc_hash"]:
+            raise MolaError(
+                f"task {task_name}: lm-eval asks another question than row {sample['doc_id']} of the examples; prepare "
+                "them again with `mola examples`"
+            )
+
+
+def _asked(sample: dict[str, Any]) -> list[tuple[str, str]]:
+    """(prompt, option) of each request of a document; of generation (prompt, how to generate)."""
+    arguments = sample["arguments"]
+    listed = arguments.values() if isinstance(arguments, dict) else arguments
+    return [(one["arg_0"], one["arg_1"]) if isinstance(one, dict) else tuple(one) for one in listed]
 
 
 def _document(sample: dict[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""Which experts a trained adapter chooses on the evaluation documents, and with which weight (the paper's Figure 4)."""
+"""Router counts: which experts a trained adapter chooses, and with which weight (the paper's Figure 4)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
@@ -13,15 +13,7 @@ import torch
 from mola_core.adapter.experts import top_k_gates
 from mola_core.adapter.layer import MolaLayer
 from mola_core.errors import MolaError
-from mola_core.files import atomic_write
-from mola_core.training.batches import encode, left_pad
-
-if TYPE_CHECKING:
-    from mola_core.runs.cell import Workbench
-    from mola_core.study.study import Cell
-
-FILE = "routing.csv"
-"""Of a cell, in its folder."""
+from mola_core.training.batches import left_pad
 
 
 class Counts:
@@ -118,28 +110,3 @@ def routing_frame(model: Any, documents: Sequence[Sequence[int]], batch_size: in
             watch.mask = batch["attention_mask"]
             model(**batch, logits_to_keep=1, use_cache=False)
     return watch.frame()
-
-
-def write_routing(bench: Workbench, cell: Cell) -> None:
-    """Write the cell's `FILE`: its routing on the prompts of the documents that it is evaluated on.
-
-    Raises `MolaError` where the cell has no router or is not trained.
-    """
-    from mola_core.tasks import evaluation_split, examples
-
-    study = bench.study
-    prompts = []
-    for name in study.evaluated_on(cell):
-        found = examples(bench.task(name), evaluation_split(name), study.evaluation.documents)
-        prompts += [(example.prompt, example.completion) for example in found]
-    if not bench.is_trained(cell):
-        raise MolaError(
-            f"cell {cell.path}: not trained with these settings; train it first with `mola train`"
-        )
-    with bench.opened(cell, bench.layout.weights(cell)) as model:
-        limit = model.config.get_text_config().max_position_embeddings
-        encoded = [encode(bench.tokenizer, prompt, answer, limit) for prompt, answer in prompts]
-        documents = [document.tokens[: document.prompt_length] for document in encoded]
-        frame = routing_frame(model, documents, study.evaluation.batch_size, bench.tokenizer.pad_token_id)
-    with atomic_write(bench.layout.cell(cell) / FILE) as temporary:
-        frame.to_csv(temporary, index=False)

@@ -14,29 +14,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
-from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mola_core.errors import MolaError
-from mola_core.files import read_json, write_json
-from mola_core.methods.registry import Method
 from mola_core.shapes import quarters
-
-if TYPE_CHECKING:
-    import torch
-
-    from mola_core.study.sections import TrainingSettings
-    from mola_core.training.batches import Encoded
 
 BETA = 2.5
 """AlphaLoRA's exponent: the default of its released code."""
-PROBE_BATCHES = 4
-"""Micro-batches whose gradients `sensitivity` takes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,120 +100,3 @@ def sensitivity(norms: Sequence[float], budget: int, least: int) -> Allocation:
     """Experts in proportion to the gradient norms of `gradient_norms`."""
     experts = apportion(norms, total_experts(budget, len(norms)), least)
     return Allocation(experts, list(norms), "gradient norm of the adapted base weights")
-
-
-def gradient_norms(
-    base: Any,
-    target_modules: Sequence[str],
-    documents: Sequence[Encoded],
-    settings: TrainingSettings,
-    pad: int,
-    seed: int,
-) -> list[float]:
-    """Frobenius norm of the loss gradient by a layer's adapted base weights, together, averaged over batches.
-
-    The batches are the first `PROBE_BATCHES` micro-batches that training with `seed` would see. No weight gets a
-    gradient: for `y = W x` over the tokens t of a batch, `|dL/dW|^2 = sum_{s,t} (dy_s . dy_t) (x_s . x_t)` (the ghost
-    norm of Li et al., ICLR 2022), which needs no memory for gradients and also works on quantised weights.
-    """
-    import torch
-
-    from mola_core.training.batches import Collator, LengthGrouped
-
-    order = list(LengthGrouped([len(d.tokens) for d in documents], settings.batch_size, seed))
-    size = settings.micro_batch_size
-    batches = [order[i : i + size] for i in range(0, min(len(order), PROBE_BATCHES * size), size)]
-    collate = Collator(pad, settings.loss_on)
-    depth = base.config.get_text_config().num_hidden_layers
-    squares: dict[int, torch.Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
-    modules = _adapted(base, target_modules)
-    unfrozen = [parameter for parameter in base.parameters() if parameter.requires_grad]
-    handles = [module.register_forward_hook(_ghost_norm(layer, squares)) for layer, module in modules]
-    # The weights need no gradient, so the graph starts at the embeddings.
-    handles.append(base.get_input_embeddings().register_forward_hook(_require_grad))
-    norms = np.zeros(depth)
-    training = base.training
-    base.eval()
-    try:
-        for parameter in unfrozen:
-            parameter.requires_grad_(False)
-        for batch in batches:
-            squares.clear()
-            inputs = collate([documents[index] for index in batch])
-            inputs = {k: v.to(base.device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
-            base(**inputs, use_cache=False).loss.backward()
-            norms += [math.sqrt(max(0.0, float(squares[layer]))) for layer in range(depth)]
-    finally:
-        for handle in handles:
-            handle.remove()
-        for parameter in unfrozen:
-            parameter.requires_grad_(True)
-        base.train(training)
-    return (norms / len(batches)).tolist()
-
-
-def _adapted(base: Any, target_modules: Sequence[str]) -> list[tuple[int, Any]]:
-    """(layer, module) of each module that the adapter will adapt."""
-    found = []
-    for name, module in base.named_modules():
-        place = re.search(r"\.(\d+)\.", name)
-        if place and any(name == target or name.endswith(f".{target}") for target in target_modules):
-            found.append((int(place[1]), module))
-    return found
-
-
-def _require_grad(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-    return output.requires_grad_(True)
-
-
-def _ghost_norm(layer: int, squares: dict[int, torch.Tensor]) -> Any:
-    def forward(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        x = inputs[0].detach().flatten(0, -2).float()
-
-        def backward(gradient: torch.Tensor) -> None:
-            dy = gradient.flatten(0, -2).float()
-            squares[layer] = squares[layer] + ((dy @ dy.T) * (x @ x.T)).sum().double().cpu()
-
-        output.register_hook(backward)
-
-    return forward
-
-
-def allocate(
-    bench: Any, cell: Any, documents: Sequence[Encoded], settings: TrainingSettings, scratch: Path
-) -> Allocation | None:
-    """The allocation of a cell whose method has one, None for other methods.
-
-    `bench` is the cell's `Workbench`. A sensitivity is kept in `scratch`, so that a training that goes on from a
-    checkpoint there has the experts that it began with. Raises `MolaError` where the budget is too small.
-    """
-    from mola_core.methods.registry import parse_method
-    from mola_core.models.layer_quality import layer_quality, layer_scores
-
-    study = bench.study
-    own = study.method_by_label[cell.method]
-    method: Method = parse_method(own)
-    if method.allocation is None:
-        return None
-    assert method.budget is not None
-    adapter = own.adapter(study.adapter)
-    depth = bench.base.config.get_text_config().num_hidden_layers
-    try:
-        if method.allocation == "random":
-            assert method.draw is not None
-            experts = random_experts(method.budget, method.draw, depth, adapter.top_k)
-            return Allocation(experts, [float(n) for n in experts], f"drawn with seed {method.draw}")
-        if method.allocation == "alphalora":
-            frame = layer_quality(bench.layout.model, bench.layout.quality)
-            return alphalora(layer_scores(frame), method.budget, adapter.top_k)
-        kept = scratch / "gradient_norms.json"
-        if kept.is_file():
-            norms = read_json(kept)
-        else:
-            pad = bench.tokenizer.pad_token_id
-            seed = bench.study.training_seed(cell)
-            norms = gradient_norms(bench.base, adapter.target_modules, documents, settings, pad, seed)
-            write_json(kept, norms)
-        return sensitivity(norms, method.budget, adapter.top_k)
-    except ValueError as error:
-        raise MolaError(f"method {cell.method}: {error}") from None

@@ -108,26 +108,23 @@ def layer_experts(settings: MethodSettings, depth: int) -> list[int] | None:
     return experts_per_layer(method.shape, depth) if method.shape else None
 
 
-def peft_config(
+def adapter_config(
     settings: MethodSettings, adapter: AdapterSettings, depth: int, experts: list[int] | None = None
-) -> PeftConfig | None:
-    """The PEFT config of a method on a model `depth` layers deep; None for the base model and full fine-tuning.
+) -> dict[str, Any] | None:
+    """The PEFT config of a method on a model `depth` layers deep, as JSON; None for the base model and full fine-tuning.
 
-    `experts` are those of each layer where data have chosen them. The scale of every update is the study's
-    alpha / rank. MoLA adds the weighted mean of its chosen experts, LoRA all of its ranks at once: shapes differ in
-    placement alone, MoLA and LoRA in the size of the update too.
+    `experts` are those of each layer where data have chosen them; until then `num_experts` is what they are chosen by.
+    The scale of every update is the study's alpha / rank. MoLA adds the weighted mean of its chosen experts, LoRA all
+    of its ranks at once: shapes differ in placement alone, MoLA and LoRA in the size of the update too.
     Raises ValueError where the settings do not fit together.
     """
-    from peft import AdaptionPromptConfig, LoraConfig, PromptTuningConfig
-
-    from mola_core.adapter import MolaConfig
-
     method = parse_method(settings)
     experts = experts or layer_experts(settings, depth)
     if method.kind == "prompt-tuning":
-        return PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=VIRTUAL_TOKENS)
+        return {"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": VIRTUAL_TOKENS}
     if method.kind == "llama-adapter":
-        return AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=VIRTUAL_TOKENS, adapter_layers=depth)
+        length = {"adapter_len": VIRTUAL_TOKENS, "adapter_layers": depth}
+        return {"peft_type": "ADAPTION_PROMPT", "task_type": "CAUSAL_LM", **length}
     pissa = adapter.initialisation == "pissa"
     common: dict[str, Any] = {
         "task_type": "CAUSAL_LM",
@@ -138,36 +135,47 @@ def peft_config(
     lora_start: Any = "pissa_niter_16" if pissa else True
     scale = adapter.alpha / adapter.rank
     if method.kind == "mola":
-        assert experts is not None
-        if adapter.top_k > min(experts):
+        if experts and adapter.top_k > min(experts):
             raise ValueError(
                 f"method {settings.label!r}: top_k {adapter.top_k} is above the {min(experts)} experts of a layer;"
                 " lower top_k or give every layer more experts"
             )
-        return MolaConfig(
-            num_experts=experts,
-            top_k=adapter.top_k,
-            r=adapter.rank,
-            lora_alpha=adapter.alpha,
-            router_aux_loss_coef=adapter.balance_loss,
-            init_lora_weights="pissa" if pissa else True,
+        return {
+            "peft_type": "MOLA",
+            "num_experts": experts or [method.allocation, method.budget, method.draw],
+            "top_k": adapter.top_k,
+            "r": adapter.rank,
+            "lora_alpha": adapter.alpha,
+            "router_aux_loss_coef": adapter.balance_loss,
+            "init_lora_weights": "pissa" if pissa else True,
             **common,
-        )
+        }
+    lora = {"peft_type": "LORA", "init_lora_weights": lora_start, **common}
     if method.kind == "lora":
         assert method.rank is not None
-        return LoraConfig(
-            r=method.rank, lora_alpha=method.rank * scale, init_lora_weights=lora_start, **common
-        )
+        return lora | {"r": method.rank, "lora_alpha": method.rank * scale}
     if method.kind == "lora-matched":
         assert experts is not None
         # PEFT matches these keys against whole module names; the layer's number is the only numeric part of one.
         ranks = {rf"\D+\.{layer}\.\D+": adapter.rank * count for layer, count in enumerate(experts)}
-        return LoraConfig(
-            r=adapter.rank,
-            lora_alpha=adapter.alpha,
-            init_lora_weights=lora_start,
-            rank_pattern=ranks,
-            alpha_pattern={key: rank * scale for key, rank in ranks.items()},
-            **common,
-        )
+        return lora | {
+            "r": adapter.rank,
+            "lora_alpha": adapter.alpha,
+            "rank_pattern": ranks,
+            "alpha_pattern": {key: rank * scale for key, rank in ranks.items()},
+        }
     return None
+
+
+def peft_config(
+    settings: MethodSettings, adapter: AdapterSettings, depth: int, experts: list[int] | None = None
+) -> PeftConfig | None:
+    """`adapter_config` as PEFT's own object."""
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    import mola_core.adapter  # noqa: F401 - makes MoLA known to PEFT
+
+    config = adapter_config(settings, adapter, depth, experts)
+    if config is None:
+        return None
+    return PEFT_TYPE_TO_CONFIG_MAPPING[config.pop("peft_type")](**config)

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mola_core.code_hash import code_hash
 from mola_core.errors import MolaError
 from mola_core.files import read_json, write_json
-from mola_core.records import code_digest, digest
+from mola_core.records import digest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -137,7 +138,7 @@ def layer_quality(model: Path, file: Path) -> pd.DataFrame:
     import pandas as pd
 
     key: dict[str, Any] = {
-        "code": code_digest(("models/layer_quality.py",)),
+        "code": code_hash("mola_core.models.layer_quality"),
         "model": digest(read_json(model / "model.json")["files"]),
     }
     if file.is_file():

@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mola_core.code_hash import code_hash
 from mola_core.errors import MolaError
 from mola_core.files import HASH_CACHE, atomic_write, read_json, remembered_sha256, sha256_file, write_json
 from mola_core.models.sources import check_folder, fetch_model, model_files, one_line
-from mola_core.records import code_digest, versions
+from mola_core.records import versions
 from mola_core.study.sections import DirectoryModel, HubModel, ModelSource
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ def model_identity(source: ModelSource, hash_cache: Path = HASH_CACHE) -> dict[s
         facts = source.model_dump(exclude={"name", "paper", "dtype", "quantization"})
         # A wheel is converted and a random model made by our own code, which then decides the weights too.
         return (
-            facts if isinstance(source, HubModel) else facts | {"code": code_digest(("models/sources.py",))}
+            facts
+            if isinstance(source, HubModel)
+            else facts | {"code": code_hash("mola_core.models.sources:fetch_model")}
         )
     folder = Path(source.path)
     check_folder(folder, "model.path")
@@ -52,7 +55,8 @@ def prepare_model(source: ModelSource, folder: str | Path) -> None:
     identity = model_identity(source)
     with contextlib.suppress(MolaError):
         verify_model(folder)
-        if read_json(folder / FINGERPRINT)["identity"] == identity:
+        record = read_json(folder / FINGERPRINT)
+        if record["identity"] == identity and "depth" in record:
             return
     with atomic_write(folder) as target:
         target.mkdir()
@@ -61,6 +65,7 @@ def prepare_model(source: ModelSource, folder: str | Path) -> None:
         fingerprint = {
             "model": source.model_dump(),
             "identity": identity,
+            "depth": load_config(target).get_text_config().num_hidden_layers,
             "files": {file.name: sha256_file(file) for file in model_files(target)},
             "versions": versions(),
         }

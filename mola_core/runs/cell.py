@@ -1,4 +1,4 @@
-"""One cell from its settings to its manifest: what `mola train`, `mola evaluate` and `mola run` do."""
+"""One cell from its settings to its manifest: train, evaluate, record. What `mola train`, `mola evaluate` and `mola run` do."""
 
 from __future__ import annotations
 
@@ -8,34 +8,38 @@ import datetime
 import math
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mola_core.distributed import from_main, is_main, join, world_size
 from mola_core.errors import MolaError
-from mola_core.files import atomic_write, read_json, remove, sha256_file
-from mola_core.records import git_state, read_record, versions, write_record
-from mola_core.runs.key import digests as digests  # callers of the Workbench ask for it here
-from mola_core.runs.key import evaluation_facts
+from mola_core.files import atomic_write, locked, read_json, remove, sha256_file, write_text
+from mola_core.records import digest, git_state, read_record, versions, write_record
+from mola_core.runs import recovery
+from mola_core.runs.key import Keys, evaluation_parts, keys, training_parts
 from mola_core.runs.layout import Layout
-from mola_core.runs.recovery import check_weights, forget, train_once, weights_record
-from mola_core.runs.selection import candidate_folder, choose_epoch, evaluate_candidates
+from mola_core.runs.selection import candidate_folder, choose_epoch, compare_candidates
+from mola_core.runs.state import standing
+from mola_core.study.effective import effective_training
 from mola_core.study.study import INSTRUCTION, Cell, Study
 
 if TYPE_CHECKING:
     import pandas as pd
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from mola_core.methods.allocation import Allocation
+    from mola_core.models.base import Base
+    from mola_core.models.tokens import Encoded
     from mola_core.study.sections import TrainingSettings
-    from mola_core.training.batches import Encoded
+
+ROUTING = "routing.csv"
+TRAINED, EVALUATED = "training.key", "evaluation.key"
+"""In a cell's folder, each with the key that it has: what Snakemake waits for and may delete, unlike the records."""
 
 
 @dataclasses.dataclass
-class Workbench:
-    """The base model, loaded once, and the cells that are trained and evaluated on it."""
+class CellRunner:
+    """Trains and evaluates a study's cells in this process, one after another, on one copy of the base model."""
 
     layout: Layout
     deadline: float | None = None
@@ -46,67 +50,77 @@ class Workbench:
         return self.layout.study
 
     @cached_property
-    def base(self) -> PreTrainedModel:
-        import torch
+    def base(self) -> Base:
+        from mola_core.models.base import Base
 
-        from mola_core.models.loading import model_identity, verify_model
+        return Base(self.layout.model, self.study.model, self.study.compute.threads)
 
-        threads = max(1, self.study.compute.threads // world_size())
-        if torch.get_num_threads() != threads and not torch.cuda.is_available():
-            torch.set_num_threads(threads)
-        folder = self.layout.model
-        verify_model(folder)
-        if read_json(folder / "model.json")["identity"] != model_identity(self.study.model):
-            raise MolaError(
-                f"{folder}: not the model of study {self.study.name}; prepare that with `mola model`"
-            )
-        return self._load(folder)
-
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        from mola_core.models.loading import load_tokenizer
-
-        return load_tokenizer(self.layout.model)
-
-    def task(self, name: str, validated: bool = False) -> Any:
-        from mola_core.tasks import load_task
-        from mola_core.tasks.rows import verify_data
-
-        folder = self.layout.data(name)
-        verify_data(folder)
-        return load_task(name, self.study.protocol, folder, validated)
+    def run(self, cell: Cell) -> None:
+        """Train (unless an adapter with this key is there) and evaluate."""
+        if not self._is_base(cell):
+            self.train(cell)
+        if self.study.evaluated_on(cell):
+            self.evaluate(cell)
 
     def train(self, cell: Cell) -> None:
         """Train the cell: `adapter/` (`model/` after full fine-tuning), train.jsonl and, last, training.json.
 
-        Goes on from the parent's adapter where the cell has a parent, and from a checkpoint with the same digest
-        where there is one; leaves a cell alone whose training is whole. Raises `MolaError` where the method does not
-        fit the model or the parent is not trained, and `OutOfTime` at the deadline or after SIGTERM. Under torchrun
-        all processes call it.
+        Goes on from the parent's adapter where the cell has a parent, and from a checkpoint with the same key where
+        there is one; leaves a cell alone whose training is whole. One process at a time works on a cell; others wait,
+        then find it trained. A training that memory does not suffice for goes on with half the micro-batch. Raises
+        `MolaError` where the method does not fit the model or the parent is not trained, and `OutOfTime` at the
+        deadline or after SIGTERM. Under torchrun all processes call it.
         """
         join()
-        train_once(self, cell)
+        self._prepared(cell)
+        key = self._training_key(cell)
+        scratch, folder = self.layout.checkpoints(key), self.layout.cell(cell)
+        weights = self.layout.weights(cell)
+        with locked(scratch.with_suffix(".lock")) if is_main() else contextlib.nullcontext():
+            if from_main(lambda: recovery.training_is_whole(folder, weights, key)):
+                if is_main():
+                    print(f"{cell.path}: already trained", file=sys.stderr)
+                    write_text(folder / TRAINED, key + "\n")
+                return
+            while not self._attempt(cell, scratch):
+                pass
+            if is_main():
+                write_text(folder / TRAINED, key + "\n")
 
-    def train_into(self, scratch: Path, cell: Cell, settings: TrainingSettings) -> None:
-        """Train with `settings`: the weights into the cell's folder, log and record into `scratch`, by checkpoints there.
+    def _attempt(self, cell: Cell, scratch: Path) -> bool:
+        """Train the cell into `scratch`; False where it needs a smaller micro-batch, which is noted there."""
+        from mola_core.models.memory import free_memory, is_out_of_memory
 
-        `train` is what to call: it knows what was done before.
-        """
+        whole = effective_training(self.study, cell)
+        micro_batch = from_main(lambda: recovery.fitting_micro_batch(scratch, whole))
+        settings = effective_training(self.study, cell, micro_batch).shared_by(world_size())
+        if is_main():
+            recovery.drop_damaged_checkpoints(scratch)
+        try:
+            self._train(cell, scratch, settings)
+            return True
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Outside the handler: the error keeps alive what the failed step had allocated.
+        free_memory()
+        recovery.halve_micro_batch(scratch, settings, cell.path, world_size())
+        return False
+
+    def _train(self, cell: Cell, scratch: Path, settings: TrainingSettings) -> None:
+        """Train with `settings`: the weights into the cell's folder, log and record into `scratch`, by checkpoints there."""
         from transformers import set_seed
 
-        from mola_core.methods.allocation import allocate
         from mola_core.models.weights import save_weights
         from mola_core.training.trainer import train, write_log
 
         study = self.study
         documents = self._documents(cell, settings)
-        # What continues a parent has the parent's experts.
-        allocation = None
-        if not study.parent(cell):
-            allocation = from_main(lambda: allocate(self, cell, documents, settings, scratch))
         seed = study.training_seed(cell)
+        record: dict[str, Any] = {}
+        experts = self._allocate(cell, documents, settings, seed, scratch, record)
         set_seed(seed)
-        model, record = self._trainable(cell, scratch, allocation)
+        model = self._trainable(cell, scratch, experts, record)
 
         def save(folder: Path) -> None:
             if is_main():
@@ -118,43 +132,75 @@ class Workbench:
 
         try:
             outcome, log = train(
-                model, self.tokenizer, documents, settings, seed, scratch, cell.path, self.deadline, keep
+                model, self.base.tokenizer, documents, settings, seed, scratch, cell.path, self.deadline, keep
             )
             if not settings.candidates:
                 save(self.layout.weights(cell))
         finally:
-            self._release(model)
+            self.base.take_back(model)
         if not is_main():
             return
-        record = {"digest": digests(study, cell).training, **record, **outcome}
-        record["micro_batch_size"] = settings.micro_batch_size
+        parts = training_parts(self.layout, cell)
+        record = {"key": digest(parts), "parts": parts, **record, **outcome}
+        record["settings"] = settings.model_dump(mode="json")
         if settings.candidates:
-            record |= choose_epoch(self, cell, settings, scratch)
-        write_log(scratch / "train.jsonl", log)
-        record["log_sha256"] = sha256_file(scratch / "train.jsonl")
-        record |= weights_record(self.layout.weights(cell))
-        write_record(scratch / "training.json", record | _environment())
-        forget(scratch)
+            record |= self._choose_epoch(cell, settings, scratch)
+        folder = self.layout.cell(cell)
+        write_log(folder / "train.jsonl", log)
+        record["log_sha256"] = sha256_file(folder / "train.jsonl")
+        record |= recovery.weights_record(self.layout.weights(cell))
+        remove(folder / ROUTING)  # of an adapter before this one
+        write_record(folder / "training.json", record | _environment())
+        remove(scratch)
+
+    def _choose_epoch(self, cell: Cell, settings: TrainingSettings, scratch: Path) -> dict[str, Any]:
+        record = read_json(self.layout.examples(cell.task) / "examples.json")["parts"]
+        return choose_epoch(
+            self._scorer(cell, validated=True),
+            settings.candidates,
+            scratch,
+            self.layout.weights(cell),
+            self.layout.candidates(cell),
+            "held out of train" if record["train"]["held_out"] else "validation",
+        )
+
+    def _scorer(self, cell: Cell, validated: bool) -> Callable[[Path], tuple[float, int]]:
+        """A function from a folder of weights to accuracy and number of documents, on validation or the evaluation set."""
+
+        def score(weights: Path) -> tuple[float, int]:
+            with self.base.opened(weights, self._is_full(cell)) as model:
+                record = self._evaluated(model, cell.task, validated)[1]
+            return record["accuracy"], record["documents"]
+
+        return score
 
     def evaluate(self, cell: Cell) -> None:
-        """Evaluate the cell; its manifest is written last and says that the cell is complete."""
+        """Evaluate the cell, unless its scores are there; its manifest, written last, says that the cell is complete."""
+        self._prepared(cell)
+        found = standing(self.layout, cell)
+        if found.evaluated:
+            print(f"{cell.path}: already evaluated", file=sys.stderr)
+        else:
+            self._evaluate(cell)
+        write_text(self.layout.cell(cell) / EVALUATED, f"{found.keys.evaluation}\n")
+
+    def _evaluate(self, cell: Cell) -> None:
         import pandas as pd
 
         study, folder = self.study, self.layout.cell(cell)
-        tasks = {name: self.task(name) for name in study.evaluated_on(cell)}
-        training = None
-        if not self._is_base(cell):
-            training = self._training_record(cell)
-        with self.opened(cell, self.layout.weights(cell)) as model:
+        tasks = study.evaluated_on(cell)
+        training = None if self._is_base(cell) else self._training_record(cell)
+        weights = None if self._is_base(cell) else self.layout.weights(cell)
+        with self.base.opened(weights, self._is_full(cell)) as model:
             self._check_weights_act(cell, model)
-            outcomes = {name: self.evaluated(model, name, task) for name, task in tasks.items()}
+            outcomes = {name: self._evaluated(model, name) for name in tasks}
         for name, (frame, _) in outcomes.items():
             if not all(math.isfinite(value) for values in frame["loglikelihoods"] for value in values):
                 raise MolaError(
                     f"cell {cell.path}: log-likelihoods of {name} are not finite; are the model's weights? For an adapter, "
                     "lower training.learning_rate or use precision fp32"
                 )
-        if list(tasks) == [cell.task]:
+        if tasks == [cell.task]:
             samples, record = outcomes[cell.task]
         else:
             samples = pd.concat(
@@ -162,64 +208,66 @@ class Workbench:
             )
             record = {"tasks": {name: record for name, (_, record) in outcomes.items()}}
         if study.evaluation.every_epoch and training and "epoch_choice" in training:
-            record["epoch_choice"] = evaluate_candidates(
-                self, cell, training["epoch_choice"], record["accuracy"]
+            record["epoch_choice"] = compare_candidates(
+                self._scorer(cell, validated=False),
+                training["epoch_choice"],
+                record["accuracy"],
+                self.layout.candidates(cell),
             )
         with atomic_write(folder / "samples.parquet") as temporary:
             samples.to_parquet(temporary, index=False)
-        fingerprints = {name: read_json(self.layout.data(name) / "fingerprint.json") for name in tasks}
+        write_record(folder / "manifest.json", self._manifest(cell, training, record))
+
+    def count_routing(self, cell: Cell) -> None:
+        """Write the cell's routing.csv: its routing on the prompts of the documents that it is evaluated on.
+
+        Raises `MolaError` where the cell has no router or is not trained.
+        """
+        from mola_core.evaluation.router_counts import routing_frame
+        from mola_core.models.tokens import encode
+
+        self._prepared(cell)
+        self._training_record(cell)
+        settings, tokenizer = self.study.evaluation, self.base.tokenizer
+        found = [
+            example
+            for name in self.study.evaluated_on(cell)
+            for example in self._examples(name, "evaluation", settings.documents)
+        ]
+        with self.base.opened(self.layout.weights(cell), self._is_full(cell)) as model:
+            limit = model.config.get_text_config().max_position_embeddings
+            encoded = [encode(tokenizer, one.prompt, one.completion, limit) for one in found]
+            documents = [document.tokens[: document.prompt_length] for document in encoded]
+            frame = routing_frame(model, documents, settings.batch_size, tokenizer.pad_token_id)
+        with atomic_write(self.layout.cell(cell) / ROUTING) as temporary:
+            frame.to_csv(temporary, index=False)
+
+    def _manifest(
+        self, cell: Cell, training: dict[str, Any] | None, evaluation: dict[str, Any]
+    ) -> dict[str, Any]:
+        study, layout = self.study, self.layout
         parent = study.parent(cell)
-        manifest = {
+        parts = evaluation_parts(layout, cell, training["key"] if training else None)
+        tasks = study.evaluated_on(cell)
+        trained = [] if training is None else [study.trained_on(cell)]
+        rows = list(dict.fromkeys([*tasks, *trained]))
+        return {
             "study": study.name,
             "model": study.model.name,
             **dataclasses.asdict(cell),
-            "digest": digests(study, cell).evaluation,
+            "training_key": training["key"] if training else None,
+            "evaluation_key": digest(parts),
+            "parts": parts,
             "parent": parent.path if parent else None,
             "stand_in": study.stand_in,
-            "settings": evaluation_facts(study, cell),
-            "model_files": read_json(self.layout.model / "model.json"),
-            "data_files": fingerprints.get(cell.task, fingerprints),
+            "model_files": read_json(layout.model / "model.json"),
+            "data_files": {name: read_json(layout.data(name) / "fingerprint.json") for name in rows},
+            "examples": {name: read_json(layout.examples(name) / "examples.json") for name in rows},
             "training": training,
-            "evaluation": record | _environment(),
-            "samples_sha256": sha256_file(folder / "samples.parquet"),
+            "evaluation": evaluation | _environment(),
+            "samples_sha256": sha256_file(layout.cell(cell) / "samples.parquet"),
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
-        write_record(folder / "manifest.json", manifest)
-        remove(self.layout.checkpoints(digests(study, cell).training))
-
-    def run(self, cell: Cell) -> None:
-        """Train (unless an adapter with this digest is there) and evaluate."""
-        if not self._is_base(cell):
-            self.train(cell)
-        if self.study.evaluated_on(cell):
-            self.evaluate(cell)
-
-    def is_trained(self, cell: Cell) -> bool:
-        return self._recorded(cell, "training.json") == digests(self.study, cell).training
-
-    def is_complete(self, cell: Cell) -> bool:
-        """Whether its records are there, made with these settings, data and code, and the files that they name unaltered.
-
-        Weights, which are large and may be gone, are compared where they are used."""
-        if not self.study.evaluated_on(cell):
-            return self.is_trained(cell)
-        folder = self.layout.cell(cell)
-        try:
-            manifest = read_record(folder / "manifest.json")
-            named = {"samples.parquet": manifest["samples_sha256"]}
-            if manifest["training"]:
-                named["train.jsonl"] = manifest["training"]["log_sha256"]
-            same = all(sha256_file(folder / name) == value for name, value in named.items())
-            return same and manifest["digest"] == digests(self.study, cell).evaluation
-        except (MolaError, OSError, KeyError, TypeError):
-            return False
-
-    def _recorded(self, cell: Cell, name: str) -> str | None:
-        """The digest in one of the cell's records; None where it is missing or damaged, and so to be made again."""
-        try:
-            return read_record(self.layout.cell(cell) / name)["digest"]
-        except MolaError:
-            return None
 
     def _is_base(self, cell: Cell) -> bool:
         return self.study.method_by_label[cell.method].method == "base"
@@ -227,75 +275,84 @@ class Workbench:
     def _is_full(self, cell: Cell) -> bool:
         return self.study.method_by_label[cell.method].method == "full"
 
-    def _load(self, folder: Path) -> PreTrainedModel:
-        import torch
+    def _prepared(self, cell: Cell) -> None:
+        """Make the examples that the cell reads where they are missing, damaged or of other rows, prompts or lengths."""
+        from mola_core.runs.prepare import prepare_examples
 
-        from mola_core.models.loading import load_model
-
-        source = self.study.model
-        model = load_model(folder, dtype=source.dtype, quantization=source.quantization)
-        return model.to("cuda") if torch.cuda.is_available() and source.quantization is None else model
-
-    def _lent_base(self) -> PreTrainedModel:
-        """The base model to put an adapter on; forgotten until `_release`, since a failure would leave half of one."""
-        base = self.base
-        del self.__dict__["base"]
-        return base
-
-    def _release(self, model: Any) -> None:
-        """Take the adapter out of `base`, which the next cell uses again; forget it where that cannot be done."""
-        import torch
-
-        from mola_core.models.weights import unload
-
-        self.__dict__.pop("base", None)
-        base = unload(model)
-        # bitsandbytes repacks the weights of a model that is evaluated on a CPU with bf16, and rounds their scales.
-        rounded = self.study.model.quantization == "4bit" and not torch.cuda.is_available()
-        if base is not None and not rounded:
-            self.__dict__["base"] = base
-
-    @contextlib.contextmanager
-    def opened(self, cell: Cell, folder: Path) -> Iterator[Any]:
-        """The base model with the cell's trained weights in `folder`."""
-        from mola_core.models.weights import load_adapter
-
-        if self._is_base(cell):
-            yield self.base
+        if not is_main():
             return
-        if self._is_full(cell):
-            self.__dict__.pop("base", None)
-            model: Any = self._load(folder)
-        else:
-            model = load_adapter(self._lent_base(), folder)
-        try:
-            yield model
-        finally:
-            self._release(model)
+        study, rows = self.study, self.study.evaluated_on(cell)
+        trained: Cell | None = cell
+        while trained:
+            rows, trained = [*rows, study.trained_on(trained)], study.parent(trained)
+        for name in dict.fromkeys(rows):
+            prepare_examples(self.layout, name, lambda: self.base.tokenizer)
+
+    def _keys(self, cell: Cell) -> Keys:
+        return from_main(lambda: keys(self.layout, cell))
+
+    def _training_key(self, cell: Cell) -> str:
+        key = self._keys(cell).training
+        if key is None:
+            raise MolaError(
+                f"cell {cell.path}: base model or parent is not prepared; run `snakemake prefetch` or `mola model` first"
+            )
+        return key
+
+    def _examples(self, rows: str, part: str, documents: int | None, without_held_out: bool = False) -> Any:
+        from mola_core.tasks.examples import read_examples
+
+        return read_examples(self.layout.examples(rows), part, documents, without_held_out)
 
     def _documents(self, cell: Cell, settings: TrainingSettings) -> list[Encoded]:
         """What the cell is trained on, as tokens."""
-        from mola_core.tasks import examples
-        from mola_core.tasks.rows import verify_data
-        from mola_core.training.batches import encode, instruction_documents
+        from mola_core.models.tokens import encode, encode_text
 
+        tokenizer, length = self.base.tokenizer, settings.max_length
+        examples = self._examples(
+            self.study.trained_on(cell), "train", settings.documents, bool(settings.candidates)
+        )
         if cell.task == INSTRUCTION:
-            verify_data(self.layout.data(INSTRUCTION))
-            return instruction_documents(self.layout.data(INSTRUCTION), self.tokenizer, settings.max_length)
-        task = self.task(self.study.trained_on(cell), validated=bool(settings.candidates))
+            return [encode_text(tokenizer, example.completion, length) for example in examples]
         end = self.study.protocol == "generate"
-        return [
-            encode(self.tokenizer, example.prompt, example.completion, settings.max_length, end=end)
-            for example in examples(task, "train")[: settings.documents]
-        ]
+        return [encode(tokenizer, example.prompt, example.completion, length, end) for example in examples]
 
-    def _trainable(
-        self, cell: Cell, scratch: Path, allocation: Allocation | None
-    ) -> tuple[Any, dict[str, Any]]:
-        """The model to train, and what its record says of it before training."""
+    def _allocate(
+        self,
+        cell: Cell,
+        documents: list[Encoded],
+        settings: TrainingSettings,
+        seed: int,
+        scratch: Path,
+        record: dict[str, Any],
+    ) -> list[int] | None:
+        """The experts of each layer where data choose them; what continues a parent has the parent's."""
+        from mola_core.methods.registry import parse_method
+
+        study = self.study
+        settings_of_method = study.method_by_label[cell.method]
+        method = parse_method(settings_of_method)
+        if method.allocation is None or study.parent(cell):
+            return None
+        from mola_core.training.allocate import allocate
+
+        adapter = settings_of_method.adapter(study.adapter)
+        try:
+            allocation = from_main(
+                lambda: allocate(
+                    method, adapter, self.base, documents, settings, seed, self.layout.quality, scratch
+                )
+            )
+        except ValueError as error:
+            raise MolaError(f"method {cell.method}: {error}") from None
+        record["allocation"] = dataclasses.asdict(allocation)
+        return allocation.experts
+
+    def _trainable(self, cell: Cell, scratch: Path, experts: list[int] | None, record: dict[str, Any]) -> Any:
+        """The model to train; what the record says of it before training goes into `record`."""
         from mola_core.models.weights import continued_adapter, new_adapter, whole_model
 
-        study, record = self.study, {}
+        study = self.study
         parent = study.parent(cell)
         start = self.layout.model
         if parent:
@@ -303,72 +360,80 @@ class Workbench:
             start = self.layout.weights(parent)
             record["parent"] = {
                 "cell": parent.path,
-                **{key: trained[key] for key in ("digest", "adapter_sha256")},
+                **{name: trained[name] for name in ("key", "adapter_sha256")},
             }
         if self._is_full(cell):
             if study.model.quantization:
                 raise MolaError(
                     f"method {cell.method}: quantised weights cannot be trained; remove model.quantization"
                 )
-            self.__dict__.pop("base", None)
+            self.base.forget()
             model: Any = whole_model(start)
         elif parent:
-            model = continued_adapter(self._lent_base(), start)
+            model = continued_adapter(self.base.lend(), start)
         else:
             method = study.method_by_label[cell.method]
-            experts = allocation.experts if allocation else None
-            model = new_adapter(self._lent_base(), method, method.adapter(study.adapter), scratch, experts)
-            if allocation:
-                record["allocation"] = dataclasses.asdict(allocation)
+            model = new_adapter(self.base.lend(), method, method.adapter(study.adapter), scratch, experts)
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         total = (
             model.num_parameters()
             if self._is_full(cell)
             else model.get_nb_trainable_parameters()[1] - trainable
         )
-        configs = getattr(model, "peft_config", {})
-        experts = getattr(configs.get("default"), "num_experts", None)
-        return model, {
+        config = getattr(model, "peft_config", {}).get("default")
+        record |= {
             "trainable_parameters": trainable,
             "base_parameters": total,
-            "experts": experts,
-            **record,
+            "experts": getattr(config, "num_experts", None),
         }
+        return model
 
     def _training_record(self, cell: Cell) -> dict[str, Any]:
         """training.json of a trained cell, after its weights were compared with it."""
         file = self.layout.cell(cell) / "training.json"
         record = read_record(file) if file.is_file() else {}
-        if record.get("digest") != digests(self.study, cell).training:
+        key = self._keys(cell).training
+        if key is None or record.get("key") != key:
             raise MolaError(
                 f"cell {cell.path}: not trained with these settings; train it first with `mola train`"
             )
-        weights = self.layout.weights(cell)
-        check_weights(weights, record)
+        recovery.check_weights(self.layout.weights(cell), record)
         return record
 
     def _check_weights_act(self, cell: Cell, model: Any) -> None:
         from mola_core.evaluation.harness import check_adapter_acts
         from mola_core.models.weights import check_model_differs
-        from mola_core.tasks import examples
 
         if self._is_full(cell):
             check_model_differs(self.layout.weights(cell), self.layout.model)
         elif not self._is_base(cell):
-            prompt = examples(self.task(self.study.trained_on(cell)), "train", 1)[0].prompt
-            check_adapter_acts(model, self.tokenizer, prompt)
+            [example] = self._examples(self.study.trained_on(cell), "train", 1)
+            check_adapter_acts(model, self.base.tokenizer, example.prompt)
 
-    def evaluated(
-        self, model: Any, name: str, task: Any, whole: bool = False
+    def _task(self, name: str, validated: bool) -> Any:
+        from mola_core.tasks import load_task
+        from mola_core.tasks.rows import verify_data
+
+        folder = self.layout.data(name)
+        verify_data(folder)
+        return load_task(name, self.study.protocol, folder, validated)
+
+    def _evaluated(
+        self, model: Any, name: str, validated: bool = False
     ) -> tuple[pd.DataFrame, dict[str, Any]]:
+        """Scores on a task's evaluation set, or on all of its validation documents; with half the batch where memory
+        does not suffice."""
         from mola_core.evaluation.harness import evaluate
         from mola_core.models.memory import free_memory, is_out_of_memory
 
         settings = self.study.evaluation
-        settings = settings.model_copy(update={"documents": None}) if whole else settings
+        if validated:
+            settings = settings.model_copy(update={"documents": None})
+        examples = self._examples(name, "validation" if validated else "evaluation", settings.documents)
+        task = self._task(name, validated)
         while True:
             try:
-                return evaluate(model, self.tokenizer, task, settings, name)
+                return evaluate(model, self.base.tokenizer, task, settings, name, examples)
             except (MemoryError, RuntimeError) as error:
                 if settings.batch_size == 1 or not is_out_of_memory(error):
                     raise

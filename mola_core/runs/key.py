@@ -1,78 +1,258 @@
-"""What decides a cell: the facts of its training and of its scores, and the digests that name them."""
+"""Cache keys: everything that an adapter and its scores depend on, part by part, hashed; and whether a record has them.
+
+The parts are contents: the examples as files, the hashes of the base model's files, the PEFT config, the effective
+settings, the seed, the parent's key, and the code that computes the numbers (`mola_core.code_hash`). Where rows or model
+are not prepared yet there is no key, and the cell is open.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import functools
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from mola_core.methods.registry import parse_method
+from mola_core.code_hash import code_hash
+from mola_core.errors import MolaError
+from mola_core.files import read_json
+from mola_core.methods.registry import adapter_config, parse_method
+from mola_core.models.loading import FINGERPRINT as MODEL_RECORD
 from mola_core.models.loading import model_identity
-from mola_core.records import (
-    ALLOCATION_CODE,
-    EPOCH_CODE,
-    EVALUATION_CODE,
-    TRAINING_CODE,
-    code_digest,
-    digest,
+from mola_core.records import digest, read_record
+from mola_core.runs.layout import Layout
+from mola_core.study.effective import effective_training
+from mola_core.study.study import INSTRUCTION, Cell
+from mola_core.tasks import is_own, task_config
+from mola_core.tasks.rows import FINGERPRINT as ROWS_RECORD
+
+Parts = dict[str, Any]
+"""A key's parts by name, as JSON."""
+
+TRAIN = "mola_core.runs.cell:CellRunner.train"
+EVALUATE = "mola_core.runs.cell:CellRunner.evaluate"
+RENDER = "mola_core.tasks.examples:write_examples"
+BYTES = (
+    "mola_core.code_hash",
+    "mola_core.errors",
+    "mola_core.files",
+    "mola_core.records",
+    "mola_core.runs.key",
 )
-from mola_core.study.study import Cell, Study
-from mola_core.tasks.rows import rows_identity
+"""What moves and compares bytes, of which the keys hold the hashes; it computes no number."""
+SELECTION = ("mola_core.runs.selection", "mola_core.evaluation")
+"""Where an epoch is chosen, evaluation decides the adapter too."""
+ALLOCATION = ("mola_core.training.allocate", "mola_core.methods.allocation", "mola_core.models.layer_quality")
 
 
-def training_facts(study: Study, cell: Cell) -> dict[str, Any]:
-    """Everything that decides a cell's adapter; its digest names the training."""
+@dataclass(frozen=True)
+class Keys:
+    """The names of a cell's training and of its scores; None where what they depend on is not prepared."""
+
+    training: str | None
+    evaluation: str | None
+
+
+def keys(layout: Layout, cell: Cell) -> Keys:
+    """The keys that the cell has under today's study, rows, model and code."""
+    parts = training_parts(layout, cell)
+    training = digest(parts) if parts else None
+    evaluation = evaluation_parts(layout, cell, training)
+    return Keys(training, digest(evaluation) if evaluation else None)
+
+
+def training_parts(layout: Layout, cell: Cell) -> Parts | None:
+    """What the cell's adapter depends on; None for the untrained model and where something is not prepared.
+
+    Raises `MolaError` where the method does not fit the model.
+    """
+    study = layout.study
     method = study.method_by_label[cell.method]
-    training = study.training_of(cell)
+    model = _model(layout)
+    if method.method == "base" or model is None:
+        return None
+    settings = effective_training(study, cell)
     rows = study.trained_on(cell)
-    facts = {
-        # Where an epoch is chosen, the evaluation decides the adapter too.
-        "code": code_digest(EVALUATION_CODE if training.candidates else TRAINING_CODE),
-        "model": model_identity(study.model),
-        "dtype": study.model.dtype,
-        "quantization": study.model.quantization,
-        "data": rows_identity(study, rows),
-        "task": rows,
+    selected = bool(settings.candidates)
+    examples = examples_part(layout, rows, "train", settings.documents, selected)
+    if examples is None:
+        return None
+    parsed, adapter = parse_method(method), method.adapter(study.adapter)
+    try:
+        config = adapter_config(method, adapter, model["depth"])
+    except ValueError as error:
+        raise MolaError(str(error)) from None
+    entries, without = [TRAIN], list(BYTES)
+    if config is None:
+        config = {"kind": parsed.kind}
+    elif config["peft_type"] == "MOLA":
+        entries.append("mola_core.adapter")  # PEFT calls it
+    if not parsed.allocation:
+        without += ALLOCATION
+    if not selected:
+        without += SELECTION
+    parts: Parts = {
+        "examples": examples,
+        "model": model["files"],
+        "loading": {"dtype": study.model.dtype, "quantization": study.model.quantization},
+        "adapter": config,
+        "training": settings.model_dump(mode="json", exclude={"checkpoint_minutes", "documents"}),
         "protocol": study.protocol,
-        "method": method.model_dump(exclude={"name"}, exclude_none=True),
-        "adapter": method.adapter(study.adapter).model_dump(),
-        "training": training.model_dump(exclude={"checkpoint_minutes"}),
         "seed": study.training_seed(cell),
+        "code": code_hash(*entries, without=tuple(without)),
     }
-    if training.candidates:
-        facts["epoch_choice"] = code_digest(EPOCH_CODE)
-    if parse_method(method).allocation:
-        facts["allocation"] = code_digest(ALLOCATION_CODE)
+    if selected:
+        parts["validation"] = examples_part(layout, rows, "validation", None, False)
+        parts["scoring"] = _scoring(layout, [rows])
     parent = study.parent(cell)
-    return facts | {"parent": digests(study, parent).training} if parent else facts
+    if parent:
+        before = training_parts(layout, parent)
+        if before is None:
+            return None
+        parts["parent"] = digest(before)
+    return parts
 
 
-def evaluation_facts(study: Study, cell: Cell, training: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Everything that decides a cell's scores; its digest names the cell. `training`: its `training_facts`, if known."""
-    base = study.method_by_label[cell.method].method == "base"
-    training = training or training_facts(study, cell)
-    if base:
+def evaluation_parts(layout: Layout, cell: Cell, training: str | None) -> Parts | None:
+    """What the cell's scores depend on, `training` being the training's key; None where it is not evaluated or something
+    is not prepared."""
+    study = layout.study
+    tasks = study.evaluated_on(cell)
+    model = _model(layout)
+    if not tasks or model is None:
+        return None
+    parts: Parts
+    if study.method_by_label[cell.method].method == "base":
         # The untrained model does not depend on how others are trained.
-        training = {
-            key: training[key] for key in ("model", "dtype", "quantization", "data", "task", "protocol")
-        }
-    facts = {
-        "code": code_digest(EVALUATION_CODE),
-        "training": training,
-        "evaluation": study.evaluation.model_dump(exclude={"batch_size"}),
+        loading = {"dtype": study.model.dtype, "quantization": study.model.quantization}
+        parts = {"model": model["files"], "loading": loading}
+    else:
+        if training is None:
+            return None
+        parts = {"training": training}
+    examples = {
+        task: examples_part(layout, task, "evaluation", study.evaluation.documents, False) for task in tasks
     }
-    if study.evaluated_on(cell) != [cell.task]:
-        facts["tasks"] = {task: rows_identity(study, task) for task in study.evaluated_on(cell)}
-    return facts
+    if None in examples.values():
+        return None
+    every = study.evaluation.every_epoch and bool(study.training_of(cell).candidates)
+    without = (*BYTES, *ALLOCATION, *(() if every else SELECTION[:1]))
+    return parts | {
+        "examples": examples,
+        "scoring": _scoring(layout, tasks),
+        "protocol": study.protocol,
+        "evaluation": study.evaluation.model_dump(mode="json", exclude={"batch_size", "documents"}),
+        "code": code_hash(EVALUATE, without=without),
+    }
 
 
-@dataclasses.dataclass(frozen=True)
-class Digests:
-    """The names of a cell's training and of its scores: they change when, and only when, what decides them does."""
+def _scoring(layout: Layout, tasks: list[str]) -> dict[str, Any]:
+    """How lm-eval scores the tasks: their configuration (prompts are in the examples) and the functions that it names."""
+    found = {}
+    for task in tasks:
+        config = task_config(task, layout.study.protocol)
+        text = json.dumps(config, sort_keys=True, default=str)
+        named = sorted(set(re.findall(r"answers\.(\w+)", text))) if is_own(task) else []
+        functions = [f"mola_core.tasks.answers:{name}" for name in named]
+        found[task] = {"config": digest(text), "code": code_hash(*functions) if functions else None}
+    return found
 
-    training: str
-    evaluation: str
+
+def examples_part(
+    layout: Layout, rows: str, part: str, documents: int | None, without_held_out: bool
+) -> str | None:
+    """Hash of the examples that a cell reads; None where they are not made, or made of something else."""
+    from mola_core.tasks.examples import current, examples_hash
+
+    folder = layout.examples(rows)
+    identity = examples_identity(layout, rows)
+    if identity is None or not current(folder, identity):
+        return None
+    try:
+        return examples_hash(folder, part, documents, without_held_out)
+    except (MolaError, OSError):
+        return None  # damaged: to be made again
 
 
-def digests(study: Study, cell: Cell) -> Digests:
-    training = training_facts(study, cell)
-    return Digests(digest(training), digest(evaluation_facts(study, cell, training)))
+def examples_identity(layout: Layout, rows: str) -> str | None:
+    """What the examples of a task, or of `instruction`, are rendered from; None where that is not prepared."""
+    study = layout.study
+    model = _model(layout)
+    folder = layout.data(rows)
+    if model is None or not (folder / ROWS_RECORD).is_file():
+        return None
+    settings = study.training_of(Cell(rows, study.methods[-1].label, study.seeds[0]))
+    return digest(
+        {
+            "rows": _splits(folder / ROWS_RECORD),
+            "task": _scoring(layout, [rows]) if rows != INSTRUCTION else None,
+            "protocol": study.protocol,
+            "tokenizer": model["tokenizer"],
+            "max_length": settings.max_length,
+            "code": code_hash(RENDER, without=BYTES),
+        }
+    )
+
+
+def _splits(file: Path) -> Any:
+    return _read(file, file.stat().st_mtime_ns).get("splits")
+
+
+def _model(layout: Layout) -> dict[str, Any] | None:
+    """Depth and hashes of the prepared base model of this study; None where it is not there."""
+    file = layout.model / MODEL_RECORD
+    if not file.is_file():
+        return None
+    record = _read(file, file.stat().st_mtime_ns)
+    if not isinstance(record, dict) or record.get("identity") != _identity(layout.study.model):
+        return None
+    files, depth = record.get("files"), record.get("depth")
+    if not isinstance(files, dict) or not isinstance(depth, int):
+        return None  # of an earlier version, or damaged: to be prepared again
+    tokenizer = {name: value for name, value in files.items() if not name.endswith(".safetensors")}
+    return {"depth": depth, "files": digest(files), "tokenizer": digest(tokenizer)}
+
+
+@functools.lru_cache(maxsize=64)
+def _read(file: Path, changed: int) -> Any:
+    return read_json(file)
+
+
+_identity = functools.lru_cache(maxsize=64)(model_identity)
+
+
+def differences(layout: Layout, cell: Cell) -> list[str]:
+    """One line for each part of the cell's keys that differs from its records on disk, and for missing records."""
+    lines = []
+    training = training_parts(layout, cell)
+    wanted = [("training.json", "training", training)]
+    evaluation = evaluation_parts(layout, cell, digest(training) if training else None)
+    wanted.append(("manifest.json", "evaluation", evaluation))
+    for name, stage, now in wanted:
+        if now is None:
+            continue
+        try:
+            then = read_record(layout.cell(cell) / name)["parts"]
+        except (MolaError, KeyError, TypeError):
+            lines.append(f"{stage}: no record in {layout.cell(cell) / name}")
+            continue
+        for part in sorted({*now, *then}):
+            if now.get(part) != then.get(part):
+                lines += [f"{stage}.{part}: {line}" for line in _changes(then.get(part), now.get(part))]
+    return lines
+
+
+def _changes(then: Any, now: Any) -> list[str]:
+    if isinstance(then, dict) and isinstance(now, dict):
+        return [
+            f"{name}: {_short(then.get(name))} -> {_short(now.get(name))}"
+            for name in sorted({*then, *now})
+            if then.get(name) != now.get(name)
+        ]
+    return [f"{_short(then)} -> {_short(now)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True)
+    return f"{text[:12]}…" if re.fullmatch('"[0-9a-f]{64}"', text) else text[:120]

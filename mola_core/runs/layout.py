@@ -1,4 +1,4 @@
-"""Where a study's files are: the one place that knows the folders of `results/`."""
+"""Where a study's files are: the folders of `results/`, named in one place."""
 
 import dataclasses
 from pathlib import Path
@@ -21,6 +21,8 @@ class Layout:
     root: Path = Path("results")
     model_folder: Path | None = None
     """An already prepared base model, in place of the one below `root`."""
+    file: Path | None = None
+    """The study's file."""
 
     @property
     def folder(self) -> Path:
@@ -44,6 +46,10 @@ class Layout:
         identity = digest(rows_identity(self.study, task))[:8]
         return self.root / "data" / f"{self.study.data.source}-{identity}" / task
 
+    def examples(self, task: str) -> Path:
+        """What training and evaluation read of a task, or of `instruction`."""
+        return self.folder / "examples" / task
+
     def cell(self, cell: Cell) -> Path:
         return self.folder / "cells" / cell.path
 
@@ -52,10 +58,10 @@ class Layout:
         full = self.study.method_by_label[cell.method].method == "full"
         return self.cell(cell) / ("model" if full else "adapter")
 
-    def candidate(self, cell: Cell, epoch: int) -> Path:
-        """The weights after an epoch that was not chosen, where `training.epochs` is a list."""
-        return self.cell(cell) / "epochs" / str(epoch)
+    def candidates(self, cell: Cell) -> Path:
+        """The weights after each epoch that was not chosen, where `training.epochs` is a list."""
+        return self.cell(cell) / "epochs"
 
-    def checkpoints(self, training_digest: str) -> Path:
+    def checkpoints(self, training_key: str) -> Path:
         """Checkpoints stand outside the cell's folder because Snakemake deletes declared outputs before a job."""
-        return self.root / "checkpoints" / training_digest[:16]
+        return self.root / "checkpoints" / training_key[:16]

@@ -24,12 +24,12 @@ from typing import Any
 from mola_core.errors import MolaError, OutOfTime
 from mola_core.files import remove
 from mola_core.methods.registry import parse_method
-from mola_core.models.check import prepare_checked_model
 from mola_core.models.layer_quality import layer_quality
-from mola_core.runs.cell import Workbench
+from mola_core.runs.cell import EVALUATED, TRAINED, CellRunner
 from mola_core.runs.layout import Layout
+from mola_core.runs.prepare import prepare_all
+from mola_core.runs.state import cell_state
 from mola_core.study.study import Cell, Study
-from mola_core.tasks.rows import prepare_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Outcome:
     reason: str = ""
 
 
-_bench: Workbench
+_bench: CellRunner
 _busy = False
 """Whether this worker has a cell in hand."""
 
@@ -50,7 +50,7 @@ _busy = False
 def _open(layout: Layout, deadline: float | None, parent: int) -> None:
     global _bench
     warnings.simplefilter("ignore", FutureWarning)  # a new process has none of its parent's filters
-    _bench = Workbench(layout, deadline)
+    _bench = CellRunner(layout, deadline)
     signal.signal(signal.SIGTERM, _stop)
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
 
@@ -129,15 +129,7 @@ def run(
     """
     deadline = time.time() + time_budget if time_budget else None
     study = layout.study
-    if not (layout.model / "model.json").is_file():
-        if layout.model_folder:
-            raise MolaError(
-                f"model folder {layout.model_folder}: no model.json; prepare it with `mola model`"
-            )
-        prepare_checked_model(study.model, layout.model)
-    for name in study.rows():
-        if not (layout.data(name) / "fingerprint.json").is_file():
-            prepare_rows(study, name, layout.data(name))
+    prepare_all(layout)
     waiting = open_cells(layout)
     if any(parse_method(study.method_by_label[cell.method]).allocation == "alphalora" for cell in waiting):
         layer_quality(layout.model, layout.quality)  # here, so that workers do not all measure it
@@ -181,11 +173,11 @@ def run(
 def open_cells(layout: Layout) -> list[Cell]:
     """The cells to run, each after its parent: those that are not complete, and complete ones whose weights are gone
     though an open cell continues from them."""
-    bench, study = Workbench(layout), layout.study
+    study = layout.study
     cells: list[Cell] = []
     for cell in reversed(study.all_cells()):
         continued = any(study.parent(other) == cell for other in cells)
-        if not bench.is_complete(cell) or (continued and not layout.weights(cell).is_dir()):
+        if cell_state(layout, cell) != "complete" or (continued and not layout.weights(cell).is_dir()):
             cells.append(cell)
     return cells[::-1]
 
@@ -204,7 +196,7 @@ def _drop_weights(layout: Layout, finished: list[Cell], coming: list[Cell]) -> N
     for cell in finished:
         if cell not in needed and (layout.cell(cell) / "training.json").is_file():
             remove(layout.weights(cell))
-            remove(layout.cell(cell) / "epochs")
+            remove(layout.candidates(cell))
 
 
 def _tell(outcome: Outcome) -> None:
@@ -216,7 +208,6 @@ def _tell(outcome: Outcome) -> None:
 
 def results_of(layout: Layout) -> list[Path]:
     """The small files of complete cells: what must come home from a borrowed machine."""
-    names = ("manifest.json", "samples.parquet", "training.json", "train.jsonl")
-    bench = Workbench(layout)
-    cells = [cell for cell in layout.study.all_cells() if bench.is_complete(cell)]
+    names = ("manifest.json", "samples.parquet", "training.json", "train.jsonl", TRAINED, EVALUATED)
+    cells = [cell for cell in layout.study.all_cells() if cell_state(layout, cell) == "complete"]
     return [file for cell in cells for name in names if (file := layout.cell(cell) / name).is_file()]

@@ -1,4 +1,4 @@
-"""Where `training.epochs` is a list: the epoch that is kept, chosen on validation, and what another choice would give.
+"""Choice of the epoch where `training.epochs` is a list: by accuracy on validation, the evaluation set out of sight.
 
 The paper searches {10, 15, 20} and does not say on which split; its code scores every candidate on the evaluation set.
 """
@@ -6,15 +6,11 @@ The paper searches {10, 15, 20} and does not say on which split; its code scores
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mola_core.files import atomic_write, remove
-
-if TYPE_CHECKING:
-    from mola_core.runs.cell import Workbench
-    from mola_core.study.sections import TrainingSettings
-    from mola_core.study.study import Cell
 
 
 def candidate_folder(scratch: Path, epoch: int) -> Path:
@@ -22,45 +18,43 @@ def candidate_folder(scratch: Path, epoch: int) -> Path:
     return scratch / f"epoch-{epoch}"
 
 
-def choose_epoch(bench: Workbench, cell: Cell, settings: TrainingSettings, scratch: Path) -> dict[str, Any]:
-    """Keep the candidate that is best on validation (of equals the earliest) and put the others beside it.
+def choose_epoch(
+    score: Callable[[Path], tuple[float, int]],
+    candidates: list[int],
+    scratch: Path,
+    weights: Path,
+    others: Path,
+    split: str,
+) -> dict[str, Any]:
+    """Keep the candidate that is best on validation (of equals the earliest) as `weights`, the rest below `others`.
 
-    Returns what the training's record says of it.
+    `score` gives accuracy and number of documents of the weights in a folder. Returns what the training's record says.
     """
-    task = bench.task(cell.task, validated=True)
     accuracies, documents = {}, 0
-    for epoch in settings.candidates:
-        with bench.opened(cell, candidate_folder(scratch, epoch)) as model:
-            record = bench.evaluated(model, cell.task, task, whole=True)[1]
-        accuracies[epoch], documents = record["accuracy"], record["documents"]
+    for epoch in candidates:
+        accuracies[epoch], documents = score(candidate_folder(scratch, epoch))
     best = max(accuracies, key=lambda epoch: accuracies[epoch])
-    layout = bench.layout
-    remove(layout.cell(cell) / "epochs")
-    for epoch in settings.candidates:
+    remove(others)
+    for epoch in candidates:
         # Copied: a job killed here finds everything in `scratch` again.
-        place = layout.weights(cell) if epoch == best else layout.candidate(cell, epoch)
-        with atomic_write(place) as temporary:
+        with atomic_write(weights if epoch == best else others / str(epoch)) as temporary:
             shutil.copytree(candidate_folder(scratch, epoch), temporary)
-    split = "held out of train" if task.config.dataset_kwargs["hold_out"] else "validation"
-    candidates = [{"epoch": epoch, "validation_accuracy": accuracies[epoch]} for epoch in settings.candidates]
-    choice = {"chosen": best, "split": split, "documents": documents, "candidates": candidates}
+    tried = [{"epoch": epoch, "validation_accuracy": accuracies[epoch]} for epoch in candidates]
+    choice = {"chosen": best, "split": split, "documents": documents, "candidates": tried}
     return {"epoch_choice": choice, "epochs": best}
 
 
-def evaluate_candidates(
-    bench: Workbench, cell: Cell, choice: dict[str, Any], accuracy: float
+def compare_candidates(
+    score: Callable[[Path], tuple[float, int]], choice: dict[str, Any], accuracy: float, others: Path
 ) -> dict[str, Any]:
     """The candidates with their accuracy on the evaluation set too, and what choosing by it would give.
 
     `choice` is the training's `epoch_choice`, `accuracy` that of the chosen epoch on the evaluation set.
     """
-    task = bench.task(cell.task)
     candidates = []
     for candidate in choice["candidates"]:
-        epoch, own = candidate["epoch"], accuracy
-        if epoch != choice["chosen"]:
-            with bench.opened(cell, bench.layout.candidate(cell, epoch)) as model:
-                own = bench.evaluated(model, cell.task, task)[1]["accuracy"]
+        epoch = candidate["epoch"]
+        own = accuracy if epoch == choice["chosen"] else score(others / str(epoch))[0]
         candidates.append(candidate | {"evaluation_accuracy": own})
     best = max(candidates, key=lambda candidate: candidate["evaluation_accuracy"])
     return {

@@ -32,15 +32,19 @@ class _Loader(yaml.SafeLoader):
         return mapping
 
 
+def study_file(name_or_path: str | Path) -> Path:
+    """The file of a study: the path as given, or for a name the one in `workflow/studies/`."""
+    path = Path(name_or_path)
+    return path if path.suffix else STUDIES / f"{name_or_path}.yaml"
+
+
 def load_study(name_or_path: str | Path, data_root: str | None = None) -> Study:
     """Read and check a study.
 
     `name_or_path` is a file, or the name of one in `workflow/studies/`. `data_root` reads the tasks from a folder
     of parquet files instead of the study's own source. Raises `MolaError`, one line, naming the field.
     """
-    path = Path(name_or_path)
-    if not path.suffix:
-        path = STUDIES / f"{name_or_path}.yaml"
+    path = study_file(name_or_path)
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
         _check_size(content)

@@ -45,6 +45,8 @@ class Example:
     that puts its options into the prompt (such as winogrande) has one."""
     answer: int | None
     """Index of the right option; None under generate."""
+    cluster: str | None = None
+    """What several documents have in common (a premise, a skill): they are no independent draws."""
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -137,6 +139,11 @@ def splits_of(name: str) -> dict[str, str]:
     config = task_config(name)
     named = {role: config[key] for role, key in SPLIT_KEYS.items() if config.get(key)}
     return {role: role for role in SPLITS} | named if is_own(name) else named
+
+
+def cluster_of(name: str) -> str | None:
+    """The column that says which documents of one of our tasks belong together: `metadata: cluster:` of its YAML."""
+    return (task_config(name).get("metadata") or {}).get("cluster") if is_own(name) else None
 
 
 def evaluation_split(name: str) -> str:

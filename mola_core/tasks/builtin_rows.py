@@ -12,9 +12,6 @@ from typing import Any, TypeVar
 
 from mola_core.errors import MolaError
 
-GENERATOR_VERSION = 2
-"""Raise it when any generated row changes."""
-
 Row = dict[str, Any]
 T = TypeVar("T")
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mola_core.code_hash import code_hash
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write, remembered_sha256, write_json
 from mola_core.study.sections import BuiltinData, DirectoryData, HubData
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 HUB_ID = "Open-Orca/OpenOrca"
 COLUMNS = ("id", "question", "response")
-GENERATOR_VERSION = 1
-"""Raise it when any built-in row changes."""
 
 
 def instruction_identity(study: Study) -> dict[str, Any]:
@@ -35,11 +34,12 @@ def instruction_identity(study: Study) -> dict[str, Any]:
     identity: dict[str, Any] = {
         "task": INSTRUCTION,
         "source": source.source,
+        "code": code_hash("mola_core.tasks.instruction:prepare_instruction"),
         "documents": settings.documents,
         "seed": settings.seed,
     }
     if isinstance(source, BuiltinData):
-        return identity | {"generator": GENERATOR_VERSION}
+        return identity
     if isinstance(source, DirectoryData):
         return identity | {"files": {file.name: remembered_sha256(file) for file in _files(source)}}
     return identity | {"id": HUB_ID, "revision": source.revisions.get(INSTRUCTION)}

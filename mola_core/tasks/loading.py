@@ -41,7 +41,8 @@ class PreparedTask(ConfigurableTask):
             train = self.dataset["train"]
             order = np.random.default_rng(0).permutation(len(train))
             size = min(len(train) // 10, HELD_OUT)
-            self.dataset["validation"] = train.select(np.sort(order[:size]))
+            self.held_out_rows = np.sort(order[:size]).tolist()
+            self.dataset["validation"] = train.select(self.held_out_rows)
             self.dataset["train"] = train.select(np.sort(order[size:]))
 
     def fewshot_docs(self) -> None:

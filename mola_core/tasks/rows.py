@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mola_core.code_hash import code_hash
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write, read_json, sha256_file, write_json
 from mola_core.study.sections import (
@@ -27,6 +28,7 @@ from mola_core.tasks import (
     CLOZE,
     FOLDER,
     SPLITS,
+    cluster_of,
     dataset_of,
     evaluation_split,
     examples,
@@ -35,7 +37,7 @@ from mola_core.tasks import (
     splits_of,
     task_config,
 )
-from mola_core.tasks.builtin_rows import GENERATOR_VERSION, builtin_rows
+from mola_core.tasks.builtin_rows import builtin_rows
 
 if TYPE_CHECKING:
     import pyarrow
@@ -43,16 +45,20 @@ if TYPE_CHECKING:
 KNOWN_ROWS = FOLDER / "known_rows.json"
 """Content hashes of the published benchmarks' rows: {task: {split: hash}}."""
 FINGERPRINT = "fingerprint.json"
+CLUSTER = "cluster of the document"
+"""Name of the column while rows are prepared; no task has one of it."""
+CLUSTER_FILE = "{}.cluster.parquet"
+"""Beside a split's rows, row by row, where the source has the column."""
 
 
 def data_identity(task: str, source: DataSource) -> dict[str, Any]:
     """What decides a task's rows, without reading them. Raises `MolaError` where files of a directory are missing, or
     where a task has no built-in rows."""
-    identity: dict[str, Any] = {"task": task, "source": source.source}
+    code = code_hash("mola_core.tasks.rows:prepare_task", without=("mola_core.tasks.examples",))
+    identity: dict[str, Any] = {"task": task, "source": source.source, "code": code}
     if isinstance(source, BuiltinData):
         builtin_rows(task, "train", 0)  # Refuses tasks that have none.
         return identity | {
-            "generator": GENERATOR_VERSION,
             "train_documents": source.train_documents,
             "test_documents": source.test_documents,
         }
@@ -87,6 +93,16 @@ def prepare_task(task: str, source: DataSource, folder: str | Path) -> None:
         origin = {"dataset": dataset_of(task)}
     else:
         tables, origin = _from_hub(task, source)
+    # Kept beside the rows: lm-eval's ids of documents cover all columns of these.
+    clusters = {
+        split: table[CLUSTER].cast(pa.string())
+        for split, table in tables.items()
+        if CLUSTER in table.column_names
+    }
+    tables = {
+        split: table.drop_columns([CLUSTER]) if split in clusters else table
+        for split, table in tables.items()
+    }
     known = read_json(KNOWN_ROWS).get(task.removesuffix(CLOZE), {})
     fingerprint = {"task": task, "source": source.source, **origin, "stand_in": source.source == "builtin"}
     fingerprint["splits"] = {
@@ -101,6 +117,10 @@ def prepare_task(task: str, source: DataSource, folder: str | Path) -> None:
         temporary.mkdir()
         for split, table in tables.items():
             pq.write_table(table, temporary / f"{split}.parquet", compression="zstd")
+        for split, column in clusters.items():
+            pq.write_table(
+                pa.table({"cluster": column}), temporary / CLUSTER_FILE.format(split), compression="zstd"
+            )
         write_json(temporary / FINGERPRINT, fingerprint)
         _check_answers(task, temporary)
 
@@ -207,7 +227,11 @@ def _used(task: str, table: pyarrow.Table, where: str) -> pyarrow.Table:
             )
     if topic:
         table = table.filter(pc.equal(table["topic"], topic))
-    return table.select(wanted)
+    cluster = cluster_of(task)
+    if cluster not in table.column_names:
+        return table.select(wanted)
+    values = pc.fill_null(table[cluster].cast("string"), "")
+    return table.select(wanted).append_column(CLUSTER, values)
 
 
 @contextlib.contextmanager

@@ -6,58 +6,18 @@ Answers stand at the end of every row, so a model need compute logits for the la
 
 from __future__ import annotations
 
-import dataclasses
 import os.path
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from mola_core.models.tokens import Encoded
 
 IGNORED = -100
 """Label of a token without loss (PyTorch's `ignore_index`)."""
 POOL = 32
 """Optimiser batches that are sorted by length together: more saves padding, fewer mixes lengths better."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Encoded:
-    """One document as tokens: the first `prompt_length` of `tokens` are the prompt."""
-
-    tokens: list[int]
-    prompt_length: int
-
-
-def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer's own habit is to begin a text with its BOS token: the policy used everywhere."""
-    return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
-
-
-def encode(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, max_length: int, end: bool = False
-) -> Encoded:
-    """Tokens of `prompt + completion`, cut where lm-eval cuts a context from its continuation.
-
-    Over `max_length` tokens the prompt loses its beginning. `end` appends the end-of-text token.
-    Raises ValueError where the completion alone is too long.
-    """
-    bos = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
-    stripped = prompt.rstrip()
-    completion = prompt[len(stripped) :] + completion
-    prompt_ids = tokenizer(stripped, add_special_tokens=False).input_ids
-    tokens = tokenizer(stripped + completion, add_special_tokens=False).input_ids
-    tokens = tokens + [tokenizer.eos_token_id] * end
-    answer = tokens[len(prompt_ids) :]
-    room = max_length - len(answer) - len(bos)
-    if room < 1:
-        raise ValueError(
-            f"max_length {max_length} leaves no room for a prompt: the answer has {len(answer)} tokens"
-        )
-    prompt_ids = bos + tokens[: len(prompt_ids)][-room:]
-    return Encoded(prompt_ids + answer, len(prompt_ids))
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad: int) -> dict[str, torch.Tensor]:
@@ -169,18 +129,3 @@ class LengthGrouped(torch.utils.data.Sampler[int]):
         rest = [batch for batch in batches if len(batch) < self.batch_size]
         shuffled = [whole[index] for index in torch.randperm(len(whole), generator=generator)]
         return iter(torch.cat(shuffled + rest).tolist())
-
-
-def instruction_documents(folder: Path, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Encoded]:
-    """The prepared rows as tokens: `question`, line break, `response`, end of text; cut off at `max_length`."""
-    import pyarrow.parquet as pq
-
-    bos = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
-    rows = pq.read_table(folder / "train.parquet").to_pylist()
-    texts = [f"{row['question']}\n{row['response']}" for row in rows]
-    documents = []
-    # In batches, which fast tokenizers spread over threads.
-    for start in range(0, len(texts), 1000):
-        for tokens in tokenizer(texts[start : start + 1000], add_special_tokens=False).input_ids:
-            documents.append(Encoded((bos + tokens + [tokenizer.eos_token_id])[:max_length], 0))
-    return documents

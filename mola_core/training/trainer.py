@@ -27,7 +27,8 @@ from mola_core.distributed import from_main, is_main, wait_for_all, world_size
 from mola_core.errors import MolaError, OutOfTime
 from mola_core.files import read_json, remove, write_json, write_text
 from mola_core.models.memory import peak_memory
-from mola_core.training.batches import Collator, Encoded, LengthGrouped, Packer
+from mola_core.models.tokens import Encoded
+from mola_core.training.batches import Collator, LengthGrouped, Packer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,7 +9,8 @@ rule routing:
     input:
         ancient(layout.model / "model.json"),
         evaluated_on,
-        folder("cells/{task}/{method}/seed{seed}/training.json"),
+        ancient(folder("cells/{task}/{method}/seed{seed}/" + TRAINED)),
+        needed=lambda wildcards: unless(planned.trained(named_cell(wildcards))),
     output:
         folder("cells/{task}/{method}/seed{seed}/routing.csv"),
     log:
@@ -19,8 +20,6 @@ rule routing:
         mem_mb=int(1024 * compute.memory_gb),
         runtime=int(60 * compute.hours),
         gpu=min(1, compute.gpus),
-    params:
-        digest=lambda wildcards: digests[named_cell(wildcards)].evaluation,
     shell:
         "{mola} routing {options} --task {wildcards.task} --method {wildcards.method} --seed {wildcards.seed}"
         " 2>&1 | tee {log:q}"
@@ -46,7 +45,7 @@ rule routing_figures:
 
 rule redundancy:
     input:
-        [str(layout.cell(cell) / "training.json") for cell in mola_cells(study)],
+        [ancient(layout.cell(cell) / TRAINED) for cell in mola_cells(study)],
     output:
         folder("redundancy.csv"),
         folder("redundancy.parquet"),

@@ -1,29 +1,33 @@
 # A cell is one (task, method, seed); instead of a task it may have the name of a stage: instruction,
-# continual-1-biology, ... Its digest in `params` reruns it when, and only when, what decides it changes.
+# continual-1-biology, ... Each job makes a small file with the key that the cell then has; the records beside it are not
+# declared, since Snakemake deletes what is declared before a job: so a job whose work is there already ends at once.
 from mola_core.methods.registry import parse_method
+from mola_core.runs.cell import EVALUATED, TRAINED
 
 
 def training_of(wildcards):
     if study.method_by_label[wildcards.method].method == "base":
         return []
-    return folder("cells/{task}/{method}/seed{seed}/training.json")
+    return ancient(folder("cells/{task}/{method}/seed{seed}/" + TRAINED))
 
 
 def parent_of(wildcards):
     """The training that this cell goes on from, if any."""
     parent = study.parent(named_cell(wildcards))
-    return layout.cell(parent) / "training.json" if parent else []
+    return ancient(layout.cell(parent) / TRAINED) if parent else []
 
 
 def trained_on(wildcards):
-    return ancient(
-        layout.data(study.trained_on(named_cell(wildcards))) / "fingerprint.json"
-    )
+    cell, found = named_cell(wildcards), []
+    while cell:
+        found.append(ancient(layout.examples(study.trained_on(cell)) / "examples.json"))
+        cell = study.parent(cell)
+    return found
 
 
 def evaluated_on(wildcards):
     tasks = study.evaluated_on(named_cell(wildcards))
-    return [ancient(layout.data(task) / "fingerprint.json") for task in tasks]
+    return [ancient(layout.examples(task) / "examples.json") for task in tasks]
 
 
 def quality_of(wildcards):
@@ -32,17 +36,15 @@ def quality_of(wildcards):
     return ancient(layout.quality) if method.allocation == "alphalora" else []
 
 
-# The adapter stands beside training.json, which holds its hash, but is not declared: cells that were trained on
-# another machine are complete without their adapters.
 rule train:
     input:
         model=ancient(layout.model / "model.json"),
-        data=trained_on,
+        examples=trained_on,
         parent=parent_of,
         quality=quality_of,
+        needed=lambda wildcards: unless(planned.trained(named_cell(wildcards))),
     output:
-        log=folder("cells/{task}/{method}/seed{seed}/train.jsonl"),
-        record=folder("cells/{task}/{method}/seed{seed}/training.json"),
+        folder("cells/{task}/{method}/seed{seed}/" + TRAINED),
     log:
         folder("logs/train/{task}/{method}/seed{seed}.log"),
     benchmark:
@@ -52,8 +54,6 @@ rule train:
         mem_mb=lambda wildcards, attempt: int(1024 * compute.memory_gb * attempt),
         runtime=lambda wildcards, attempt: int(60 * compute.hours * attempt),
         gpu=compute.gpus,
-    params:
-        digest=lambda wildcards: digests[named_cell(wildcards)].training,
     shell:
         "{mola} train {options} --task {wildcards.task} --method {wildcards.method} --seed {wildcards.seed}"
         " 2>&1 | tee {log:q}"
@@ -62,11 +62,11 @@ rule train:
 rule evaluate:
     input:
         model=ancient(layout.model / "model.json"),
-        data=evaluated_on,
+        examples=evaluated_on,
         training=training_of,
+        needed=lambda wildcards: unless(planned.evaluated(named_cell(wildcards))),
     output:
-        samples=folder("cells/{task}/{method}/seed{seed}/samples.parquet"),
-        manifest=folder("cells/{task}/{method}/seed{seed}/manifest.json"),
+        folder("cells/{task}/{method}/seed{seed}/" + EVALUATED),
     log:
         folder("logs/evaluate/{task}/{method}/seed{seed}.log"),
     benchmark:
@@ -76,8 +76,6 @@ rule evaluate:
         mem_mb=lambda wildcards, attempt: int(1024 * compute.memory_gb * attempt),
         runtime=lambda wildcards, attempt: int(60 * compute.hours * attempt),
         gpu=min(1, compute.gpus),
-    params:
-        digest=lambda wildcards: digests[named_cell(wildcards)].evaluation,
     shell:
         "{mola} evaluate {options} --task {wildcards.task} --method {wildcards.method} --seed {wildcards.seed}"
         " 2>&1 | tee {log:q}"

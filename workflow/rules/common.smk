@@ -2,21 +2,15 @@ import shlex
 
 from snakemake.exceptions import WorkflowError
 
-from mola_core.tasks.rows import rows_identity
 from mola_core.files import locked
-from mola_core.models.loading import model_identity
-from mola_core.records import digest
+from mola_core.runs.plan import out_of_date
 
 # What every rule uses: the `mola` command of this environment, the study's options and paths.
 # A path that a user gives may hold anything that a shell would read; names of a study hold letters, digits, ._- only.
 mola = shlex.join([sys.executable, "-m", "mola_core.cli"])
 options = shlex.join(
-    ["--study", str(config.get("study", "quickstart")), "--results", str(layout.root)]
-    + (
-        ["--data-root", str(config["data_root"])]
-        if config.get("data_root") is not None
-        else []
-    )
+    ["--study", planned.study, "--results", str(layout.root)]
+    + (["--data-root", planned.data_root] if planned.data_root is not None else [])
 )
 compute = study.compute
 
@@ -28,6 +22,19 @@ def folder(name):
 
 def named_cell(wildcards):
     return study.cell(wildcards.task, wildcards.method, wildcards.seed)
+
+
+def unless(current):
+    """An input that makes a job necessary unless what it would make is there and current."""
+    return [] if current else str(out_of_date(layout))
+
+
+# Made in no time when something needs it, so that it is newer than what is out of date.
+rule out_of_date:
+    output:
+        touch(out_of_date(layout)),
+    log:
+        folder("logs/out_of_date.log"),
 
 
 wildcard_constraints:

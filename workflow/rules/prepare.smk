@@ -1,4 +1,5 @@
-# The base model and the tasks' rows, pinned and fingerprinted. Both are shared by all studies.
+# The base model, the tasks' rows and their examples. Model and rows are shared by all studies; their folders carry the
+# first digits of what they were made from.
 
 
 rule model:
@@ -8,8 +9,6 @@ rule model:
         folder("logs/model.log"),
     resources:
         mem_mb=int(1024 * compute.memory_gb),
-    params:
-        identity=digest(model_identity(study.model)),
     shell:
         "{mola} model {options} 2>&1 | tee {log:q}"
 
@@ -19,14 +18,24 @@ rule data:
         layout.root / "data" / "{store}" / "{task}" / "fingerprint.json",
     log:
         folder("logs/data/{store}/{task}.log"),
-    params:
-        identity=lambda wildcards: digest(rows_identity(study, wildcards.task)),
     shell:
         "{mola} data {options} --task {wildcards.task} 2>&1 | tee {log:q}"
+
+
+rule examples:
+    input:
+        model=ancient(layout.model / "model.json"),
+        rows=lambda wildcards: ancient(layout.data(wildcards.task) / "fingerprint.json"),
+    output:
+        folder("examples/{task}/examples.json"),
+    log:
+        folder("logs/examples/{task}.log"),
+    shell:
+        "{mola} examples {options} --task {wildcards.task} 2>&1 | tee {log:q}"
 
 
 # Everything that needs a network, for a login node; compute nodes then run offline.
 rule prefetch:
     input:
         rules.model.output,
-        [layout.data(task) / "fingerprint.json" for task in study.rows()],
+        [layout.examples(task) / "examples.json" for task in study.rows()],

@@ -1,11 +1,12 @@
 # From finished cells to what a person reads. Everything here is computed from the cells' files without a model.
 from mola_core.analysis.figures.study import FIGURES
+from mola_core.analysis.figures.verdict import FIGURES as VERDICT_FIGURES
 from mola_core.analysis.paper.tables import PAPER_TABLES
 from mola_core.analysis.tables.accuracy import TABLES
-from mola_core.analysis.figures.verdict import FIGURES as VERDICT_FIGURES
+from mola_core.runs.cell import EVALUATED
 
-manifests = [
-    str(layout.cell(cell) / "manifest.json")
+evaluations = [
+    ancient(layout.cell(cell) / EVALUATED)
     for cell in study.all_cells()
     if study.evaluated_on(cell)
 ]
@@ -13,10 +14,14 @@ manifests = [
 
 rule collect:
     input:
-        manifests,
+        evaluations,
+        needed=unless(planned.collected),
     output:
-        scores=folder("scores.parquet"),
-        cells=folder("cells.csv"),
+        folder("scores.parquet"),
+        folder("cells.csv"),
+        folder("cells.parquet"),
+        folder("curves.parquet"),
+        folder("collected.json"),
     log:
         folder("logs/collect.log"),
     shell:
@@ -26,6 +31,7 @@ rule collect:
 rule tables:
     input:
         rules.collect.output,
+        needed=unless(planned.analysed),
     output:
         report(
             expand(folder("tables/{table}.csv"), table=TABLES),
@@ -47,6 +53,7 @@ rule tables:
 rule figures:
     input:
         rules.collect.output,
+        needed=unless(planned.analysed),
     output:
         report(
             expand(folder("figures/{figure}.svg"), figure=FIGURES),
@@ -63,6 +70,7 @@ rule figures:
 rule verdict:
     input:
         rules.collect.output,
+        needed=unless(planned.analysed),
     output:
         folder("verdict.json"),
         folder("verdict.md"),
@@ -98,8 +106,10 @@ rule summary:
         rules.tables.output,
         rules.figures.output,
         rules.verdict.output,
+        needed=unless(planned.analysed),
     output:
         folder("summary.md"),
+        folder("analysed.json"),
         report(
             folder("summary.html"), caption="../report/summary.rst", category="Summary"
         ),

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import pandas as pd
 import pyarrow.parquet as pq
 
-from mola_core.analysis.collect import cell_state
+from mola_core.analysis.collect import evaluation_state
 from mola_core.analysis.paper import continual
 from mola_core.analysis.paper import numbers as reference
 from mola_core.analysis.paper.tables import (
@@ -62,7 +62,7 @@ def reproduce(layout: Layout) -> pd.DataFrame:
     `state` is `done`, `partly` or `not started`; `missing` names what the study lacks for it: cells that it has but
     that are not complete, and what it does not have at all.
     """
-    states = {cell: cell_state(layout, cell) for cell in layout.study.cells()}
+    states = {cell: evaluation_state(layout, cell) for cell in layout.study.cells()}
     rows = [
         (table.number, f"Table {table.number}", table.title, *_table(layout, table, states))
         for table in ACCURACY_TABLES

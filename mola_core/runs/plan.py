@@ -1,0 +1,127 @@
+"""What Snakemake plans with: options, and which files on disk are not what today's study, rows, model and code would make."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mola_core.code_hash import code_hash
+from mola_core.errors import MolaError
+from mola_core.files import read_json, remove
+from mola_core.records import digest
+from mola_core.runs.key import examples_identity, keys
+from mola_core.runs.layout import Layout
+from mola_core.runs.state import Standing, claim, standing
+from mola_core.study.loading import load_study, study_file
+from mola_core.study.study import Cell
+
+OPTIONS = ("study", "data_root", "results")
+"""What `--config` may name."""
+ANALYSED = "analysed.json"
+"""In a study's folder, written after tables, figures, verdict and summary: what they were made from."""
+
+
+@dataclass
+class Plan:
+    """A study's files and which of them are out of date; `study` and `data_root` as `mola` takes them."""
+
+    layout: Layout
+    study: str
+    data_root: str | None
+    fresh: bool
+    """False in the jobs of a run, which do what was planned."""
+
+    @cached_property
+    def standings(self) -> dict[Cell, Standing]:
+        return {cell: standing(self.layout, cell) for cell in self.layout.study.all_cells()}
+
+    def trained(self, cell: Cell) -> bool:
+        """Whether the cell's training is there under today's key; in a job: as far as it need know."""
+        return not self.fresh or self.standings[cell].trained
+
+    def evaluated(self, cell: Cell) -> bool:
+        return not self.fresh or self.standings[cell].evaluated
+
+    @cached_property
+    def collected(self) -> bool:
+        """Whether scores.parquet is that of today's cells."""
+        return not self.fresh or self._recorded("collected.json") == scores_key(self.layout)
+
+    @cached_property
+    def analysed(self) -> bool:
+        """Whether tables, figures, verdict and pages are of today's scores, study and code."""
+        return not self.fresh or (
+            self.collected and self._recorded(ANALYSED) == analysis_key(self.layout, self.standings)
+        )
+
+    def _recorded(self, name: str) -> str | None:
+        try:
+            return str(read_json(self.layout.folder / name)["key"])
+        except (MolaError, KeyError, TypeError):
+            return None
+
+
+def scores_key(layout: Layout, known: Mapping[Cell, Standing] | None = None) -> str:
+    """What scores.parquet is gathered from: the cells' keys, and the code that gathers. `known` saves finding them."""
+    cells = [cell for cell in layout.study.all_cells() if layout.study.evaluated_on(cell)]
+    found = {cell.path: (known[cell].keys if known else keys(layout, cell)).evaluation for cell in cells}
+    return digest({"cells": found, "code": code_hash("mola_core.analysis.collect:write")})
+
+
+def analysis_key(layout: Layout, known: Mapping[Cell, Standing] | None = None) -> str:
+    """What tables, figures, verdict and pages are made from: the scores, the study as it is written, and the code."""
+    study = layout.study.model_dump(mode="json", exclude={"compute"})
+    return digest(
+        {"scores": scores_key(layout, known), "study": study, "code": code_hash("mola_core.analysis")}
+    )
+
+
+def plan(config: Mapping[str, Any], fresh: bool) -> Plan:
+    """Read Snakemake's `--config`. With `fresh`, examples that are out of date are rendered anew first: keys need them.
+
+    Raises `MolaError` for unknown options, a broken study, and a results folder that belongs to another study.
+    """
+    for option, value in config.items():
+        if option not in OPTIONS:
+            raise MolaError(f"--config {option}: unknown; give {', '.join(OPTIONS[:-1])} or {OPTIONS[-1]}")
+        if set(str(value)) & set("{}"):
+            raise MolaError(f"--config {option}: {value}: braces have a meaning for Snakemake; rename it")
+    name = str(config.get("study", "quickstart"))
+    data_root = None if config.get("data_root") is None else str(config["data_root"])
+    layout = Layout(
+        load_study(name, data_root), Path(str(config.get("results", "results"))), file=study_file(name)
+    )
+    planned = Plan(layout, name, data_root, fresh)
+    if fresh:
+        if layout.folder.is_dir():
+            claim(layout)
+        remove(out_of_date(layout))
+        _render(planned)
+    return planned
+
+
+def out_of_date(layout: Layout) -> Path:
+    """A file that is never there when a run is planned: what needs it is made again."""
+    return layout.folder / ".out-of-date"
+
+
+def _render(planned: Plan) -> None:
+    """Render examples whose rows and model are prepared but which were made from others, in a process of its own."""
+    from mola_core.tasks.examples import current
+
+    layout = planned.layout
+    for rows in layout.study.rows():
+        identity = examples_identity(layout, rows)
+        if identity is None or current(layout.examples(rows), identity):
+            continue
+        options = ["--study", planned.study, "--results", str(layout.root), "--task", rows]
+        options += ["--data-root", planned.data_root] if planned.data_root is not None else []
+        command = [sys.executable, "-m", "mola_core.cli", "examples", *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise MolaError((done.stderr.strip().splitlines() or ["mola examples failed"])[-1])

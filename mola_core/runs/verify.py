@@ -1,0 +1,64 @@
+"""Compare everything of a study with its recorded hash: model, rows, examples, adapters, records, samples, scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mola_core.errors import MolaError
+from mola_core.files import sha256_file
+from mola_core.records import read_record
+from mola_core.runs.layout import Layout
+from mola_core.runs.recovery import check_weights
+
+
+def damaged(layout: Layout) -> Iterator[str]:
+    """One line for each thing that is not what was recorded of it. What is not there at all is not damaged."""
+    from mola_core.analysis.scores import load_scores
+    from mola_core.models.loading import verify_model
+    from mola_core.tasks import examples
+    from mola_core.tasks.rows import verify_data
+
+    if (layout.model / "model.json").is_file():
+        yield from _tried(lambda: verify_model(layout.model))
+    for rows in layout.study.rows():
+        if layout.data(rows).is_dir():
+            yield from _tried(lambda rows=rows: verify_data(layout.data(rows)))  # type: ignore[misc]
+        folder = layout.examples(rows)
+        if folder.is_dir():
+            yield from _tried(lambda folder=folder: examples.read_record(folder))  # type: ignore[misc]
+    for cell in layout.study.all_cells():
+        folder = layout.cell(cell)
+        if (folder / "training.json").is_file():
+            yield from _tried(lambda: _check_training(folder, layout.weights(cell)))  # noqa: B023 - called at once
+        if (folder / "manifest.json").is_file():
+            yield from _tried(lambda: _check_evaluation(folder))  # noqa: B023
+    if (layout.folder / "scores.parquet").is_file():
+        yield from _tried(lambda: load_scores(layout.folder / "scores.parquet"))
+
+
+def _tried(check: Callable[[], object]) -> Iterator[str]:
+    try:
+        check()
+    except (MolaError, OSError) as error:
+        yield str(error)
+    except (KeyError, TypeError, AttributeError) as error:
+        yield f"a record lacks what it should hold ({type(error).__name__}: {error})"
+
+
+def _check_training(folder: Path, weights: Path) -> None:
+    record = read_record(folder / "training.json")
+    _same(folder / "train.jsonl", record["log_sha256"])
+    if weights.is_dir():
+        check_weights(weights, record)
+
+
+def _check_evaluation(folder: Path) -> None:
+    _same(folder / "samples.parquet", read_record(folder / "manifest.json")["samples_sha256"])
+
+
+def _same(file: Path, sha256: str) -> None:
+    if not file.is_file() or sha256_file(file) != sha256:
+        raise MolaError(
+            f"{file}: missing or altered since it was made; delete the cell's folder and run again"
+        )

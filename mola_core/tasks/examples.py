@@ -1,0 +1,266 @@
+"""Examples as files: each document's prompt, options and right answer, rendered once by lm-eval and read by all else.
+
+`write_examples` makes `{train,validation,evaluation}.parquet` and, last, `examples.json` in a folder a task. Training
+reads them, evaluation compares with them what lm-eval asks, and the cells' keys hash them.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mola_core.errors import MolaError
+from mola_core.files import atomic_write, read_json, sha256_file, write_json
+from mola_core.models.tokens import encode
+from mola_core.study.study import INSTRUCTION
+from mola_core.tasks import Example, evaluation_split, load_task
+from mola_core.tasks.loading import make_examples
+from mola_core.tasks.rows import CLUSTER_FILE
+
+if TYPE_CHECKING:
+    import pyarrow
+    from transformers import PreTrainedTokenizerBase
+
+RECORD = "examples.json"
+PARTS = ("train", "validation", "evaluation")
+COLUMNS = ("document", "prompt", "completion", "options", "answer", "cluster")
+"""What is hashed; the files also hold `held_out`, `tokens` and `cut`, which say what training makes of a document."""
+
+
+def write_examples(
+    task: str,
+    protocol: str,
+    rows: Path,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    identity: str,
+) -> dict[str, Any]:
+    """Render the prepared `rows` of a task, or of `instruction`, into `folder`, whole or not at all; returns the record.
+
+    A row has, beside `COLUMNS`: `held_out` (a training document that validation has instead, where an epoch is chosen),
+    `tokens` (of prompt and answer under this tokenizer) and `cut` (tokens that the prompt loses at `max_length`).
+    `identity` is kept in the record for `current`. Raises `MolaError` where two renderings differ, a document has no
+    answer among its options, or an answer is longer than `max_length`.
+    """
+    if task == INSTRUCTION:
+        parts = {"train": _instruction(rows)}
+        measure: Callable[[int, dict[str, Any]], tuple[int, int]] = functools.partial(_text_size, tokenizer)
+    else:
+        parts, again = (_rendered(task, protocol, rows) for _ in range(2))
+        for part in PARTS:
+            _same(task, part, parts[part], again[part])
+        measure = functools.partial(_size, tokenizer, protocol == "generate")
+    record: dict[str, Any] = {
+        "task": task,
+        "protocol": protocol,
+        "max_length": max_length,
+        "identity": identity,
+    }
+    with atomic_write(folder) as temporary:
+        temporary.mkdir()
+        record["parts"] = {}
+        for part, examples in parts.items():
+            # Evaluation cuts nothing before the model's own limit.
+            room = max_length if part == "train" else sys.maxsize
+            for number, row in enumerate(examples):
+                try:
+                    row["tokens"], row["cut"] = measure(room, row)
+                except ValueError as error:
+                    raise MolaError(
+                        f"task {task}: row {number} of {part}: {error}; raise training.max_length"
+                    ) from None
+            file = temporary / f"{part}.parquet"
+            _write(file, examples)
+            record["parts"][part] = {
+                "documents": len(examples),
+                "held_out": sum(row["held_out"] for row in examples),
+                "cut": sum(row["cut"] > 0 for row in examples),
+                "sha256": sha256_file(file),
+            }
+        record["shared"] = _shared(parts)
+        write_json(temporary / RECORD, record)
+    for pair, count in record["shared"].items():
+        if count:
+            print(f"task {task}: {count} documents stand in {pair}", file=sys.stderr)
+    return record
+
+
+def current(folder: Path, identity: str) -> bool:
+    """Whether `folder` holds examples made from what `identity` names."""
+    try:
+        return read_json(folder / RECORD)["identity"] == identity
+    except (MolaError, KeyError, TypeError):
+        return False
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """`examples.json`, after the files were compared with the hashes in it. Raises `MolaError` where they differ."""
+    record = read_json(folder / RECORD)
+    for part, facts in record["parts"].items():
+        file = folder / f"{part}.parquet"
+        if not file.is_file() or sha256_file(file) != facts["sha256"]:
+            raise MolaError(f"{file}: missing or altered since it was made; remove {folder} and run again")
+    return record
+
+
+def read_examples(
+    folder: Path, part: str, documents: int | None = None, without_held_out: bool = False
+) -> list[Example]:
+    """The first `documents` examples of a part (`train`, `validation` or `evaluation`) in the order of their rows."""
+    read_record(folder)
+    return [
+        Example(*(row[name] for name in COLUMNS)) for row in _rows(folder, part, documents, without_held_out)
+    ]
+
+
+def examples_hash(
+    folder: Path, part: str, documents: int | None = None, without_held_out: bool = False
+) -> str:
+    """sha256 of what `read_examples` would give, whatever the file's encoding."""
+    state = (folder / f"{part}.parquet").stat()
+    return _hash(folder, part, documents, without_held_out, state.st_mtime_ns, state.st_ino)
+
+
+@functools.lru_cache(maxsize=4096)
+def _hash(folder: Path, part: str, documents: int | None, without_held_out: bool, *state: int) -> str:
+    content = hashlib.sha256()
+    for row in _rows(folder, part, documents, without_held_out):
+        content.update(json.dumps([row[name] for name in COLUMNS], ensure_ascii=False).encode())
+    return content.hexdigest()
+
+
+def _rows(folder: Path, part: str, documents: int | None, without_held_out: bool) -> list[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = folder / f"{part}.parquet"
+    try:
+        table = pq.read_table(file)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise MolaError(f"{file}: cannot be read ({reason}); remove {folder} and run again") from None
+    rows = table.to_pylist()
+    if without_held_out:
+        rows = [row for row in rows if not row["held_out"]]
+    return rows[:documents]
+
+
+def _rendered(task: str, protocol: str, rows: Path) -> dict[str, list[dict[str, Any]]]:
+    plain, validated = load_task(task, protocol, rows), load_task(task, protocol, rows, validated=True)
+    parts = {
+        "train": make_examples(plain, "train", None),
+        "validation": make_examples(validated, "validation", None),
+        "evaluation": make_examples(plain, evaluation_split(task), None),
+    }
+    held_out = validated.held_out_rows if validated.config.dataset_kwargs["hold_out"] else []
+    sources = {"train": "train", "validation": "validation", "evaluation": evaluation_split(task)}
+    rendered, taken = {}, set(held_out)
+    for part, examples in parts.items():
+        clusters = _clusters(rows, sources[part], len(examples))
+        if part == "validation" and held_out:
+            everywhere = _clusters(rows, "train", len(parts["train"]))
+            clusters = [everywhere[row] for row in held_out]
+        rendered[part] = [
+            {
+                **{name: getattr(example, name) for name in COLUMNS},
+                "cluster": cluster,
+                "held_out": part == "train" and place in taken,
+            }
+            for place, (example, cluster) in enumerate(zip(examples, clusters, strict=True))
+        ]
+    return rendered
+
+
+def _clusters(rows: Path, split: str, count: int) -> list[str | None]:
+    """The cluster of each row of a split; none where the source does not say, or where the task drops rows."""
+    import pyarrow.parquet as pq
+
+    file = rows / CLUSTER_FILE.format(split)
+    clusters = pq.read_table(file)["cluster"].to_pylist() if file.is_file() else []
+    return clusters if len(clusters) == count else [None] * count
+
+
+def _instruction(rows: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    return [
+        {
+            "document": str(row["id"]),
+            "prompt": "",
+            "completion": f"{row['question']}\n{row['response']}",
+            "options": [],
+            "answer": None,
+            "cluster": None,
+            "held_out": False,
+        }
+        for row in pq.read_table(rows / "train.parquet").to_pylist()
+    ]
+
+
+def _size(
+    tokenizer: PreTrainedTokenizerBase, end: bool, max_length: int, row: dict[str, Any]
+) -> tuple[int, int]:
+    whole = len(encode(tokenizer, row["prompt"], row["completion"], sys.maxsize, end).tokens)
+    # Asked for in full: an answer that does not fit is an error here, not in the middle of a training.
+    fitting = len(encode(tokenizer, row["prompt"], row["completion"], max_length, end).tokens)
+    return whole, whole - fitting
+
+
+def _text_size(tokenizer: PreTrainedTokenizerBase, max_length: int, row: dict[str, Any]) -> tuple[int, int]:
+    tokens = len(tokenizer(row["completion"], add_special_tokens=False).input_ids) + 1
+    return tokens, max(0, tokens - max_length)
+
+
+def _same(task: str, part: str, first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]) -> None:
+    for number, (one, other) in enumerate(zip(first, second, strict=False)):
+        if one != other:
+            raise MolaError(
+                f"task {task}: row {number} of {part} differs between two renderings ({one['prompt'][-60:]!r}, "
+                f"{other['prompt'][-60:]!r}): the task draws at random; give its shuffle a seed or choose another task"
+            )
+    if len(first) != len(second):
+        raise MolaError(
+            f"task {task}: {part} has {len(first)} documents at one rendering and {len(second)} at the next: the task "
+            "draws at random; give it a seed or choose another task"
+        )
+
+
+def _shared(parts: dict[str, list[dict[str, Any]]]) -> dict[str, int]:
+    """Documents of a later part that stand in an earlier one too: the same prompt, the same options, the same answer."""
+    known = {part: {_content(row) for row in rows if not row["held_out"]} for part, rows in parts.items()}
+    pairs = [("train", "validation"), ("train", "evaluation"), ("validation", "evaluation")]
+    return {
+        f"{first} and {second}": sum(_content(row) in known[first] for row in parts[second])
+        for first, second in pairs
+        if first in parts and second in parts
+    }
+
+
+def _content(row: dict[str, Any]) -> str:
+    return json.dumps([row["prompt"], row["options"], row["completion"]])
+
+
+def _write(file: Path, rows: list[dict[str, Any]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema: pyarrow.Schema = pa.schema(
+        [
+            ("document", pa.string()),
+            ("prompt", pa.string()),
+            ("completion", pa.string()),
+            ("options", pa.list_(pa.string())),
+            ("answer", pa.int64()),
+            ("cluster", pa.string()),
+            ("held_out", pa.bool_()),
+            ("tokens", pa.int64()),
+            ("cut", pa.int64()),
+        ]
+    )
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), file, compression="zstd")

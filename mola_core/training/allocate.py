@@ -1,0 +1,137 @@
+"""What data say of a base model's layers, measured on the spot, and the experts that an allocation makes of it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mola_core.files import read_json, write_json
+from mola_core.methods.allocation import Allocation, alphalora, random_experts, sensitivity
+from mola_core.models.layer_quality import layer_quality, layer_scores
+from mola_core.training.batches import Collator, LengthGrouped
+
+if TYPE_CHECKING:
+    from mola_core.methods.registry import Method
+    from mola_core.methods.settings import AdapterSettings
+    from mola_core.models.base import Base
+    from mola_core.models.tokens import Encoded
+    from mola_core.study.sections import TrainingSettings
+
+PROBE_BATCHES = 4
+"""Micro-batches whose gradients `sensitivity` takes."""
+
+
+def gradient_norms(
+    base: Any,
+    target_modules: Sequence[str],
+    documents: Sequence[Encoded],
+    settings: TrainingSettings,
+    pad: int,
+    seed: int,
+) -> list[float]:
+    """Frobenius norm of the loss gradient by a layer's adapted base weights, together, averaged over batches.
+
+    The batches are the first `PROBE_BATCHES` micro-batches that training with `seed` would see. No weight gets a
+    gradient: for `y = W x` over the tokens t of a batch, `|dL/dW|^2 = sum_{s,t} (dy_s . dy_t) (x_s . x_t)` (the ghost
+    norm of Li et al., ICLR 2022), which needs no memory for gradients and also works on quantised weights.
+    """
+    order = list(LengthGrouped([len(d.tokens) for d in documents], settings.batch_size, seed))
+    size = settings.micro_batch_size
+    batches = [order[i : i + size] for i in range(0, min(len(order), PROBE_BATCHES * size), size)]
+    collate = Collator(pad, settings.loss_on)
+    depth = base.config.get_text_config().num_hidden_layers
+    squares: dict[int, torch.Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
+    modules = _adapted(base, target_modules)
+    unfrozen = [parameter for parameter in base.parameters() if parameter.requires_grad]
+    handles = [module.register_forward_hook(_ghost_norm(layer, squares)) for layer, module in modules]
+    # The weights need no gradient, so the graph starts at the embeddings.
+    handles.append(base.get_input_embeddings().register_forward_hook(_require_grad))
+    norms = np.zeros(depth)
+    training = base.training
+    base.eval()
+    try:
+        for parameter in unfrozen:
+            parameter.requires_grad_(False)
+        for batch in batches:
+            squares.clear()
+            inputs = collate([documents[index] for index in batch])
+            inputs = {k: v.to(base.device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+            base(**inputs, use_cache=False).loss.backward()
+            norms += [math.sqrt(max(0.0, float(squares[layer]))) for layer in range(depth)]
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter in unfrozen:
+            parameter.requires_grad_(True)
+        base.train(training)
+    return (norms / len(batches)).tolist()
+
+
+def _adapted(base: Any, target_modules: Sequence[str]) -> list[tuple[int, Any]]:
+    """(layer, module) of each module that the adapter will adapt."""
+    found = []
+    for name, module in base.named_modules():
+        place = re.search(r"\.(\d+)\.", name)
+        if place and any(name == target or name.endswith(f".{target}") for target in target_modules):
+            found.append((int(place[1]), module))
+    return found
+
+
+def _require_grad(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    return output.requires_grad_(True)
+
+
+def _ghost_norm(layer: int, squares: dict[int, torch.Tensor]) -> Any:
+    def forward(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        x = inputs[0].detach().flatten(0, -2).float()
+
+        def backward(gradient: torch.Tensor) -> None:
+            dy = gradient.flatten(0, -2).float()
+            squares[layer] = squares[layer] + ((dy @ dy.T) * (x @ x.T)).sum().double().cpu()
+
+        output.register_hook(backward)
+
+    return forward
+
+
+def allocate(
+    method: Method,
+    adapter: AdapterSettings,
+    base: Base,
+    documents: Sequence[Encoded],
+    settings: TrainingSettings,
+    seed: int,
+    quality: Path,
+    scratch: Path,
+) -> Allocation:
+    """The experts of each layer that `method`, which has an allocation, gets on this base model and these documents.
+
+    `quality` is the file of the layers' scores; `seed` the training's. A sensitivity is kept in `scratch`, so that a
+    training that goes on from a checkpoint there has the experts that it began with. Raises ValueError where the
+    budget is too small.
+    """
+    assert method.budget is not None
+    depth = base.model.config.get_text_config().num_hidden_layers
+    if method.allocation == "random":
+        assert method.draw is not None
+        experts = random_experts(method.budget, method.draw, depth, adapter.top_k)
+        return Allocation(experts, [float(n) for n in experts], f"drawn with seed {method.draw}")
+    if method.allocation == "alphalora":
+        return alphalora(layer_scores(layer_quality(base.folder, quality)), method.budget, adapter.top_k)
+    if method.allocation != "sensitivity":
+        raise ValueError(f"allocation {method.allocation!r}: nothing here computes it")
+    kept = scratch / "gradient_norms.json"
+    if kept.is_file():
+        norms = read_json(kept)
+    else:
+        pad = base.tokenizer.pad_token_id
+        norms = gradient_norms(base.model, adapter.target_modules, documents, settings, pad, seed)
+        write_json(kept, norms)
+    return sensitivity(norms, method.budget, adapter.top_k)
