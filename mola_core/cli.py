@@ -54,7 +54,7 @@ def model(arguments: argparse.Namespace) -> None:
 
 def data(arguments: argparse.Namespace) -> None:
     """Fetch and prepare the rows of a study's tasks (one task, or all)."""
-    from mola_core.tasks.rows import prepare_rows
+    from mola_core.tasks.prepare import prepare_rows
 
     layout = _layout(arguments)
     for name in _named_rows(layout, arguments.task):
@@ -270,7 +270,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
 
     from mola_core.benchmark import harness, large, report, steps
     from mola_core.models.check import prepare_checked_model
-    from mola_core.tasks.rows import prepare_rows
+    from mola_core.tasks.prepare import prepare_rows
 
     layout = _layout(arguments)
     torch.set_num_threads(arguments.threads)
@@ -320,7 +320,7 @@ def cells(arguments: argparse.Namespace) -> None:
 
 def verify(arguments: argparse.Namespace) -> None:
     """Compare everything of a study with its recorded hash: model, rows, examples, adapters, records, scores."""
-    from mola_core.runs.verify import damaged
+    from mola_core.analysis.verify import damaged
 
     found = list(damaged(_layout(arguments)))
     for line in found:

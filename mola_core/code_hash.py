@@ -18,6 +18,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent
 NAME = PACKAGE.name
+BYTES = tuple(f"{NAME}.{module}" for module in ("code_hash", "errors", "files", "records"))
+"""What moves, compares and seals bytes of which the hashes are known; it computes no number."""
 Place = tuple[str, str]
 """A module and the name of one of its definitions ("" for all of them); a method is `Class.name`."""
 
@@ -25,12 +27,13 @@ Place = tuple[str, str]
 def code_hash(*entries: str, without: tuple[str, ...] = ()) -> str:
     """sha256 of the code that `entries` reach, each `package.module:function`, `...:Class.method` or a whole `package.module`.
 
-    Modules in `without`, and those below them, are not entered: parts that only some results depend on.
+    Modules in `without`, those below them, and single definitions `module:name` are not entered: parts that only some
+    results depend on. Nor are `BYTES`.
 
     Comments, docstrings, annotations and layout do not count, nor does the Python version. Raises ValueError for an
     entry point that does not exist.
     """
-    return _hashed(tuple(sorted(set(entries))), tuple(sorted(set(without))))
+    return _hashed(tuple(sorted(set(entries))), tuple(sorted({*without, *BYTES})))
 
 
 @functools.cache
@@ -55,7 +58,8 @@ def reached(entries: tuple[str, ...], without: tuple[str, ...] = ()) -> frozense
         waiting += [(module, name)] if name else _everything(module)
     while waiting:
         place = waiting.pop()
-        if place in found or any(f"{place[0]}.".startswith(f"{module}.") for module in without):
+        inside = any(f"{place[0]}.".startswith(f"{module}.") for module in without)
+        if place in found or inside or ":".join(place) in without:
             continue
         found.add(place)
         module, name = place

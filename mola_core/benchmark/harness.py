@@ -18,7 +18,7 @@ from mola_core.runs.cell import CellRunner
 from mola_core.runs.layout import Layout
 from mola_core.study.loading import STUDIES
 from mola_core.study.study import Study
-from mola_core.tasks import examples
+from mola_core.tasks import render
 from mola_core.training.batches import Collator, LengthGrouped, Packer
 
 DOCUMENTS = 16
@@ -63,7 +63,7 @@ def padding(layout: Layout) -> list[Row]:
     bench = CellRunner(layout)
     rows = []
     for name in layout.study.tasks:
-        documents = examples(bench._task(name, False), "train")
+        documents = render(bench._task(name, False), "train")
         lengths = [len(encode(bench.base.tokenizer, d.prompt, d.completion, 256).tokens) for d in documents]
         order = list(LengthGrouped(lengths, 16, seed=0))
         batches = [
@@ -93,7 +93,7 @@ def prefix(layout: Layout, repeats: int) -> list[Row]:
     for name in layout.study.tasks:
         documents = [
             encode(bench.base.tokenizer, d.prompt, d.completion, 256)
-            for d in examples(bench._task(name, False), "train", 512)
+            for d in render(bench._task(name, False), "train", 512)
         ]
         order = list(LengthGrouped([len(d.tokens) for d in documents], 8, seed=0))[:8]
         batch = [documents[index] for index in order]

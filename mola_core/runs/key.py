@@ -30,19 +30,13 @@ from mola_core.tasks.rows import FINGERPRINT as ROWS_RECORD
 Parts = dict[str, Any]
 """A key's parts by name, as JSON."""
 
-TRAIN = "mola_core.runs.cell:CellRunner.train"
-EVALUATE = "mola_core.runs.cell:CellRunner.evaluate"
+RUNNER = "mola_core.runs.cell:CellRunner"
+TRAIN, EVALUATE = f"{RUNNER}.train", f"{RUNNER}.evaluate"
 RENDER = "mola_core.tasks.examples:write_examples"
-BYTES = (
-    "mola_core.code_hash",
-    "mola_core.errors",
-    "mola_core.files",
-    "mola_core.records",
-    "mola_core.runs.key",
-)
-"""What moves and compares bytes, of which the keys hold the hashes; it computes no number."""
-SELECTION = ("mola_core.runs.selection", "mola_core.evaluation")
-"""Where an epoch is chosen, evaluation decides the adapter too."""
+CHOICE = ("mola_core.runs.selection", f"{RUNNER}._choose_epoch", f"{RUNNER}._scorer")
+"""Where an epoch is chosen, evaluation decides the adapter too; elsewhere neither this nor that counts."""
+KEYS = ("mola_core.runs.key", "mola_core.runs.state")
+"""What names a result does not decide it."""
 ALLOCATION = ("mola_core.training.allocate", "mola_core.methods.allocation", "mola_core.models.layer_quality")
 
 
@@ -83,7 +77,7 @@ def training_parts(layout: Layout, cell: Cell) -> Parts | None:
         config = adapter_config(method, adapter, model["depth"])
     except ValueError as error:
         raise MolaError(str(error)) from None
-    entries, without = [TRAIN], list(BYTES)
+    entries, without = [TRAIN], list(KEYS)
     if config is None:
         config = {"kind": parsed.kind}
     elif config["peft_type"] == "MOLA":
@@ -91,7 +85,7 @@ def training_parts(layout: Layout, cell: Cell) -> Parts | None:
     if not parsed.allocation:
         without += ALLOCATION
     if not selected:
-        without += SELECTION
+        without += [*CHOICE, "mola_core.evaluation"]
     parts: Parts = {
         "examples": examples,
         "model": model["files"],
@@ -137,7 +131,7 @@ def evaluation_parts(layout: Layout, cell: Cell, training: str | None) -> Parts 
     if None in examples.values():
         return None
     every = study.evaluation.every_epoch and bool(study.training_of(cell).candidates)
-    without = (*BYTES, *ALLOCATION, *(() if every else SELECTION[:1]))
+    without = (*KEYS, *ALLOCATION, *(() if every else CHOICE))
     return parts | {
         "examples": examples,
         "scoring": _scoring(layout, tasks),
@@ -190,7 +184,7 @@ def examples_identity(layout: Layout, rows: str) -> str | None:
             "protocol": study.protocol,
             "tokenizer": model["tokenizer"],
             "max_length": settings.max_length,
-            "code": code_hash(RENDER, without=BYTES),
+            "code": code_hash(RENDER),
         }
     )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from mola_core.models.loading import model_identity
 from mola_core.records import digest
 from mola_core.study.study import Cell, Study
-from mola_core.tasks.rows import rows_identity
+from mola_core.tasks.prepare import rows_identity
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,8 @@ def prepare_all(layout: Layout) -> None:
     """Prepare whatever of the study's model, rows and examples is not there. Raises `MolaError` where it cannot be had."""
     from mola_core.models.check import prepare_checked_model
     from mola_core.models.loading import load_tokenizer
-    from mola_core.tasks.rows import FINGERPRINT, prepare_rows
+    from mola_core.tasks.prepare import prepare_rows
+    from mola_core.tasks.rows import FINGERPRINT
 
     if layout.model_folder is None:
         prepare_checked_model(layout.study.model, layout.model)

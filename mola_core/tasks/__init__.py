@@ -1,7 +1,7 @@
 """The tasks: one lm-eval YAML each, the only place where a prompt is written.
 
 The same lm-eval task object makes the training text and the evaluation's requests, so that they cannot drift apart.
-Importing this module is cheap; lm-eval is imported by `load_task`, `examples` and for tasks that are not ours.
+Importing this module is cheap; lm-eval is imported by `load_task`, `render` and for tasks that are not ours.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def load_task(name: str, protocol: str, data_folder: str | Path, validated: bool
     return load_prepared(name, protocol, Path(data_folder), validated)
 
 
-def examples(task: ConfigurableTask, split: str, documents: int | None = None) -> list[Example]:
+def render(task: ConfigurableTask, split: str, documents: int | None = None) -> list[Example]:
     """The documents of a split (`train`, `validation`, `test`) as the evaluation would put them to a model.
 
     `documents` takes only the first so many. Raises `MolaError` where a document's answer is none of its options.

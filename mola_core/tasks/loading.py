@@ -87,7 +87,7 @@ def load_prepared(name: str, protocol: str, folder: Path, validated: bool = Fals
 
 
 def make_examples(task: ConfigurableTask, split: str, documents: int | None) -> list[Example]:
-    """See `mola_core.tasks.examples`."""
+    """See `mola_core.tasks.render`."""
     docs = {"train": task.training_docs, "validation": task.validation_docs, "test": task.test_docs}[split]()
     if docs is None:
         raise MolaError(f"task {task.task_name}: it has no split {split!r}; choose another")

@@ -23,7 +23,6 @@ from mola_core.study.sections import (
     DirectoryData,
     HubData,
 )
-from mola_core.study.study import INSTRUCTION, Study
 from mola_core.tasks import (
     CLOZE,
     FOLDER,
@@ -31,9 +30,9 @@ from mola_core.tasks import (
     cluster_of,
     dataset_of,
     evaluation_split,
-    examples,
     is_own,
     load_task,
+    render,
     splits_of,
     task_config,
 )
@@ -54,7 +53,7 @@ CLUSTER_FILE = "{}.cluster.parquet"
 def data_identity(task: str, source: DataSource) -> dict[str, Any]:
     """What decides a task's rows, without reading them. Raises `MolaError` where files of a directory are missing, or
     where a task has no built-in rows."""
-    code = code_hash("mola_core.tasks.rows:prepare_task", without=("mola_core.tasks.examples",))
+    code = code_hash("mola_core.tasks.rows:prepare_task")
     identity: dict[str, Any] = {"task": task, "source": source.source, "code": code}
     if isinstance(source, BuiltinData):
         builtin_rows(task, "train", 0)  # Refuses tasks that have none.
@@ -331,30 +330,12 @@ def fetch_dataset(
         ) from None
 
 
-def rows_identity(study: Study, name: str) -> dict[str, Any]:
-    """What decides the rows of a task of the study, or of `instruction`, without reading them."""
-    if name != INSTRUCTION:
-        return data_identity(name, study.data)
-    from mola_core.tasks.instruction import instruction_identity
-
-    return instruction_identity(study)
-
-
-def prepare_rows(study: Study, name: str, folder: str | Path) -> None:
-    """Prepare the rows of a task of the study, or of `instruction`, in `folder`."""
-    if name != INSTRUCTION:
-        return prepare_task(name, study.data, folder)
-    from mola_core.tasks.instruction import prepare_instruction
-
-    return prepare_instruction(study, folder)
-
-
 def _check_answers(task: str, folder: Path) -> None:
     """Raise `MolaError` where a document to train or evaluate on has no answer or gives no prompt."""
     try:
         loaded = load_task(task, "choice", folder)
         for split in dict.fromkeys(["train", evaluation_split(task)]):
-            examples(loaded, split)
+            render(loaded, split)
     except MolaError:
         raise
     except (
