@@ -12,13 +12,14 @@ from typing import Any
 
 from mola_core.code_hash import code_hash
 from mola_core.errors import MolaError
-from mola_core.files import read_json, remove
+from mola_core.files import read_json
 from mola_core.records import digest
 from mola_core.runs.key import examples_identity, keys
 from mola_core.runs.layout import Layout
 from mola_core.runs.state import Standing, claim, standing
 from mola_core.study.loading import load_study, study_file
 from mola_core.study.study import Cell
+from mola_core.tasks.examples import current
 
 OPTIONS = ("study", "data_root", "results")
 """What `--config` may name."""
@@ -36,9 +37,21 @@ class Plan:
     fresh: bool
     """False in the jobs of a run, which do what was planned."""
 
+    @property
+    def marker(self) -> Path:
+        """A file that is touched when a run is planned, where there is anything that could be out of date."""
+        return self.layout.folder / ".planned"
+
     @cached_property
     def standings(self) -> dict[Cell, Standing]:
         return {cell: standing(self.layout, cell) for cell in self.layout.study.all_cells()}
+
+    def rendered(self, rows: str) -> bool:
+        """Whether the examples of a task, or of `instruction`, are there and current."""
+        if not self.fresh:
+            return True
+        identity = examples_identity(self.layout, rows)
+        return identity is not None and current(self.layout.examples(rows), identity)
 
     def trained(self, cell: Cell) -> bool:
         """Whether the cell's training is there under today's key; in a job: as far as it need know."""
@@ -100,24 +113,16 @@ def plan(config: Mapping[str, Any], fresh: bool) -> Plan:
     if fresh:
         if layout.folder.is_dir():
             claim(layout)
-        remove(out_of_date(layout))
+            planned.marker.touch()
         _render(planned)
     return planned
 
 
-def out_of_date(layout: Layout) -> Path:
-    """A file that is never there when a run is planned: what needs it is made again."""
-    return layout.folder / ".out-of-date"
-
-
 def _render(planned: Plan) -> None:
     """Render examples whose rows and model are prepared but which were made from others, in a process of its own."""
-    from mola_core.tasks.examples import current
-
     layout = planned.layout
     for rows in layout.study.rows():
-        identity = examples_identity(layout, rows)
-        if identity is None or current(layout.examples(rows), identity):
+        if examples_identity(layout, rows) is None or planned.rendered(rows):
             continue
         options = ["--study", planned.study, "--results", str(layout.root), "--task", rows]
         options += ["--data-root", planned.data_root] if planned.data_root is not None else []

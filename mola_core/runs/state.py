@@ -100,7 +100,7 @@ def claim(layout: Layout) -> None:
         if other.get("name") != own["name"] or (elsewhere and file.read_bytes() != layout.file.read_bytes()):
             raise MolaError(
                 f"{layout.folder}: holds the study of {file}, which has the same name as {layout.file}; give one of them "
-                "another `name`, or name another folder for results"
+                f"another `name`, or name another folder for results; if it is the same study, delete {owner}"
             )
         if other == own:
             return

@@ -19,7 +19,6 @@ from mola_core.files import atomic_write, read_json, sha256_file, write_json
 from mola_core.models.tokens import encode
 from mola_core.study.study import INSTRUCTION
 from mola_core.tasks import Example, evaluation_split, load_task
-from mola_core.tasks.loading import make_examples
 from mola_core.tasks.rows import CLUSTER_FILE
 
 if TYPE_CHECKING:
@@ -152,6 +151,8 @@ def _rows(folder: Path, part: str, documents: int | None, without_held_out: bool
 
 
 def _rendered(task: str, protocol: str, rows: Path) -> dict[str, list[dict[str, Any]]]:
+    from mola_core.tasks.loading import make_examples
+
     plain, validated = load_task(task, protocol, rows), load_task(task, protocol, rows, validated=True)
     parts = {
         "train": make_examples(plain, "train", None),

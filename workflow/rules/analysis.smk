@@ -1,7 +1,10 @@
 # What is read from trained adapters and from the base model's weights. Not part of `all`: cells that were trained on
 # another machine may be here without their adapters. `snakemake --cores N analysis` makes it all.
 from mola_core.analysis.experts.quality import FIGURES as QUALITY_FIGURES
-from mola_core.analysis.experts.redundancy import FIGURES as REDUNDANCY_FIGURES, mola_cells
+from mola_core.analysis.experts.redundancy import (
+    FIGURES as REDUNDANCY_FIGURES,
+    mola_cells,
+)
 from mola_core.analysis.experts.routing import FIGURES as ROUTING_FIGURES, routed_cells
 
 
@@ -9,7 +12,7 @@ rule routing:
     input:
         ancient(layout.model / "model.json"),
         evaluated_on,
-        ancient(folder("cells/{task}/{method}/seed{seed}/" + TRAINED)),
+        training_of,
         needed=lambda wildcards: unless(planned.trained(named_cell(wildcards))),
     output:
         folder("cells/{task}/{method}/seed{seed}/routing.csv"),
@@ -45,7 +48,10 @@ rule routing_figures:
 
 rule redundancy:
     input:
-        [ancient(layout.cell(cell) / TRAINED) for cell in mola_cells(study)],
+        [
+            once_made(str(layout.cell(cell) / TRAINED), planned.trained(cell))
+            for cell in mola_cells(study)
+        ],
     output:
         folder("redundancy.csv"),
         folder("redundancy.parquet"),

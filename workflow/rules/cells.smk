@@ -8,26 +8,34 @@ from mola_core.runs.cell import EVALUATED, TRAINED
 def training_of(wildcards):
     if study.method_by_label[wildcards.method].method == "base":
         return []
-    return ancient(folder("cells/{task}/{method}/seed{seed}/" + TRAINED))
+    cell = named_cell(wildcards)
+    return once_made(str(layout.cell(cell) / TRAINED), planned.trained(cell))
 
 
 def parent_of(wildcards):
     """The training that this cell goes on from, if any."""
     parent = study.parent(named_cell(wildcards))
-    return ancient(layout.cell(parent) / TRAINED) if parent else []
+    if parent is None:
+        return []
+    return once_made(str(layout.cell(parent) / TRAINED), planned.trained(parent))
+
+
+def examples_of(rows):
+    return once_made(
+        str(layout.examples(rows) / "examples.json"), planned.rendered(rows)
+    )
 
 
 def trained_on(wildcards):
     cell, found = named_cell(wildcards), []
     while cell:
-        found.append(ancient(layout.examples(study.trained_on(cell)) / "examples.json"))
+        found.append(examples_of(study.trained_on(cell)))
         cell = study.parent(cell)
     return found
 
 
 def evaluated_on(wildcards):
-    tasks = study.evaluated_on(named_cell(wildcards))
-    return [ancient(layout.examples(task) / "examples.json") for task in tasks]
+    return [examples_of(task) for task in study.evaluated_on(named_cell(wildcards))]
 
 
 def quality_of(wildcards):

@@ -3,7 +3,6 @@ import shlex
 from snakemake.exceptions import WorkflowError
 
 from mola_core.files import locked
-from mola_core.runs.plan import out_of_date
 
 # What every rule uses: the `mola` command of this environment, the study's options and paths.
 # A path that a user gives may hold anything that a shell would read; names of a study hold letters, digits, ._- only.
@@ -25,16 +24,13 @@ def named_cell(wildcards):
 
 
 def unless(current):
-    """An input that makes a job necessary unless what it would make is there and current."""
-    return [] if current else str(out_of_date(layout))
+    """An input that is newer than anything there: it makes a job necessary unless what it would make is current."""
+    return [] if current or not planned.marker.is_file() else str(planned.marker)
 
 
-# Made in no time when something needs it, so that it is newer than what is out of date.
-rule out_of_date:
-    output:
-        touch(out_of_date(layout)),
-    log:
-        folder("logs/out_of_date.log"),
+def once_made(files, current):
+    """An input that is waited for where it is made again, and whose time means nothing where it is not."""
+    return ancient(files) if current else files
 
 
 wildcard_constraints:

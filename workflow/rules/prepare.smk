@@ -26,6 +26,7 @@ rule examples:
     input:
         model=ancient(layout.model / "model.json"),
         rows=lambda wildcards: ancient(layout.data(wildcards.task) / "fingerprint.json"),
+        needed=lambda wildcards: unless(planned.rendered(wildcards.task)),
     output:
         folder("examples/{task}/examples.json"),
     log:

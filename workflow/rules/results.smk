@@ -6,7 +6,7 @@ from mola_core.analysis.tables.accuracy import TABLES
 from mola_core.runs.cell import EVALUATED
 
 evaluations = [
-    ancient(layout.cell(cell) / EVALUATED)
+    once_made(str(layout.cell(cell) / EVALUATED), planned.evaluated(cell))
     for cell in study.all_cells()
     if study.evaluated_on(cell)
 ]
@@ -30,7 +30,7 @@ rule collect:
 
 rule tables:
     input:
-        rules.collect.output,
+        once_made(rules.collect.output, planned.collected),
         needed=unless(planned.analysed),
     output:
         report(
@@ -52,7 +52,7 @@ rule tables:
 
 rule figures:
     input:
-        rules.collect.output,
+        once_made(rules.collect.output, planned.collected),
         needed=unless(planned.analysed),
     output:
         report(
@@ -69,7 +69,7 @@ rule figures:
 
 rule verdict:
     input:
-        rules.collect.output,
+        once_made(rules.collect.output, planned.collected),
         needed=unless(planned.analysed),
     output:
         folder("verdict.json"),
@@ -102,10 +102,10 @@ rule reanalysis:
 
 rule summary:
     input:
-        rules.collect.output,
-        rules.tables.output,
-        rules.figures.output,
-        rules.verdict.output,
+        once_made(rules.collect.output, planned.collected),
+        once_made(rules.tables.output, planned.analysed),
+        once_made(rules.figures.output, planned.analysed),
+        once_made(rules.verdict.output, planned.analysed),
         needed=unless(planned.analysed),
     output:
         folder("summary.md"),

@@ -1,0 +1,227 @@
+"""Planning by content: what Snakemake runs again is what is not current, whoever made it and wherever it was copied."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mola_core.cli import main
+
+ROOT = Path(__file__).parent.parent
+STUDY = """
+name: planned
+description: Planning of a tiny study
+model: {name: tiny, source: random}
+data: {source: builtin, train_documents: 16, test_documents: 8}
+tasks: [cola]
+methods: [base, lora-r4, mola-2468]
+seeds: [0]
+training: {epochs: 1, batch_size: 8, micro_batch_size: 4, learning_rate: 1.0e-2, warmup_steps: 0}
+compute: {threads: 1, memory_gb: 2}
+"""
+
+
+def snakemake(*arguments: object, results: Path, study: Path, cwd: Path = ROOT) -> str:
+    """Output of a dry run, unless `arguments` say otherwise."""
+    command = [sys.executable, "-m", "snakemake", *map(str, arguments or ["-n"])]
+    command += ["--config", f"study={study}", f"results={results}"]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=os.environ)
+    return done.stdout + done.stderr
+
+
+def planned(results: Path, study: Path, cwd: Path = ROOT) -> dict[str, int]:
+    """Jobs of a dry run by rule; empty where nothing is to be done."""
+    said = snakemake(results=results, study=study, cwd=cwd)
+    if "Nothing to be done" in said:
+        return {}
+    jobs = dict(re.findall(r"^(\w+) +(\d+)$", said.partition("Job stats:")[2], re.MULTILINE))
+    assert jobs, said
+    return {rule: int(count) for rule, count in jobs.items() if rule not in ("total", "all", "out_of_date")}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A study that `mola run` ran and Snakemake ended: results, study file."""
+    folder = tmp_path_factory.mktemp("planned")
+    study = folder / "planned.yaml"
+    study.write_text(STUDY)
+    assert main(["run", "--study", str(study), "--results", str(folder / "results")]) == 0
+    jobs = planned(folder / "results", study)
+    assert jobs and not {"train", "evaluate"} & set(jobs), "what `mola run` made is taken as it is"
+    said = snakemake("--cores", "2", results=folder / "results", study=study)
+    assert planned(folder / "results", study) == {}, said
+    return folder / "results", study
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of the results, all times lost, and of the study file, which has moved too."""
+    shutil.copytree(finished[0], tmp_path / "results", copy_function=shutil.copyfile)
+    shutil.copy(finished[1], tmp_path)
+    (tmp_path / "results" / "planned" / "study.json").unlink()
+    return tmp_path / "results", tmp_path / "planned.yaml"
+
+
+CELLS = {"train": 2, "evaluate": 3}
+
+
+def test_a_copy_is_taken_as_it_is(copied):
+    assert planned(*copied) == {}
+
+
+def test_another_spelling_of_the_path_is_the_same_place(finished):
+    results, study = finished
+    assert planned(Path(f"{results}/../results/./"), study) == {}
+    assert planned(Path(os.path.relpath(results, ROOT)), study) == {}
+
+
+def test_a_lost_memory_of_snakemake_is_no_matter(finished, tmp_path):
+    (tmp_path / "profiles").symlink_to(ROOT / "profiles")
+    (tmp_path / "workflow").symlink_to(ROOT / "workflow")
+    shutil.copy(ROOT / "Snakefile", tmp_path)
+    assert planned(*finished, cwd=tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "jobs"),
+    [
+        ("1.0e-2", "2.0e-2", {"train": 2, "evaluate": 2}),
+        ("warmup_steps: 0", "warmup_steps: 1", {"train": 2, "evaluate": 2}),
+        ("seeds: [0]", "seeds: [0]\nadapter: {top_k: 1}", {"train": 1, "evaluate": 1}),
+        ("seeds: [0]", "seeds: [0]\nevaluation: {documents: 4}", {"evaluate": 3}),
+        ("seeds: [0]", "seeds: [0]\nverdict: {power: 0.9}", {}),
+        ("seeds: [0]", "seeds: [0, 1]", {"train": 2, "evaluate": 2}),
+    ],
+)  # fmt: skip
+def test_a_changed_study_is_compared_with_what_is_there(copied, old, new, jobs):
+    results, study = copied
+    study.write_text(STUDY.replace(old, new))
+    found = planned(results, study)
+    assert {rule: count for rule, count in found.items() if rule in CELLS} == jobs
+    assert {"tables", "figures", "verdict", "summary"} <= set(found)
+
+
+@pytest.mark.parametrize(
+    ("lost", "jobs"),
+    [
+        ("scores.parquet", {"collect"}),
+        ("tables", {"tables"}),
+        ("figures", {"figures", "verdict"}),
+        ("verdict.json", {"verdict"}),
+        ("cells", {"train", "evaluate", "collect"}),
+        ("cells/cola/lora-r4/seed0/manifest.json", {"evaluate", "collect"}),
+        ("cells/cola/lora-r4/seed0/samples.parquet", {"evaluate", "collect"}),
+        ("cells/cola/lora-r4/seed0/training.json", {"train"}),
+        ("summary.md", {"summary"}),
+        ("examples", {"collect"}),
+        ("../data", {"data"}),
+        ("../models", {"model"}),
+    ],
+)
+def test_what_was_removed_is_made_again(copied, lost, jobs):
+    results, study = copied
+    path = results / "planned" / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    found = planned(results, study)
+    if lost == "examples":
+        assert found == {}, "they are rendered at planning, from the rows that are there"
+        assert (results / "planned" / "examples" / "cola" / "examples.json").is_file()
+    else:
+        assert jobs <= set(found)
+
+
+def test_jobs_whose_work_is_there_end_at_once(copied):
+    """Rows lost: nothing can be compared when the run is planned, and no adapter is trained again all the same."""
+    results, study = copied
+    shutil.rmtree(results / "data")
+    adapter = results / "planned/cells/cola/mola-2468/seed0/adapter/adapter_model.safetensors"
+    before = adapter.stat().st_mtime_ns
+    said = snakemake("--cores", "2", results=results, study=study)
+    assert "already trained" in said and "already evaluated" in said
+    assert adapter.stat().st_mtime_ns == before
+    assert planned(results, study) == {}
+
+
+def test_another_study_of_the_same_name_is_refused(finished, tmp_path):
+    results, _ = finished
+    other = tmp_path / "copy.yaml"
+    other.write_text(STUDY.replace("1.0e-2", "2.0e-2"))
+    said = snakemake(results=results, study=other)
+    assert "holds the study of" in said and "another `name`" in said
+    assert main(["run", "--study", str(other), "--results", str(results)]) == 2
+    same = tmp_path / "planned.yaml"
+    same.write_text(STUDY.replace("1.0e-2", "2.0e-2"))
+    assert main(["run", "--study", str(same), "--results", str(results)]) == 2, (
+        "the first file is still there"
+    )
+
+
+def flip(file: Path, place: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[place % len(content)] ^= 1
+    state = file.stat()
+    file.write_bytes(bytes(content))
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "planned/cells/cola/mola-2468/seed0/adapter/adapter_model.safetensors",
+        "planned/cells/cola/mola-2468/seed0/adapter/adapter_config.json",
+        "planned/cells/cola/mola-2468/seed0/training.json",
+        "planned/cells/cola/mola-2468/seed0/train.jsonl",
+        "planned/cells/cola/mola-2468/seed0/samples.parquet",
+        "planned/cells/cola/mola-2468/seed0/manifest.json",
+        "planned/examples/cola/train.parquet",
+        "models/*/model.safetensors",
+        "models/*/tokenizer.json",
+        "data/*/cola/train.parquet",
+        "planned/scores.parquet",
+    ],
+)
+def test_verify_names_what_is_damaged(copied, capsys, name):
+    results, study = copied
+    arguments = ["verify", "--study", str(study), "--results", str(results)]
+    assert main(arguments) == 0
+    [file] = results.glob(name)
+    flip(file, file.stat().st_size // 2)
+    capsys.readouterr()
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert file.name in said.out or file.parent.name in said.out
+    assert "Traceback" not in said.out + said.err
+
+
+def test_why_says_which_part_differs(copied, capsys):
+    results, study = copied
+    arguments = ["cells", "--study", str(study), "--results", str(results), "--why", "cola", "lora-r4", "0"]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.strip() == "nothing differs"
+    study.write_text(STUDY.replace("1.0e-2", "2.0e-2"))
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "training.training: learning_rate: 0.01 -> 0.02" in said
+    assert "code" not in said
+
+
+def test_cells_say_their_state_and_keys(copied, capsys):
+    results, study = copied
+    arguments = ["cells", "--study", str(study), "--results", str(results), "--format", "json"]
+    shutil.rmtree(results / "planned/cells/cola/base")
+    (results / "planned/cells/cola/lora-r4/seed0/manifest.json").unlink()
+    assert main(arguments) == 0
+    found = {cell["method"]: cell for cell in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert {method: cell["state"] for method, cell in found.items()} == {
+        "base": "open",
+        "lora-r4": "trained",
+        "mola-2468": "complete",
+    }
+    assert set(found["base"]) == {"task", "method", "seed", "state", "training_key", "evaluation_key"}
+    assert found["base"]["training_key"] is None
+    assert re.fullmatch("[0-9a-f]{64}", found["base"]["evaluation_key"])
