@@ -37,6 +37,7 @@ lint: $(BIN)/.ready
 	ruff check .
 	ruff format --check .
 	snakefmt --check Snakefile workflow
+	mypy
 	mola schema | diff - workflow/schemas/study.json
 
 report: $(BIN)/.ready

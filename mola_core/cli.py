@@ -17,12 +17,13 @@ from mola_core.errors import MolaError, OutOfTime
 from mola_core.files import atomic_write, locked, storage_problem, write_json
 
 if TYPE_CHECKING:
+    from mola_core.runs.layout import Layout
     from mola_core.study.study import Cell
 
 BENCHMARKS = ("layers", "steps", "memory", "large", "evaluation", "prefix", "padding", "overhead", "planning")
 
 
-def _layout(arguments: argparse.Namespace):  # noqa: ANN202
+def _layout(arguments: argparse.Namespace) -> Layout:
     from mola_core.runs.layout import Layout
     from mola_core.study.loading import load_study, study_file
 
@@ -30,7 +31,7 @@ def _layout(arguments: argparse.Namespace):  # noqa: ANN202
     return Layout(study, Path(arguments.results), file=study_file(arguments.study))
 
 
-def _own(layout):  # noqa: ANN001, ANN202
+def _own(layout: Layout) -> Layout:
     """The layout, after its folder was noted to belong to this study's file."""
     from mola_core.runs.state import claim
 
@@ -38,7 +39,7 @@ def _own(layout):  # noqa: ANN001, ANN202
     return layout
 
 
-def _cell(arguments: argparse.Namespace):  # noqa: ANN202
+def _cell(arguments: argparse.Namespace) -> tuple[Layout, Cell]:
     layout = _own(_layout(arguments))
     return layout, layout.study.cell(arguments.task, arguments.method, arguments.seed)
 
@@ -71,7 +72,7 @@ def examples(arguments: argparse.Namespace) -> None:
         prepare_examples(layout, name, lambda: load_tokenizer(layout.model))
 
 
-def _named_rows(layout, task: str | None) -> list[str]:  # noqa: ANN001
+def _named_rows(layout: Layout, task: str | None) -> list[str]:
     rows = layout.study.rows()
     if task and task not in rows:
         raise MolaError(f"--task {task}: study {layout.study.name} has {', '.join(rows)}")

@@ -13,7 +13,7 @@ import ast
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
@@ -259,7 +259,7 @@ def _foreign(owner: Place) -> bool:
     return False
 
 
-def _methods(owner: Place, wanted: set[str]) -> list[str]:
+def _methods(owner: Place, wanted: Set[str]) -> list[str]:
     prefix = f"{owner[1]}."
     methods = [name for name in _module(owner[0]).definitions if name.startswith(prefix)]
     if _foreign(owner):

@@ -199,6 +199,49 @@ def test_a_setting_counts_for_the_cells_that_it_touches(world, tmp_path, old, ne
     assert {method for _, method in changed(kept, after, EVALUATION)} == training
 
 
+def test_each_seed_and_stage_has_keys_of_its_own(world, tmp_path):
+    root, package, _ = world
+    text = STUDY.replace("seeds: [0]", "seeds: [0, 1]")
+    (tmp_path / "study.yaml").write_text(text)
+    printed = mola(
+        package,
+        "cells",
+        "--study",
+        tmp_path / "study.yaml",
+        "--results",
+        root / "results",
+        "--format",
+        "json",
+    )
+    cells = [json.loads(line) for line in printed.splitlines()]
+    trained_cells = [cell for cell in cells if cell["method"] != "base"]
+    assert len({cell[TRAINING] for cell in trained_cells}) == len(trained_cells)
+    assert len({cell[EVALUATION] for cell in cells}) == len(cells)
+
+
+SELECTED = STUDY.replace("epochs: 1", "epochs: [1, 2]").replace("  - base\n", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "counts"),
+    [
+        ("runs/selection.py", "accuracies[epoch])", "-accuracies[epoch])", True),
+        ("evaluation/harness.py", "likelihoods.index(max(", "likelihoods.index(min(", True),
+        ("evaluation/router_counts.py", "torch.float64", "torch.float32", False),
+    ],
+)
+def test_where_an_epoch_is_chosen_scoring_decides_the_adapter(world, tmp_path, name, old, new, counts):
+    root, package, _ = world
+    (tmp_path / "study.yaml").write_text(SELECTED)
+    before = listed(package, root, tmp_path / "study.yaml")
+    copy = tmp_path / "mola_core"
+    shutil.copytree(package, copy)
+    (copy / name).write_text((copy / name).read_text().replace(old, new, 1))
+    after = listed(copy, root, tmp_path / "study.yaml")
+    assert all(cell[TRAINING] for cell in before.values())
+    assert changed(before, after, TRAINING) == (set(before) if counts else set())
+
+
 @pytest.mark.parametrize("version", ["3.12", "3.13", "3.14"])
 def test_the_code_has_one_hash_on_every_python(version):
     found = shutil.which(f"python{version}")

@@ -70,7 +70,7 @@ def _take(
             for card in names:
                 if len(held) == count or card in held:
                     continue
-                handle = open(folder / f"{card}-{slot}.lock", "a")  # noqa: SIM115 - kept as long as the slot
+                handle: IO[str] = open(folder / f"{card}-{slot}.lock", "a")  # noqa: SIM115 - kept as long as the slot
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:

@@ -143,14 +143,15 @@ def evaluation_parts(layout: Layout, cell: Cell, training: str | None) -> Parts 
 
 def _scoring(layout: Layout, tasks: list[str]) -> dict[str, Any]:
     """How lm-eval scores the tasks: their configuration (prompts are in the examples) and the functions that it names."""
-    found = {}
-    for task in tasks:
-        config = task_config(task, layout.study.protocol)
-        text = json.dumps(config, sort_keys=True, default=str)
-        named = sorted(set(re.findall(r"answers\.(\w+)", text))) if is_own(task) else []
-        functions = [f"mola_core.tasks.answers:{name}" for name in named]
-        found[task] = {"config": digest(text), "code": code_hash(*functions) if functions else None}
-    return found
+    return {task: _scoring_of(task, layout.study.protocol) for task in tasks}
+
+
+@functools.cache
+def _scoring_of(task: str, protocol: str) -> dict[str, Any]:
+    text = json.dumps(task_config(task, protocol), sort_keys=True, default=str)
+    named = sorted(set(re.findall(r"answers\.(\w+)", text))) if is_own(task) else []
+    functions = [f"mola_core.tasks.answers:{name}" for name in named]
+    return {"config": digest(text), "code": code_hash(*functions) if functions else None}
 
 
 def examples_part(

@@ -63,7 +63,7 @@ class Plan:
     @cached_property
     def collected(self) -> bool:
         """Whether scores.parquet is that of today's cells."""
-        return not self.fresh or self._recorded("collected.json") == scores_key(self.layout)
+        return not self.fresh or self._recorded("collected.json") == scores_key(self.layout, self.standings)
 
     @cached_property
     def analysed(self) -> bool:

@@ -6,6 +6,7 @@
 import dataclasses
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -82,12 +83,13 @@ class Study(Closed):
 
     @model_validator(mode="after")
     def _check(self) -> "Study":
-        for field, values in [
+        listed: list[tuple[str, Sequence[object]]] = [
             ("tasks", self.tasks),
             ("continual.tasks", self.continual.tasks if self.continual else []),
             ("methods", [method.label for method in self.methods]),
             ("seeds", self.seeds),
-        ]:
+        ]
+        for field, values in listed:
             twice = [value for value, count in Counter(values).items() if count > 1]
             if twice:
                 raise ValueError(f"{field}: {sorted(twice, key=str)[0]!r} is listed twice")

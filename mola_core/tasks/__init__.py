@@ -56,10 +56,11 @@ class _PlainLoader(yaml.SafeLoader):
 _PlainLoader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
 
 
-def task_names() -> list[str]:
+@functools.cache
+def task_names() -> tuple[str, ...]:
     """The tasks of this project; a YAML file put beside the others is one more."""
     own = sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith("_"))
-    return [name for name in own if not name.endswith("_generate")] + list(SCIENCEQA_TOPICS)
+    return (*(name for name in own if not name.endswith("_generate")), *SCIENCEQA_TOPICS)
 
 
 def is_own(name: str) -> bool:

@@ -1,0 +1,73 @@
+"""Evaluation by itself: options that begin alike, documents that stand twice, and examples that are not what is asked."""
+
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+
+from mola_core.errors import MolaError
+from mola_core.evaluation.harness import AnswerLM, evaluate
+from mola_core.runs.prepare import prepare_examples
+from mola_core.study.sections import EvaluationSettings
+from mola_core.tasks import load_task
+from mola_core.tasks.examples import read_examples
+
+
+@pytest.fixture
+def prepared_bench(bench):
+    runner = bench(tasks=["cola"], methods=["base"], seeds=[0])
+    prepare_examples(runner.layout, "cola", lambda: runner.base.tokenizer)
+    return runner
+
+
+def test_an_option_that_begins_another_is_scored_at_its_own_place(prepared_bench):
+    """` A`, ` A B` and ` A B C` share one pass: each is to be read where it ends, not where the longest does."""
+    base = prepared_bench.base
+    arguments = {"pretrained": base.model, "tokenizer": base.tokenizer, "batch_size": 4, "device": "cpu"}
+    requests = [
+        Instance("loglikelihood", {}, (context, option), index)
+        for context in ("Question: one", "Question: and another")
+        for index, option in enumerate((" yes", " yes indeed", " yes indeed so", " no"))
+    ]
+    ours = AnswerLM(**arguments).loglikelihood(requests)
+    stock = HFLM(**arguments, logits_cache=False).loglikelihood(requests, disable_tqdm=True)
+    assert [value for value, _ in ours] == pytest.approx([value for value, _ in stock], abs=1e-4)
+    assert [greedy for _, greedy in ours] == [greedy for _, greedy in stock]
+    assert len({round(value, 3) for value, _ in ours}) == len(requests), "eight different numbers"
+
+
+def scored(runner, examples):
+    task = load_task("cola", "choice", runner.layout.data("cola"))
+    settings = EvaluationSettings(batch_size=4)
+    with torch.inference_mode():
+        return evaluate(runner.base.model, runner.base.tokenizer, task, settings, "cola", examples)
+
+
+def test_a_document_that_stands_twice_is_told_apart(prepared_bench, monkeypatch):
+    from mola_core.evaluation import harness
+
+    plain = harness._document
+    monkeypatch.setattr(
+        harness,
+        "_document",
+        lambda sample: plain(sample) | ({"document": "same"} if sample["doc_id"] in (1, 3, 4) else {}),
+    )
+    examples = read_examples(prepared_bench.layout.examples("cola"), "evaluation")
+    frame, _ = scored(prepared_bench, examples)
+    assert frame["document"].is_unique
+    assert frame.loc[[1, 3, 4], "document"].tolist() == ["same", "same-1", "same-2"]
+
+
+def test_questions_that_are_not_the_examples_are_refused(prepared_bench):
+    import dataclasses
+
+    examples = read_examples(prepared_bench.layout.examples("cola"), "evaluation")
+    scored(prepared_bench, examples)
+    other = [*examples[:-1], dataclasses.replace(examples[-1], prompt=examples[-1].prompt + " ")]
+    with pytest.raises(MolaError, match=f"another question than row {len(examples) - 1}"):
+        scored(prepared_bench, other)
+    swapped = [*examples[:-1], dataclasses.replace(examples[-1], options=examples[-1].options[::-1])]
+    with pytest.raises(MolaError, match="another question"):
+        scored(prepared_bench, swapped)
+    with pytest.raises(MolaError, match="the examples are"):
+        scored(prepared_bench, examples[:-1])
