@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 Value = TypeVar("Value")
 
@@ -35,7 +35,7 @@ def from_main(compute: Callable[[], Value]) -> Value:
         return compute()
     import torch.distributed
 
-    box = [compute() if is_main() else None]
+    box: list[Any] = [compute() if is_main() else None]
     torch.distributed.broadcast_object_list(box)
     return box[0]
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,9 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def write_record(path: str | Path, record: dict[str, Any]) -> None:
+def write_record(path: str | Path, record: Mapping[str, Any]) -> None:
     """Write a record as JSON with the sha256 of its content, which `read_record` compares."""
-    write_json(path, record | {"sha256": _sealed(record)})
+    write_json(path, {**record, "sha256": _sealed(record)})
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
     return record
 
 
-def _sealed(record: dict[str, Any]) -> str:
+def _sealed(record: Mapping[str, Any]) -> str:
     # As it is read back: JSON knows no tuples and no keys that are numbers.
     return digest(json.loads(json.dumps({key: value for key, value in record.items() if key != "sha256"})))
 

@@ -147,6 +147,17 @@ def test_jobs_whose_work_is_there_end_at_once(copied):
     assert planned(results, study) == {}
 
 
+def test_weights_that_are_gone_are_made_again_where_they_are_needed(copied):
+    """Small files of another machine: complete cells stay as they are; one that is to be evaluated anew is trained anew."""
+    results, study = copied
+    for cell in ("lora-r4", "mola-2468"):
+        shutil.rmtree(results / f"planned/cells/cola/{cell}/seed0/adapter")
+    assert planned(results, study) == {}
+    (results / "planned/cells/cola/lora-r4/seed0/samples.parquet").unlink()
+    found = planned(results, study)
+    assert (found["train"], found["evaluate"]) == (1, 1)
+
+
 def test_another_study_of_the_same_name_is_refused(finished, tmp_path):
     results, _ = finished
     other = tmp_path / "copy.yaml"

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mola_core.distributed import from_main, is_main, join, world_size
 from mola_core.errors import MolaError
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from mola_core.models.base import Base
     from mola_core.models.tokens import Encoded
+    from mola_core.runs.records import Environment, Manifest, TrainingRecord
     from mola_core.study.sections import TrainingSettings
 
 ROUTING = "routing.csv"
@@ -150,7 +151,7 @@ class CellRunner:
         record["log_sha256"] = sha256_file(folder / "train.jsonl")
         record |= recovery.weights_record(self.layout.weights(cell))
         remove(folder / ROUTING)  # of an adapter before this one
-        write_record(folder / "training.json", record | _environment())
+        write_record(folder / "training.json", record | {**_environment()})
         remove(scratch)
 
     def _choose_epoch(self, cell: Cell, settings: TrainingSettings, scratch: Path) -> dict[str, Any]:
@@ -242,19 +243,20 @@ class CellRunner:
         with atomic_write(self.layout.cell(cell) / ROUTING) as temporary:
             frame.to_csv(temporary, index=False)
 
-    def _manifest(
-        self, cell: Cell, training: dict[str, Any] | None, evaluation: dict[str, Any]
-    ) -> dict[str, Any]:
+    def _manifest(self, cell: Cell, training: TrainingRecord | None, evaluation: dict[str, Any]) -> Manifest:
         study, layout = self.study, self.layout
         parent = study.parent(cell)
         parts = evaluation_parts(layout, cell, training["key"] if training else None)
+        assert parts is not None, "it was just evaluated"
         tasks = study.evaluated_on(cell)
         trained = [] if training is None else [study.trained_on(cell)]
         rows = list(dict.fromkeys([*tasks, *trained]))
         return {
             "study": study.name,
             "model": study.model.name,
-            **dataclasses.asdict(cell),
+            "task": cell.task,
+            "method": cell.method,
+            "seed": cell.seed,
             "training_key": training["key"] if training else None,
             "evaluation_key": digest(parts),
             "parts": parts,
@@ -264,7 +266,7 @@ class CellRunner:
             "data_files": {name: read_json(layout.data(name) / "fingerprint.json") for name in rows},
             "examples": {name: read_json(layout.examples(name) / "examples.json") for name in rows},
             "training": training,
-            "evaluation": evaluation | _environment(),
+            "evaluation": evaluation | {**_environment()},
             "samples_sha256": sha256_file(layout.cell(cell) / "samples.parquet"),
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
@@ -360,7 +362,8 @@ class CellRunner:
             start = self.layout.weights(parent)
             record["parent"] = {
                 "cell": parent.path,
-                **{name: trained[name] for name in ("key", "adapter_sha256")},
+                "key": trained["key"],
+                "adapter_sha256": trained["adapter_sha256"],
             }
         if self._is_full(cell):
             if study.model.quantization:
@@ -388,7 +391,7 @@ class CellRunner:
         }
         return model
 
-    def _training_record(self, cell: Cell) -> dict[str, Any]:
+    def _training_record(self, cell: Cell) -> TrainingRecord:
         """training.json of a trained cell, after its weights were compared with it."""
         file = self.layout.cell(cell) / "training.json"
         record = read_record(file) if file.is_file() else {}
@@ -398,7 +401,7 @@ class CellRunner:
                 f"cell {cell.path}: not trained with these settings; train it first with `mola train`"
             )
         recovery.check_weights(self.layout.weights(cell), record)
-        return record
+        return cast("TrainingRecord", record)
 
     def _check_weights_act(self, cell: Cell, model: Any) -> None:
         from mola_core.evaluation.harness import check_adapter_acts
@@ -452,7 +455,7 @@ def _check_finite(cell: Cell, model: Any) -> None:
             )
 
 
-def _environment() -> dict[str, Any]:
+def _environment() -> Environment:
     """What a measurement was taken with and on."""
     import torch
 

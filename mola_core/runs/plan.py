@@ -54,11 +54,27 @@ class Plan:
         return identity is not None and current(self.layout.examples(rows), identity)
 
     def trained(self, cell: Cell) -> bool:
-        """Whether the cell's training is there under today's key; in a job: as far as it need know."""
-        return not self.fresh or self.standings[cell].trained
+        """Whether the cell's training is there under today's key, with its weights where something still needs them."""
+        if not self.fresh:
+            return True
+        return self.standings[cell].trained and (
+            cell not in self._needed or self.layout.weights(cell).is_dir()
+        )
 
     def evaluated(self, cell: Cell) -> bool:
         return not self.fresh or self.standings[cell].evaluated
+
+    @cached_property
+    def _needed(self) -> set[Cell]:
+        """Cells whose weights are still to be read: by their own evaluation, or by a cell that goes on from them."""
+        study, found = self.layout.study, set[Cell]()
+        for cell, found_of in self.standings.items():
+            if study.evaluated_on(cell) and not found_of.evaluated:
+                found.add(cell)
+            parent = study.parent(cell)
+            if parent and not found_of.trained:
+                found.add(parent)
+        return found
 
     @cached_property
     def collected(self) -> bool:
