@@ -13,7 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from mola_core.models.loading import prepare_model
 from mola_core.runs.cell import CellRunner
 from mola_core.runs.layout import Layout
-from mola_core.tasks.rows import prepare_rows
+from mola_core.runs.prepare import prepare_examples
+from mola_core.tasks.prepare import prepare_rows
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bench(prepared: Path, tmp_path: Path) -> Callable[..., CellRunner]:
-    """Makes a workbench for a (changed) smoke study in a results folder of its own, model and rows prepared."""
+    """Makes a workbench for a (changed) smoke study in a results folder of its own, model and rows and examples prepared."""
 
     def make(**changes: Any) -> CellRunner:
         for name in ("models", "data"):
@@ -69,6 +70,9 @@ def bench(prepared: Path, tmp_path: Path) -> Callable[..., CellRunner]:
         for name in layout.study.rows():
             if not (layout.data(name) / "fingerprint.json").is_file():
                 prepare_rows(layout.study, name, layout.data(name))
-        return CellRunner(layout)
+        runner = CellRunner(layout)
+        for name in layout.study.rows():
+            prepare_examples(layout, name, lambda: runner.base.tokenizer)
+        return runner
 
     return make

@@ -12,11 +12,14 @@ from safetensors.numpy import save_file
 
 from mola_core.files import sha256_file, write_json, write_text
 from mola_core.methods.registry import VIRTUAL_TOKENS, layer_experts, parse_method
+from mola_core.models.loading import model_identity
 from mola_core.records import write_record
-from mola_core.runs.key import digests
+from mola_core.runs.key import examples_identity, keys
 from mola_core.runs.layout import Layout
 from mola_core.shapes import centre_of_depth, lora_parameters, mola_parameters
 from mola_core.study.study import Cell, Study
+from mola_core.tasks.examples import COLUMNS, PARTS
+from mola_core.tasks.examples import _write as write_rows
 
 MODULES = {"self_attn.q_proj": (0, 0), "self_attn.k_proj": (0, 0), "self_attn.v_proj": (0, 0)} | {
     "self_attn.o_proj": (0, 0),
@@ -47,6 +50,7 @@ def simulate(root: Path, study: Study, documents: int = 120, width: int = 32, la
     layout = Layout(study, root)
     inner = 2 * width
     write_base_model(layout.model, width, inner, layers)
+    pretend_prepared(layout, layers)
     for cell in study.cells():
         write_cell(layout, cell, documents, width, inner, layers)
     for cell in study.continual_cells():
@@ -65,6 +69,21 @@ def write_base_model(folder: Path, width: int, inner: int, layers: int) -> None:
     tensors["model.embed_tokens.weight"] = np.zeros((64, width), dtype=np.float16)
     save_file(tensors, folder / "model.safetensors")
     write_json(folder / "config.json", {"num_hidden_layers": layers, "hidden_size": width})
+
+
+def pretend_prepared(layout: Layout, layers: int) -> None:
+    """Records of a prepared model, rows and examples: as much as the cells' keys are made of."""
+    files = {file.name: sha256_file(file) for file in layout.model.iterdir() if file.name != "model.json"}
+    identity = model_identity(layout.study.model)
+    write_json(layout.model / "model.json", {"identity": identity, "depth": layers, "files": files})
+    row = dict.fromkeys(COLUMNS) | {"options": [], "held_out": False, "tokens": 1, "cut": 0}
+    for name in layout.study.rows():
+        write_json(layout.data(name) / "fingerprint.json", {"splits": {}})
+        folder = layout.examples(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in PARTS:
+            write_rows(folder / f"{part}.parquet", [row])
+        write_json(folder / "examples.json", {"identity": examples_identity(layout, name), "parts": {}})
 
 
 def trainable_parameters(study: Study, method: str, width: int, inner: int, layers: int) -> int:
@@ -113,7 +132,7 @@ def write_cell(layout: Layout, cell: Cell, documents: int, width: int, inner: in
         }
     )
     samples.to_parquet(folder / "samples.parquet", index=False)
-    names = digests(study, cell)
+    names = keys(layout, cell)
     environment = {"versions": {"python": "3.11"}, "git": {"commit": "0" * 40, "dirty": False}} | {
         "device": "simulated",
         "threads": 1,
@@ -122,7 +141,8 @@ def write_cell(layout: Layout, cell: Cell, documents: int, width: int, inner: in
     training = None
     if not base:
         training = {
-            "digest": names.training,
+            "key": names.training,
+            "parts": {},
             "trainable_parameters": trainable_parameters(study, cell.method, width, inner, layers),
             "base_parameters": 134_515_008,
             "experts": experts if parse_method(settings).kind == "mola" else None,
@@ -142,7 +162,8 @@ def write_cell(layout: Layout, cell: Cell, documents: int, width: int, inner: in
         "task": cell.task,
         "method": cell.method,
         "seed": cell.seed,
-        "digest": names.evaluation,
+        "training_key": names.training,
+        "evaluation_key": names.evaluation,
         "stand_in": study.stand_in,
         "settings": {},
         "model_files": {},
@@ -172,7 +193,7 @@ def write_continual_cell(layout: Layout, cell: Cell, documents: int) -> None:
     samples["correct"] = (rng.random(len(samples)) < 0.8).astype(int)
     folder.mkdir(parents=True, exist_ok=True)
     samples.to_parquet(folder / "samples.parquet", index=False)
-    manifest = {"digest": digests(layout.study, cell).evaluation}
+    manifest = {"evaluation_key": keys(layout, cell).evaluation}
     write_record(
         folder / "manifest.json", manifest | {"samples_sha256": sha256_file(folder / "samples.parquet")}
     )

@@ -16,9 +16,9 @@ from mola_core.methods.allocation import (
     random_experts,
     total_experts,
 )
+from mola_core.methods.registry import parse_method
 from mola_core.models.tokens import Encoded
 from mola_core.runs.cell import CellRunner
-from mola_core.runs.key import digests
 from mola_core.runs.layout import Layout
 from mola_core.shapes import centre_of_depth
 from mola_core.study.loading import load_study
@@ -151,26 +151,27 @@ def test_a_cell_trains_with_its_allocation_and_records_it(bench, method):
     assert read_json(folder / "adapter" / "adapter_config.json")["num_experts"] == training["experts"]
 
 
+def allocated(bench, cell, scratch):
+    settings = bench.study.method_by_label[cell.method]
+    adapter, training = settings.adapter(bench.study.adapter), bench.study.training
+    return allocate(
+        parse_method(settings), adapter, bench.base, [], training, 0, bench.layout.quality, scratch
+    )
+
+
 def test_a_sensitivity_outlives_a_stopped_training(bench, tmp_path):
     cell = bench.study.cell("cola", "sensitivity-20", 0)
     write_json(tmp_path / "scratch" / "gradient_norms.json", [1.0, 2.0, 3.0, 4.0])
-    found = allocate(bench, cell, [], bench.study.training, tmp_path / "scratch")
+    found = allocated(bench, cell, tmp_path / "scratch")
     assert isinstance(found, Allocation) and found.experts == [2, 4, 6, 8]
 
 
 def test_a_budget_too_small_for_top_k_is_refused(bench, tmp_path):
     cell = bench.study.cell("cola", "alphalora-4", 0)
-    with pytest.raises(MolaError, match="alphalora-4: 4 experts are fewer than 2 for each of 4 layers"):
-        allocate(bench, cell, [], bench.study.training, tmp_path)
-
-
-def test_other_cells_do_not_depend_on_how_data_choose(monkeypatch):
-    mixed = study("mola-2468", "alphalora-20")
-    cells = [mixed.cell("cola", method, 0) for method in ("mola-2468", "alphalora-20")]
-    before = [digests(mixed, cell).training for cell in cells]
-    monkeypatch.setattr("mola_core.runs.key.ALLOCATION_CODE", ("allocation.py",))
-    after = [digests(mixed, cell).training for cell in cells]
-    assert after[0] == before[0] and after[1] != before[1]
+    with pytest.raises(ValueError, match="4 experts are fewer than 2 for each of 4 layers"):
+        allocated(bench, cell, tmp_path)
+    with pytest.raises(MolaError, match="method alphalora-4: 4 experts are fewer"):
+        bench.train(cell)
 
 
 @pytest.mark.parametrize("name", ["random-20", "alphalora-20-1", "sensitivity-0", "alphalora"])

@@ -15,11 +15,11 @@ from mola_core.errors import MolaError, OutOfTime
 from mola_core.files import read_json
 from mola_core.models.tokens import encode
 from mola_core.runs.cell import CellRunner
-from mola_core.runs.key import digests
+from mola_core.runs.key import keys
 from mola_core.runs.layout import Layout
 from mola_core.runs.local import results_of, run
-from mola_core.study.loading import load_study
-from mola_core.tasks import examples
+from mola_core.runs.state import standing
+from mola_core.tasks import load_task, render
 from mola_core.training.trainer import MARKER, last_checkpoint
 
 
@@ -36,7 +36,8 @@ def test_a_cell_is_trained_evaluated_and_recorded(bench):
     manifest = read_json(folder / "manifest.json")
     samples = pd.read_parquet(folder / "samples.parquet")
     log = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
-    assert manifest["digest"] == digests(bench.study, cell).evaluation
+    assert manifest["evaluation_key"] == keys(bench.layout, cell).evaluation
+    assert manifest["training_key"] == manifest["training"]["key"] == keys(bench.layout, cell).training
     assert manifest["stand_in"] is True
     assert manifest["training"]["experts"] == [2, 4, 6, 8]
     assert manifest["training"]["steps"] == len(log) == 6
@@ -44,8 +45,8 @@ def test_a_cell_is_trained_evaluated_and_recorded(bench):
     assert manifest["evaluation"]["accuracy"] == samples["correct"].mean()
     assert samples["document"].is_unique
     assert log[-1]["tokens"] > log[0]["tokens"] > 0
-    assert bench.is_complete(cell)
-    assert not bench.layout.checkpoints(digests(bench.study, cell).training).exists()
+    assert standing(bench.layout, cell).evaluated
+    assert not bench.layout.checkpoints(keys(bench.layout, cell).training).exists()
     config = read_json(folder / "adapter" / "adapter_config.json")
     assert config["num_experts"] == [2, 4, 6, 8]
     assert config["base_model_name_or_path"] == "tiny-random-llama", "no path of this machine"
@@ -58,19 +59,19 @@ def test_choices_equal_a_hand_computation(bench):
         cell = bench.study.cell(task_name, "base", 0)
         bench.evaluate(cell)
         samples = pd.read_parquet(bench.layout.cell(cell) / "samples.parquet")
-        task = bench.task(task_name)
+        task = load_task(task_name, "choice", bench.layout.data(task_name))
         documents = {
             example.document: example
-            for example in examples(task, "test" if task.has_test_docs() else "validation")
+            for example in render(task, "test" if task.has_test_docs() else "validation")
         }
         for sample in samples.itertuples():
             example = documents[sample.document]
             expected = []
             for option in example.options:
-                encoded = encode(bench.tokenizer, example.prompt, option, 10_000)
+                encoded = encode(bench.base.tokenizer, example.prompt, option, 10_000)
                 tokens = torch.tensor([encoded.tokens])
                 with torch.no_grad():
-                    scores = bench.base(tokens).logits.log_softmax(-1)[0]
+                    scores = bench.base.model(tokens).logits.log_softmax(-1)[0]
                 answer = range(encoded.prompt_length, len(encoded.tokens))
                 expected.append(sum(scores[i - 1, encoded.tokens[i]].item() for i in answer))
             assert sample.loglikelihoods == pytest.approx(expected, abs=1e-4)
@@ -88,9 +89,15 @@ def test_the_answers_only_evaluation_equals_lm_evals(bench, name):
     bench.evaluate(cell)
     ours = pd.read_parquet(bench.layout.cell(cell) / "samples.parquet")
     stock = HFLM(
-        pretrained=bench.base, tokenizer=bench.tokenizer, batch_size=4, device="cpu", logits_cache=False
+        pretrained=bench.base.model,
+        tokenizer=bench.base.tokenizer,
+        batch_size=4,
+        device="cpu",
+        logits_cache=False,
     )
-    outcome = evaluator.evaluate(stock, {name: bench.task(name)}, bootstrap_iters=0, log_samples=True)
+    outcome = evaluator.evaluate(
+        stock, {name: load_task(name, "choice", bench.layout.data(name))}, bootstrap_iters=0, log_samples=True
+    )
     samples = sorted(outcome["samples"][name], key=lambda sample: sample["doc_id"])
     for row, sample in zip(ours.itertuples(), samples, strict=True):
         assert row.loglikelihoods == pytest.approx(
@@ -134,13 +141,13 @@ def test_a_cell_on_a_quantised_base(bench, quantization):
     model = {"quantization": quantization, "hidden": 64}
     workbench = bench(model=model, tasks=["cola"], methods=["mola-2468"], seeds=[0])
     [cell] = workbench.study.cells()
-    held = {name: value.clone() for name, value in workbench.base.state_dict().items()}
+    held = {name: value.clone() for name, value in workbench.base.model.state_dict().items()}
     assert any(value.dtype in (torch.int8, torch.uint8) for value in held.values())
     workbench.run(cell)
-    assert workbench.is_complete(cell)
+    assert standing(workbench.layout, cell).evaluated
     adapter = load_file(workbench.layout.weights(cell) / "adapter_model.safetensors")
     assert all(tensor.abs().sum() > 0 for tensor in adapter.values()), "B starts at zero and was trained"
-    for name, value in workbench.base.state_dict().items():
+    for name, value in workbench.base.model.state_dict().items():
         assert torch.equal(value, held[name]), f"{name} is frozen"
 
 
@@ -188,26 +195,30 @@ def test_a_checkpoint_that_was_cut_short_is_not_resumed(tmp_path):
     assert not (tmp_path / "checkpoint-20").exists()
 
 
-def test_digests_change_with_what_decides_the_result_and_with_nothing_else():
-    study = load_study("smoke")
-    cell = study.cell("cola", "mola-2468", 0)
+def test_keys_change_with_what_decides_the_result_and_with_nothing_else(bench):
+    before = bench()
+    cell = before.study.cell("cola", "mola-2468", 0)
+
+    other = before.study.cell("cola", "lora-r4", 0)
+    was, others = keys(before.layout, cell), keys(before.layout, other)
 
     def changed(**changes):
-        before, after = digests(study, cell), digests(smoke(**changes), cell)
-        return before.training != after.training, before.evaluation != after.evaluation
+        now = keys(bench(**changes).layout, cell)
+        assert now.training and now.evaluation
+        return was.training != now.training, was.evaluation != now.evaluation
 
     assert changed(training={"learning_rate": 0.5}) == (True, True)
     assert changed(evaluation={"documents": 3}) == (False, True)
     assert changed(data={"train_documents": 40}) == (True, True)
+    assert changed(data={"test_documents": 20}) == (False, True)
     assert changed(model={"seed": 9}) == (True, True)
     assert changed(adapter={"rank": 4}) == (True, True)
     assert changed(compute={"threads": 2}) == (False, False)
     assert changed(seeds=[0, 1, 2], description="other words") == (False, False)
     assert changed(evaluation={"batch_size": 3}) == (False, False)
-    other = study.cell("cola", "lora-r4", 0)
-    rank = smoke(methods=["base", "lora-r4", {"method": "mola-2468", "rank": 2}])
-    assert digests(rank, cell).training != digests(study, cell).training
-    assert digests(rank, other) == digests(study, other)
+    rank = bench(methods=["base", "lora-r4", {"method": "mola-2468", "rank": 2}]).layout
+    assert keys(rank, cell).training != was.training
+    assert keys(rank, other) == others
 
 
 @pytest.mark.parametrize(
@@ -270,13 +281,13 @@ def test_a_training_that_diverges_is_an_error_and_no_result(bench):
     cell = bench.study.cell("cola", "mola-2468", 0)
     with pytest.raises(MolaError, match="diverged.*lower training.learning_rate"):
         bench.train(cell)
-    assert not bench.is_trained(cell)
+    assert not standing(bench.layout, cell).trained
     assert not bench.layout.weights(cell).exists()
 
 
 def test_another_model_than_the_studys_is_refused(bench):
     there, other = bench(), bench(model={"seed": 7})
-    there.base  # noqa: B018 - prepared and loaded
+    assert there.base.model is not None
     other.layout = dataclasses.replace(other.layout, model_folder=there.layout.model)
     with pytest.raises(MolaError, match="not the model of study"):
         other.run(other.study.cell("cola", "base", 0))
@@ -286,7 +297,7 @@ def test_run_does_every_open_cell_and_nothing_twice(bench):
     bench = bench(tasks=["cola"], methods=["base", "mola-2468"], seeds=[0])
     outcomes = run(bench.layout, parallel=2, keep_adapters=False)
     assert {outcome.state for outcome in outcomes} == {"complete"}, outcomes
-    assert len(results_of(bench.layout)) == 6
+    assert len(results_of(bench.layout)) == 9
     assert run(bench.layout) == []
     stopped = Layout(smoke(tasks=["cola"], methods=["base", "lora-r4"], seeds=[0]), bench.layout.root)
     assert {outcome.state for outcome in run(stopped, time_budget=1e-9)} == {"out of time"}

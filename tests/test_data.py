@@ -16,8 +16,8 @@ from mola_core.study.sections import SCIENCEQA_TOPICS, BuiltinData, DirectoryDat
 from mola_core.tasks import (
     SPLITS,
     evaluation_split,
-    examples,
     load_task,
+    render,
     task_names,
 )
 from mola_core.tasks.builtin_rows import TOPIC_ROWS, builtin_rows
@@ -50,7 +50,7 @@ def test_real_rows_are_known_and_complete(real_data: Path, tmp_path: Path, task:
     assert tuple(splits[split]["rows"] for split in SPLITS) == SIZES[task]
     assert all(splits[split]["known"] for split in SPLITS)
     loaded = load_task(task, "choice", tmp_path / "data")
-    ids = [example.document for example in examples(loaded, evaluation_split(task), 400)]
+    ids = [example.document for example in render(loaded, evaluation_split(task), 400)]
     assert len(set(ids)) == len(ids)
 
 
@@ -128,7 +128,7 @@ def test_a_file_that_changes_is_read_anew(root: Path, tmp_path: Path):
     for label in (0, 1):
         write_split(root, "glue/cola", "validation", [ROWS["cola"] | {"label": label}])
         prepare_task("cola", directory(root), tmp_path / "data")
-        (example,) = examples(load_task("cola", "choice", tmp_path / "data"), "validation")
+        (example,) = render(load_task("cola", "choice", tmp_path / "data"), "validation")
         assert example.answer == label
 
 
@@ -242,7 +242,7 @@ def test_hub_rows_are_pinned_and_equal_the_directorys(
     assert ours["splits"] == theirs["splits"]
     assert (ours["dataset"], ours["revision"]) == ("derek-thomas/ScienceQA", "a" * 40)
     documents = [
-        examples(load_task("scienceqa", "choice", tmp_path / name), "test") for name in ("hub", "directory")
+        render(load_task("scienceqa", "choice", tmp_path / name), "test") for name in ("hub", "directory")
     ]
     assert documents[0] == documents[1]
 
@@ -328,7 +328,7 @@ def test_builtin_tasks_are_stand_ins(tmp_path: Path, task: str):
         "validation": 6,
         "test": 6,
     }
-    assert len(examples(load_task(task, "generate", tmp_path / "data"), evaluation_split(task))) == 6
+    assert len(render(load_task(task, "generate", tmp_path / "data"), evaluation_split(task))) == 6
     other = source.model_copy(update={"train_documents": 13})
     assert data_identity(task, source) != data_identity(task, other)
 

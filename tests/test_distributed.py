@@ -21,7 +21,7 @@ from mola_core.runs.cell import CellRunner
 from mola_core.runs.gpus import gpu_slot
 from mola_core.runs.layout import Layout
 from mola_core.study.study import Cell
-from mola_core.tasks.rows import prepare_rows
+from mola_core.tasks.prepare import prepare_rows
 
 ROOT = Path(__file__).parent.parent
 CELL = Cell("cola", "mola-2468", 0)
@@ -86,7 +86,7 @@ def assert_same_weights(first: Layout, second: Layout, **tolerance) -> None:
 def assert_same_training(together: Layout, alone: Layout) -> None:
     CellRunner(alone).train(CELL)
     one, two = (read_json(layout.cell(CELL) / "training.json") for layout in (alone, together))
-    assert two["digest"] == one["digest"]
+    assert two["key"] == one["key"]
     assert (one["processes"], two["processes"]) == (1, 2)
     assert two["steps"] == one["steps"] == 36
     assert two["tokens"] == one["tokens"]

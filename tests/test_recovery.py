@@ -27,9 +27,9 @@ from mola_core.analysis import collect
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write, locked, read_json
 from mola_core.models.loading import prepare_model, verify_model
-from mola_core.runs.cell import CellRunner
+from mola_core.runs.cell import TRAINED, CellRunner
 from mola_core.runs.gpus import gpu_slot
-from mola_core.runs.key import digests
+from mola_core.runs.key import keys
 from mola_core.runs.layout import Layout
 from mola_core.runs.recovery import drop_damaged_checkpoints
 from mola_core.study.loading import STUDIES, load_study
@@ -115,7 +115,7 @@ def run_cell(layout: Layout) -> None:
 def test_a_cell_killed_at_random_moments_ends_as_an_undisturbed_one(undisturbed, fresh):
     """Three kills at random steps, at any point between two of them, and one while the cell is evaluated."""
     cell, moments = cell_of(fresh), random.Random(5)
-    scratch = fresh.checkpoints(digests(fresh.study, cell).training)
+    scratch = fresh.checkpoints(keys(fresh, cell).training)
 
     def reached(step: int) -> bool:
         saved = [int(path.name.removeprefix("checkpoint-")) for path in scratch.glob("checkpoint-*")]
@@ -201,7 +201,7 @@ def test_a_damaged_checkpoint_is_not_resumed(fresh, tmp_path, capfd):
     process = until_it_trains(fresh, "run")
     process.terminate()
     process.stderr.read()
-    scratch = fresh.checkpoints(digests(fresh.study, cell_of(fresh)).training)
+    scratch = fresh.checkpoints(keys(fresh, cell_of(fresh)).training)
     (checkpoint,) = scratch.glob("checkpoint-*")
     drop_damaged_checkpoints(scratch)
     kept = shutil.copytree(checkpoint, tmp_path / "kept")
@@ -399,8 +399,7 @@ def test_a_training_that_ended_without_snakemake_is_not_done_again(undisturbed, 
     adapter = fresh.weights(cell) / "adapter_model.safetensors"
     made = adapter.stat().st_mtime_ns
     # As Snakemake does with the declared outputs of a job whose end it did not see.
-    (fresh.cell(cell) / "training.json").unlink()
-    (fresh.cell(cell) / "train.jsonl").unlink()
+    (fresh.cell(cell) / TRAINED).unlink()
     bench.train(cell)
     bench.train(cell)
     assert "already trained" in capfd.readouterr().err
@@ -431,8 +430,8 @@ def test_too_little_memory_halves_the_micro_batch_and_nothing_else(tmp_path, mon
         bench.run(cell)
         adapters.append(load_file(layout.weights(cell) / "adapter_model.safetensors"))
         records.append(read_json(layout.cell(cell) / "training.json"))
-    assert [record["micro_batch_size"] for record in records] == [4, 1]
-    assert records[0]["digest"] == records[1]["digest"]
+    assert [record["settings"]["micro_batch_size"] for record in records] == [4, 1]
+    assert records[0]["key"] == records[1]["key"]
     assert records[0]["steps"] == records[1]["steps"]
     assert records[0]["tokens"] == records[1]["tokens"]
     assert records[1]["resumed"] is True
@@ -496,7 +495,7 @@ def test_a_lock_is_refused_to_a_second_run(tmp_path):
 @pytest.mark.slow
 def test_a_killed_snakemake_continues_by_being_started_again(undisturbed, fresh):
     """SIGKILL of the scheduler alone: its job lives on, and the next run waits for it instead of repeating it."""
-    target = fresh.cell(cell_of(fresh)) / "training.json"
+    target = fresh.cell(cell_of(fresh)) / TRAINED
     command = [sys.executable, "-m", "snakemake", "--cores", "1", str(target)]
     command += ["--config", f"study={fresh.root.parent / 'small.yaml'}", f"results={fresh.root}"]
     first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -11,7 +11,7 @@ from mola_core.adapter import MolaConfig
 from mola_core.analysis.experts import quality, routing
 from mola_core.cli import main
 from mola_core.errors import MolaError
-from mola_core.evaluation.router_counts import routing_frame, write_routing
+from mola_core.evaluation.router_counts import routing_frame
 from mola_core.files import write_json
 from mola_core.runs.cell import CellRunner
 from mola_core.runs.layout import Layout
@@ -165,7 +165,7 @@ def test_a_trained_cell_goes_through_all_verbs(tmp_path):
     bench = CellRunner(layout)
     frame = pd.read_csv(layout.cell(layout.study.cells()[0]) / "routing.csv")
     assert frame.groupby(["layer", "module"]).size().loc[3].tolist() == [8] * 7
-    write_routing(bench, layout.study.cells()[0])
+    bench.count_routing(layout.study.cells()[0])
     pd.testing.assert_frame_equal(pd.read_csv(layout.cell(layout.study.cells()[0]) / "routing.csv"), frame)
     made = {path.name for path in layout.folder.iterdir()}
     assert {"routing.csv", "redundancy.csv", "layer_quality.csv", "quality.csv"} <= made

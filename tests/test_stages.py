@@ -14,17 +14,19 @@ from mola_core.analysis import collect
 from mola_core.analysis.paper import continual
 from mola_core.errors import MolaError, OutOfTime
 from mola_core.files import read_json
+from mola_core.models.tokens import encode_text
 from mola_core.models.weights import weights_sha256
 from mola_core.runs.cell import CellRunner
-from mola_core.runs.key import digests
+from mola_core.runs.key import keys
 from mola_core.runs.layout import Layout
 from mola_core.runs.local import open_cells, run
+from mola_core.runs.state import cell_state, standing
 from mola_core.study.loading import load_study
 from mola_core.study.study import INSTRUCTION, Cell, Study
-from mola_core.tasks import examples, load_task
+from mola_core.tasks import load_task, render
+from mola_core.tasks.examples import read_examples, write_examples
 from mola_core.tasks.instruction import prepare_instruction, proportional_sample
 from mola_core.tasks.rows import prepare_task
-from mola_core.training.batches import instruction_documents
 
 STAGES = {
     "tasks": ["cola"],
@@ -70,12 +72,15 @@ def test_a_stage_has_its_own_training_settings():
     assert study.training_of(study.cells()[1]) == study.training
 
 
-def test_a_childs_digest_holds_its_parents():
-    before = smoke(**STAGES)
-    cell, (first, second) = Cell("cola", "mola-2468", 0), before.continual_cells()
+def test_a_childs_key_holds_its_parents(bench):
+    before = bench(**STAGES)
+    cell, (first, second) = Cell("cola", "mola-2468", 0), before.study.continual_cells()
+    was = {each: keys(before.layout, each) for each in before.study.all_cells()}
 
     def changed(cell, **changes):
-        return digests(smoke(**{**STAGES, **changes}), cell) != digests(before, cell)
+        now = keys(bench(**{**STAGES, **changes}).layout, cell)
+        assert now.evaluation
+        return now != was[cell]
 
     other = {**STAGES["instruction"], "learning_rate": 0.5}
     assert all(changed(each, instruction=other) for each in (cell, first, second))
@@ -83,8 +88,8 @@ def test_a_childs_digest_holds_its_parents():
     other = {**STAGES["continual"], "warmup_steps": 2}
     assert not changed(cell, continual=other)
     assert changed(first, continual=other) and changed(second, continual=other)
-    plain = smoke(tasks=["cola"], methods=["base", "lora-r4", "mola-2468"], seeds=[0])
-    assert digests(plain, cell) != digests(before, cell)
+    plain = bench(tasks=["cola"], methods=["base", "lora-r4", "mola-2468"], seeds=[0])
+    assert keys(plain.layout, cell) != was[cell]
 
 
 @pytest.mark.parametrize(
@@ -134,8 +139,10 @@ def test_instruction_rows_of_a_directory(tmp_path, bench):
     prepare_instruction(study, tmp_path / "rows")
     fingerprint = read_json(tmp_path / "rows" / "fingerprint.json")
     assert fingerprint["sources"] == {"cot": 5, "flan": 15}
-    tokenizer = bench().tokenizer
-    documents = instruction_documents(tmp_path / "rows", tokenizer, max_length=30)
+    tokenizer = bench().base.tokenizer
+    write_examples(INSTRUCTION, "choice", tmp_path / "rows", tmp_path / "examples", tokenizer, 30, "")
+    found = read_examples(tmp_path / "examples", "train")
+    documents = [encode_text(tokenizer, example.completion, 30) for example in found]
     table = pq.read_table(tmp_path / "rows" / "train.parquet").to_pylist()
     for document, row in zip(documents, table, strict=True):
         text = tokenizer.decode(document.tokens, skip_special_tokens=True)
@@ -161,12 +168,12 @@ def test_a_cell_continues_from_its_parent(bench):
         bench.train(child)
     bench.run(parent)
     bench.run(child)
-    assert bench.is_complete(parent) and bench.is_complete(child)
+    assert standing(bench.layout, parent).trained and standing(bench.layout, child).evaluated
     assert not (bench.layout.cell(parent) / "samples.parquet").exists()
     manifest = read_json(bench.layout.cell(child) / "manifest.json")
     assert manifest["parent"] == parent.path
     record = manifest["training"]["parent"]
-    assert record["digest"] == digests(bench.study, parent).training
+    assert record["key"] == keys(bench.layout, parent).training
     assert record["adapter_sha256"] == weights_sha256(bench.layout.weights(parent))
 
     def adapter(cell):
@@ -201,9 +208,9 @@ def test_other_methods_go_through_the_same_cells(bench, method):
     bench = bench(**content)
     for cell in [Cell(INSTRUCTION, method, 0), Cell("cola", method, 0), *bench.study.continual_cells()]:
         bench.run(cell)
-        assert bench.is_complete(cell)
+        assert cell_state(bench.layout, cell) == "complete"
     record = read_json(bench.layout.cell(Cell("cola", method, 0)) / "training.json")
-    assert record["base_parameters"] == bench.base.num_parameters()
+    assert record["base_parameters"] == bench.base.model.num_parameters()
     assert (record["trainable_parameters"] == record["base_parameters"]) == (method == "full")
     if method == "full":
         assert list(bench.layout.cell(Cell("cola", method, 0)).glob("model/*.safetensors"))
@@ -248,13 +255,13 @@ def test_the_best_epoch_on_validation_is_kept(bench, monkeypatch):
     bench = bench(**EPOCHS, evaluation={"every_epoch": True})
     cell = Cell("cola", "mola-2468", 0)
     accuracies = iter([0.5, 0.75, 0.75])
-    plain = CellRunner.evaluated
+    plain = CellRunner._evaluated
 
-    def scripted(self, model, name, task, whole=False):
-        frame, record = plain(self, model, name, task, whole)
-        return (frame, record | {"accuracy": next(accuracies)}) if whole else (frame, record)
+    def scripted(self, model, name, validated=False):
+        frame, record = plain(self, model, name, validated)
+        return (frame, record | {"accuracy": next(accuracies)}) if validated else (frame, record)
 
-    monkeypatch.setattr(CellRunner, "evaluated", scripted)
+    monkeypatch.setattr(CellRunner, "_evaluated", scripted)
     bench.run(cell)
     manifest = read_json(bench.layout.cell(cell) / "manifest.json")
     choice = manifest["training"]["epoch_choice"]
@@ -267,7 +274,11 @@ def test_the_best_epoch_on_validation_is_kept(bench, monkeypatch):
     best = max(entry["evaluation_accuracy"] for entry in both["candidates"])
     assert both["chosen_on_evaluation_set"]["accuracy"] == best
     # Each candidate is what its name says: training goes on from one to the next.
-    folders = [bench.layout.candidate(cell, 1), bench.layout.weights(cell), bench.layout.candidate(cell, 3)]
+    folders = [
+        bench.layout.candidates(cell) / "1",
+        bench.layout.weights(cell),
+        bench.layout.candidates(cell) / "3",
+    ]
     assert len({weights_sha256(folder) for folder in folders}) == 3
 
 
@@ -295,17 +306,17 @@ def test_validation_documents_are_apart_from_training_and_evaluation(tmp_path, t
     prepare_task(task, study.data, tmp_path / task)
     chosen, plain = (load_task(task, "choice", tmp_path / task, validated) for validated in (True, False))
     evaluated = {
-        example.document for example in examples(plain, "test" if plain.has_test_docs() else "validation")
+        example.document for example in render(plain, "test" if plain.has_test_docs() else "validation")
     }
-    validation = {example.document for example in examples(chosen, "validation")}
-    train, whole = ({example.document for example in examples(each, "train")} for each in (chosen, plain))
+    validation = {example.document for example in render(chosen, "validation")}
+    train, whole = ({example.document for example in render(each, "train")} for each in (chosen, plain))
     assert not chosen.has_test_docs(), "lm-eval would evaluate on it"
     assert validation and not validation & train and not validation & evaluated
     assert train <= whole
     assert (validation <= whole) == held_out
     assert len(whole) - len(train) == (len(whole) // 10 if held_out else 0)
-    assert [e.document for e in examples(chosen, "train")] == [
-        e.document for e in examples(load_task(task, "choice", tmp_path / task, True), "train")
+    assert [e.document for e in render(chosen, "train")] == [
+        e.document for e in render(load_task(task, "choice", tmp_path / task, True), "train")
     ], "always the same"
 
 

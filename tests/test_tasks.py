@@ -14,9 +14,9 @@ from mola_core.tasks import (
     FOLDER,
     dataset_of,
     evaluation_split,
-    examples,
     is_own,
     load_task,
+    render,
     splits_of,
     task_config,
     task_names,
@@ -39,7 +39,7 @@ def test_choice_prompt_options_and_answer_are_the_papers(prepared: Path, task: s
     loaded = load_task(task, "choice", prepared / task)
     lead = "Answer:" if OPTIONS[task][0].islower() or len(OPTIONS[task][0]) > 2 else "Answer: The answer is"
     for split in ("train", evaluation_split(task)):
-        (example,) = examples(loaded, split)
+        (example,) = render(loaded, split)
         assert example.prompt == PROMPTS[task] + lead
         assert example.options == OPTIONS[task]
         assert example.answer == ANSWERS[task]
@@ -48,8 +48,8 @@ def test_choice_prompt_options_and_answer_are_the_papers(prepared: Path, task: s
 
 @pytest.mark.parametrize("task", ROWS)
 def test_generate_prompt_and_target_are_the_papers(prepared: Path, task: str):
-    choice = examples(load_task(task, "choice", prepared / task), "train")[0]
-    (example,) = examples(load_task(task, "generate", prepared / task), "train")
+    choice = render(load_task(task, "choice", prepared / task), "train")[0]
+    (example,) = render(load_task(task, "generate", prepared / task), "train")
     assert example.prompt == PROMPTS[task]
     assert (example.options, example.answer) == ([], None)
     assert example.prompt + example.completion == choice.prompt + choice.completion + "."
@@ -61,7 +61,7 @@ def test_context_without_hint_is_not_available(tmp_path: Path):
         "scienceqa", BuiltinData(source="builtin", train_documents=40, test_documents=5), tmp_path / "data"
     )
     prompts = [
-        example.prompt for example in examples(load_task("scienceqa", "choice", tmp_path / "data"), "train")
+        example.prompt for example in render(load_task("scienceqa", "choice", tmp_path / "data"), "train")
     ]
     assert any("### Instruction:\nContext: N/A\nQuestion: " in prompt for prompt in prompts)
     assert any("Context: The goods are listed" in prompt for prompt in prompts)
@@ -116,7 +116,7 @@ def test_the_evaluation_sees_the_training_prompt_and_the_same_document_id(prepar
     loaded = load_task("scienceqa", "choice", prepared / "scienceqa")
     outcome = evaluator.evaluate(DummyLM(), {"scienceqa": loaded}, bootstrap_iters=0, log_samples=True)
     (sample,) = outcome["samples"]["scienceqa"]
-    (example,) = examples(loaded, "test")
+    (example,) = render(loaded, "test")
     assert sample["doc_hash"] == example.document
     requests = (
         [(part["arg_0"], part["arg_1"]) for part in sample["arguments"].values()]
@@ -198,7 +198,7 @@ def test_plain_lm_eval_gives_the_same_requests(monkeypatch: pytest.MonkeyPatch, 
 def test_a_cloze_task_has_the_same_rows_and_options_as_text(tmp_path, task, prompt, options):
     root = write_root(tmp_path / "root")
     prepare_task(task + CLOZE, DirectoryData(source="directory", root=str(root)), tmp_path / "out")
-    (example,) = examples(load_task(task + CLOZE, "choice", tmp_path / "out"), "train")
+    (example,) = render(load_task(task + CLOZE, "choice", tmp_path / "out"), "train")
     assert (example.prompt, example.options) == (prompt, [f" {option}" for option in options])
     assert example.answer == ANSWERS[task]
     assert dataset_of(task + CLOZE) == dataset_of(task)
@@ -238,7 +238,7 @@ def test_another_lm_eval_task_by_its_name(tmp_path: Path):
         write_split(tmp_path, "ai2_arc/ARC-Easy", split, [ARC_ROW])
     prepare_task("arc_easy", DirectoryData(source="directory", root=str(tmp_path)), tmp_path / "out")
     loaded = load_task("arc_easy", "choice", tmp_path / "out")
-    (example,) = examples(loaded, "train")
+    (example,) = render(loaded, "train")
     assert (example.prompt, example.options, example.completion) == (
         "Question: What melts?\nAnswer:",
         [" ice", " fire"],
@@ -252,7 +252,7 @@ def test_an_lm_eval_task_with_options_in_the_prompt_and_without_accuracy(tmp_pat
     for split in ("train", "validation"):
         write_split(tmp_path, "winogrande/winogrande_xl", split, [row])
     prepare_task("winogrande", DirectoryData(source="directory", root=str(tmp_path)), tmp_path / "out")
-    (example,) = examples(load_task("winogrande", "choice", tmp_path / "out"), "train")
+    (example,) = render(load_task("winogrande", "choice", tmp_path / "out"), "train")
     assert (example.prompt, example.completion, example.options) == (
         "Ann met Bea, so Bea",
         " waved.",

@@ -18,9 +18,9 @@ from mola_core.analysis.paper import continual
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write, sha256_file, write_json
 from mola_core.records import read_record
+from mola_core.runs.key import keys
 from mola_core.runs.layout import Layout
 from mola_core.runs.plan import scores_key
-from mola_core.runs.state import standing
 from mola_core.study.study import Cell
 
 FILES = ("scores.parquet", "cells.parquet", "cells.csv", "curves.parquet")
@@ -48,9 +48,11 @@ CURVE = {"step": "int64", "epoch": "float64", "loss": "float64", "tokens": "int6
 
 def evaluation_state(layout: Layout, cell: Cell) -> str:
     """`complete`, `out of date` (made with other settings, data or code than the study has now) or `missing`."""
-    if not (layout.cell(cell) / "manifest.json").is_file():
+    path = layout.cell(cell) / "manifest.json"
+    if not path.is_file():
         return "missing"
-    return "complete" if standing(layout, cell).evaluated else "out of date"
+    current = keys(layout, cell).evaluation
+    return "complete" if current and read_record(path).get("evaluation_key") == current else "out of date"
 
 
 def write(layout: Layout, out_dir: Path | None = None, partial: bool = False) -> pd.DataFrame:

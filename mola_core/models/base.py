@@ -43,7 +43,7 @@ class Base:
         verify_model(self.folder)
         if read_json(self.folder / "model.json")["identity"] != model_identity(self.source):
             raise MolaError(
-                f"{self.folder}: not the model of study's {self.source.name}; prepare that with `mola model`"
+                f"{self.folder}: not the model {self.source.name} of the study; prepare that with `mola model`"
             )
         return self.load(self.folder)
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mola_core.errors import MolaError
-from mola_core.files import locked
+from mola_core.files import locked, read_json
+from mola_core.models.loading import model_identity
 from mola_core.runs.key import examples_identity
 from mola_core.runs.layout import Layout
 from mola_core.study.study import Cell
@@ -44,6 +45,11 @@ def prepare_examples(layout: Layout, rows: str, tokenizer: Callable[[], PreTrain
     folder = layout.examples(rows)
     identity = examples_identity(layout, rows)
     if identity is None:
+        record = layout.model / "model.json"
+        if record.is_file() and read_json(record).get("identity") != model_identity(study.model):
+            raise MolaError(
+                f"{layout.model}: not the model of study {study.name}; prepare that with `mola model`"
+            )
         raise MolaError(
             f"task {rows}: base model or rows are not prepared; run `mola model` and `mola data` first"
         )
