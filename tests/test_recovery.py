@@ -83,7 +83,9 @@ def fresh(undisturbed, tmp_path):
     study = write_study(tmp_path)
     for name in ("models", "data"):
         shutil.copytree(undisturbed.root / name, tmp_path / "results" / name)
-    return layout_of(study, tmp_path / "results")
+    layout = layout_of(study, tmp_path / "results")
+    shutil.copytree(undisturbed.folder / "examples", layout.folder / "examples")
+    return layout
 
 
 @pytest.fixture
@@ -363,6 +365,7 @@ def test_a_damaged_file_of_a_cell_is_named_and_made_again(undisturbed, done, nam
         if name in ("samples.parquet", "manifest.json"):
             collect.write(layout)
         else:
+            (layout.cell(cell) / "manifest.json").unlink()  # what is evaluated already needs no adapter
             CellRunner(layout).evaluate(cell)
     assert cell.path in str(error.value)
     assert "\n" not in str(error.value)
@@ -380,7 +383,8 @@ def test_a_damaged_input_is_named_before_it_is_used(done, what, damage):
     with pytest.raises(MolaError, match=str(file)) as error:
         run_cell(layout)
     assert "\n" not in str(error.value)
-    assert not layout.cell(cell_of(layout)).exists()
+    made = layout.cell(cell_of(layout)) / ("training.json" if what == "model" else "manifest.json")
+    assert not made.exists(), "training reads the examples, evaluation the rows too"
 
 
 def test_two_processes_train_one_cell_once(undisturbed, fresh):

@@ -23,7 +23,7 @@ def test_shipped_studies_are_valid(name):
 
 
 def test_the_schema_is_in_step():
-    schema = json.loads((STUDIES.parent / "schemas" / "study.json").read_text())
+    schema = json.loads((Path(__file__).parents[1] / "workflow" / "schemas" / "study.json").read_text())
     assert schema == Study.model_json_schema()
     assert all(
         section.get("additionalProperties") is False
