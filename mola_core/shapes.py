@@ -5,18 +5,32 @@ every layer of the first quarter and eight in the last; counts above nine are se
 Its *budget* is the sum over the four quarters (2468 has budget 20: five experts a layer on average).
 """
 
+import dataclasses
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from mola_core.errors import MolaError
 
-SHAPE_PATTERN = r"[1-9]{4}|[1-9]\d*(?:-[1-9]\d*){3}"
+QUARTERS = r"[1-9]{4}|[1-9]\d*(?:-[1-9]\d*){3}"
+"""Form of a shape that gives a count for each quarter of the depth."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ShapeFamily:
+    """Shapes whose names have one form; another entry of `SHAPE_FAMILIES` is all that a new form needs."""
+
+    form: str
+    """Regular expression of a whole shape, without groups that capture."""
+    experts: Callable[[str, int], list[int]]
+    """(shape, depth) -> experts of each layer, first layer first."""
+    budget: Callable[[str], int]
+    """Experts a layer on average, times four."""
 
 
 def parse_shape(shape: str) -> tuple[int, int, int, int]:
-    """Experts per layer in each quarter. Raises `MolaError` for anything that is not a shape."""
-    if not re.fullmatch(SHAPE_PATTERN, shape):
+    """Experts per layer in each quarter. Raises `MolaError` for anything that is not a shape of quarters."""
+    if not re.fullmatch(QUARTERS, shape):
         raise MolaError(
             f"shape {shape!r}: write one count of at least 1 for each quarter of the depth, as 2468 or 10-2-2-2"
         )
@@ -24,9 +38,22 @@ def parse_shape(shape: str) -> tuple[int, int, int, int]:
     return first, second, third, fourth
 
 
+def _family(shape: str) -> ShapeFamily:
+    for family in SHAPE_FAMILIES:
+        if re.fullmatch(family.form, shape):
+            return family
+    parse_shape(shape)  # says what a shape looks like
+    raise MolaError(f"shape {shape!r}: unknown")
+
+
 def budget(shape: str) -> int:
     """Sum of the experts per layer over the four quarters."""
-    return sum(parse_shape(shape))
+    return _family(shape).budget(shape)
+
+
+def experts_per_layer(shape: str, depth: int) -> list[int]:
+    """Experts of each layer of a model `depth` layers deep, first layer first. Raises `MolaError` for no shape."""
+    return _family(shape).experts(shape, depth)
 
 
 def quarters(depth: int) -> tuple[int, int, int, int]:
@@ -44,17 +71,23 @@ def quarters(depth: int) -> tuple[int, int, int, int]:
     return outer, inner, inner, outer
 
 
-def experts_per_layer(shape: str, depth: int) -> list[int]:
-    """Experts of each layer of a model `depth` layers deep, first layer first.
-
-    The middle layer of an odd depth gets the mean of its two neighbouring quarters, rounded up.
-    """
+def _quarter_experts(shape: str, depth: int) -> list[int]:
+    """The middle layer of an odd depth gets the mean of its two neighbouring quarters, rounded up."""
     counts = parse_shape(shape)
     first, second, third, fourth = (
         [count] * layers for count, layers in zip(counts, quarters(depth), strict=True)
     )
     middle = [math.ceil((counts[1] + counts[2]) / 2)] * (depth % 2)
     return first + second + middle + third + fourth
+
+
+def _quarter_budget(shape: str) -> int:
+    return sum(parse_shape(shape))
+
+
+SHAPE_FAMILIES = (ShapeFamily(QUARTERS, _quarter_experts, _quarter_budget),)
+SHAPE_PATTERN = "|".join(family.form for family in SHAPE_FAMILIES)
+"""Regular expression of any shape."""
 
 
 def _depths(layers: int) -> list[float]:

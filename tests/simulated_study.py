@@ -11,7 +11,8 @@ import pandas as pd
 from safetensors.numpy import save_file
 
 from mola_core.files import sha256_file, write_json, write_text
-from mola_core.methods.registry import VIRTUAL_TOKENS, layer_experts, parse_method
+from mola_core.methods.families.prompt import VIRTUAL_TOKENS
+from mola_core.methods.registry import layer_experts, parse_method
 from mola_core.models.loading import model_identity
 from mola_core.records import write_record
 from mola_core.runs.key import examples_identity, keys

@@ -1,31 +1,20 @@
-"""What a study can train: method names, and the PEFT config that each becomes.
+"""Method names of a study file: which family each belongs to, and what it becomes on a model.
 
-| name                     | what it is                                                                        |
-| ------------------------ | --------------------------------------------------------------------------------- |
-| `base`                   | the base model, untrained                                                         |
-| `full`                   | full fine-tuning: every weight is trained, in float32                             |
-| `prompt-tuning`          | 40 trained embeddings before every prompt (Lester et al., 2021)                   |
-| `llama-adapter`          | 40 trained vectors that every attention layer attends to through a gate that      |
-|                          | starts closed (LLaMA-Adapter; Llama and Mistral models only)                      |
-| `lora-r<k>`              | plain LoRA of rank k in every layer                                               |
-| `lora-matched-<shape>`   | plain LoRA whose rank in each layer is rank × experts: the same capacity in the   |
-|                          | same place, without routing                                                       |
-| `mola-<shape>`           | LoRA experts per layer by shape, with a top-k router                              |
-| `mola` with `experts`    | the same, the experts of each layer listed                                        |
-| `alphalora-<budget>`,    | the same, the experts of each layer chosen by data (`mola_core/allocation.py`) at |
-| `sensitivity-<budget>`,  | a shape's budget                                                                  |
-| `random-<budget>-<n>`    |                                                                                   |
-
-`pissa-<name>` in a study file is a LoRA or MoLA that starts at the leading singular directions of the base weights.
+Every module in `families/` lists entries; nothing else names them. `pissa-<name>` in a study file is a LoRA or MoLA that
+starts at the leading singular directions of the base weights.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import functools
+import importlib
+import pkgutil
 import re
 from typing import TYPE_CHECKING, Any
 
-from mola_core.shapes import SHAPE_PATTERN, experts_per_layer, parse_shape
+from mola_core.methods import families
+from mola_core.methods.family import Family, LayerSizes, Method, Request
+from mola_core.shapes import experts_per_layer, parse_shape
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -33,63 +22,45 @@ if TYPE_CHECKING:
     from mola_core.methods.settings import AdapterSettings, MethodSettings
 
 
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """A method name taken apart."""
-
-    kind: str
-    """A key of `FORMS`."""
-    rank: int | None = None
-    """Rank of a plain LoRA."""
-    shape: str | None = None
-    allocation: str | None = None
-    """How data choose the experts of a `mola`: `alphalora`, `sensitivity` or `random`."""
-    budget: int | None = None
-    """Of an allocation: the sum over the four quarters, as a shape's."""
-    draw: int | None = None
-    """Seed of a random allocation."""
-
-
-FORMS = {
-    "base": r"base",
-    "full": r"full",
-    "prompt-tuning": r"prompt-tuning",
-    "llama-adapter": r"llama-adapter",
-    "lora": r"lora-r(?P<rank>[1-9]\d*)",
-    "lora-matched": rf"lora-matched-(?P<shape>{SHAPE_PATTERN})",
-    "mola": rf"mola(?:-(?P<shape>{SHAPE_PATTERN}))?",
-}
-ALLOCATIONS = (
-    r"(?P<allocation>alphalora|sensitivity)-(?P<budget>[1-9]\d*)",
-    r"(?P<allocation>random)-(?P<budget>[1-9]\d*)-(?P<draw>\d+)",
-)
-"""Names of the `mola` methods whose experts data choose."""
-VIRTUAL_TOKENS = 40
-"""Of prompt tuning and LLaMA-Adapter: the length that the paper's parameter counts imply."""
+@functools.cache
+def all_families() -> dict[str, Family]:
+    """Every family by its kind. Raises ValueError where two have the same."""
+    found: dict[str, Family] = {}
+    for module in sorted(each.name for each in pkgutil.iter_modules(families.__path__)):
+        for family in importlib.import_module(f"{families.__name__}.{module}").FAMILIES:
+            if family.kind in found:
+                raise ValueError(f"methods/families/{module}.py: there is a family {family.kind!r} already")
+            found[family.kind] = family
+    return found
 
 
 def parse_method(settings: MethodSettings) -> Method:
     """Take a method's name apart. Raises ValueError (pydantic adds the field) for one that does not exist."""
     name = settings.method
-    for kind, form in [*FORMS.items(), *(("mola", form) for form in ALLOCATIONS)]:
-        match = re.fullmatch(form, name)
-        if match:
-            groups = match.groupdict()
-            rank, budget, draw = (
-                int(groups[key]) if groups.get(key) else None for key in ("rank", "budget", "draw")
-            )
-            method = Method(kind, rank, groups.get("shape"), groups.get("allocation"), budget, draw)
-            break
-    else:
+    matches = [
+        (family.kind, match)
+        for family in all_families().values()
+        for form in family.forms
+        if (match := re.fullmatch(form, name))
+    ]
+    if not matches:
         if re.match(r"(mola|lora-matched)-", name):
             parse_shape(name.removeprefix("mola-").removeprefix("lora-matched-"))
-        raise ValueError(
-            f"unknown method {name!r}; use base, full, prompt-tuning, llama-adapter, lora-r<k>, lora-matched-<shape>,"
-            " mola-<shape>, alphalora-<budget>, sensitivity-<budget> or random-<budget>-<n>"
-        )
+        usages = [family.usage for family in all_families().values()]
+        raise ValueError(f"unknown method {name!r}; use {', '.join(usages[:-1])} or {usages[-1]}")
+    if len(matches) > 1:
+        raise ValueError(f"method {name!r}: is a name of {' and of '.join(kind for kind, _ in matches)}")
     if (name == "mola") != (settings.experts is not None):
         raise ValueError(f"method {name!r}: `experts` goes with method `mola`, one count for each layer")
-    return method
+    kind, match = matches[0]
+    groups = {key: value for key, value in match.groupdict().items() if value is not None}
+    numbers = {key: int(groups.pop(key)) for key in ("rank", "budget", "draw") if key in groups}
+    return Method(kind, **numbers, **groups)
+
+
+def family_of(settings: MethodSettings) -> Family:
+    """The entry of a method's family."""
+    return all_families()[parse_method(settings).kind]
 
 
 def layer_experts(settings: MethodSettings, depth: int) -> list[int] | None:
@@ -111,60 +82,25 @@ def layer_experts(settings: MethodSettings, depth: int) -> list[int] | None:
 def adapter_config(
     settings: MethodSettings, adapter: AdapterSettings, depth: int, experts: list[int] | None = None
 ) -> dict[str, Any] | None:
-    """The PEFT config of a method on a model `depth` layers deep, as JSON; None for the base model and full fine-tuning.
+    """The PEFT config of a method on a model `depth` layers deep, as JSON; None where no adapter is trained.
 
-    `experts` are those of each layer where data have chosen them; until then `num_experts` is what they are chosen by.
-    The scale of every update is the study's alpha / rank. MoLA adds the weighted mean of its chosen experts, LoRA all
-    of its ranks at once: shapes differ in placement alone, MoLA and LoRA in the size of the update too.
-    Raises ValueError where the settings do not fit together.
+    `experts` are those of each layer where data have chosen them. The scale of every update is the study's alpha / rank.
+    MoLA adds the weighted mean of its chosen experts, LoRA all of its ranks at once: shapes differ in placement alone,
+    MoLA and LoRA in the size of the update too. Raises ValueError where the settings do not fit together.
     """
-    method = parse_method(settings)
-    experts = experts or layer_experts(settings, depth)
-    if method.kind == "prompt-tuning":
-        return {"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": VIRTUAL_TOKENS}
-    if method.kind == "llama-adapter":
-        length = {"adapter_len": VIRTUAL_TOKENS, "adapter_layers": depth}
-        return {"peft_type": "ADAPTION_PROMPT", "task_type": "CAUSAL_LM", **length}
-    pissa = adapter.initialisation == "pissa"
-    common: dict[str, Any] = {
-        "task_type": "CAUSAL_LM",
-        "target_modules": list(adapter.target_modules),
-        "lora_dropout": adapter.dropout,
-    }
-    # A full SVD of 224 matrices takes minutes even on a GPU; sixteen subspace iterations agree with it closely.
-    lora_start: Any = "pissa_niter_16" if pissa else True
-    scale = adapter.alpha / adapter.rank
-    if method.kind == "mola":
-        if experts and adapter.top_k > min(experts):
-            raise ValueError(
-                f"method {settings.label!r}: top_k {adapter.top_k} is above the {min(experts)} experts of a layer;"
-                " lower top_k or give every layer more experts"
-            )
-        return {
-            "peft_type": "MOLA",
-            "num_experts": experts or [method.allocation, method.budget, method.draw],
-            "top_k": adapter.top_k,
-            "r": adapter.rank,
-            "lora_alpha": adapter.alpha,
-            "router_aux_loss_coef": adapter.balance_loss,
-            "init_lora_weights": "pissa" if pissa else True,
-            **common,
-        }
-    lora = {"peft_type": "LORA", "init_lora_weights": lora_start, **common}
-    if method.kind == "lora":
-        assert method.rank is not None
-        return lora | {"r": method.rank, "lora_alpha": method.rank * scale}
-    if method.kind == "lora-matched":
-        assert experts is not None
-        # PEFT matches these keys against whole module names; the layer's number is the only numeric part of one.
-        ranks = {rf"\D+\.{layer}\.\D+": adapter.rank * count for layer, count in enumerate(experts)}
-        return lora | {
-            "r": adapter.rank,
-            "lora_alpha": adapter.alpha,
-            "rank_pattern": ranks,
-            "alpha_pattern": {key: rank * scale for key, rank in ranks.items()},
-        }
-    return None
+    return family_of(settings).config(_request(settings, adapter, depth, experts))
+
+
+def closed_form(settings: MethodSettings, adapter: AdapterSettings, sizes: LayerSizes) -> int | None:
+    """Trainable parameters of a method from the sizes of the matrices that it adapts; None where they must be counted."""
+    return family_of(settings).parameters(_request(settings, adapter, len(sizes), None), sizes)
+
+
+def _request(
+    settings: MethodSettings, adapter: AdapterSettings, depth: int, experts: list[int] | None
+) -> Request:
+    known = experts or layer_experts(settings, depth)
+    return Request(parse_method(settings), settings, adapter, depth, known)
 
 
 def peft_config(

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from mola_core.methods.registry import parse_method
+from mola_core.methods.registry import family_of, parse_method
 from mola_core.section import (
     MOST_EXPERTS,
     MOST_RANK,
@@ -19,7 +19,7 @@ from mola_core.section import (
     Rate,
     Share,
 )
-from mola_core.shapes import parse_shape
+from mola_core.shapes import experts_per_layer
 
 SEVEN_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -77,9 +77,9 @@ class MethodSettings(Closed):
     @model_validator(mode="after")
     def _check(self) -> "MethodSettings":
         parsed = parse_method(self)
-        if self.initialisation == "pissa" and parsed.kind not in {"lora", "lora-matched", "mola"}:
+        if self.initialisation == "pissa" and not family_of(self).pissa:
             raise ValueError(f"method {self.method!r}: initialisation pissa is for LoRA and MoLA")
-        experts = parse_shape(parsed.shape) if parsed.shape else [1]
+        experts = experts_per_layer(parsed.shape, 64) if parsed.shape else [1]
         for what, number, most in [
             ("rank", parsed.rank or 1, MOST_RANK),
             ("experts of a layer", max(experts), MOST_EXPERTS),

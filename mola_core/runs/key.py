@@ -17,7 +17,7 @@ from typing import Any
 from mola_core.code_hash import code_hash
 from mola_core.errors import MolaError
 from mola_core.files import read_json
-from mola_core.methods.registry import adapter_config, parse_method
+from mola_core.methods.registry import adapter_config, family_of, parse_method
 from mola_core.models.loading import FINGERPRINT as MODEL_RECORD
 from mola_core.models.loading import model_identity
 from mola_core.records import digest, read_record
@@ -80,8 +80,7 @@ def training_parts(layout: Layout, cell: Cell) -> Parts | None:
     entries, without = [TRAIN], list(KEYS)
     if config is None:
         config = {"kind": parsed.kind}
-    elif config["peft_type"] == "MOLA":
-        entries.append("mola_core.adapter")  # PEFT calls it
+    entries += family_of(method).code
     if not parsed.allocation:
         without += ALLOCATION
     if not selected:

@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write
-from mola_core.methods.registry import parse_method
+from mola_core.methods.registry import family_of
 from mola_core.runs.layout import Layout
 from mola_core.study.study import Cell, Study
 
@@ -89,7 +89,7 @@ def mola_cells(study: Study) -> list[Cell]:
     return [
         cell
         for cell in [*study.instruction_cells(), *study.cells()]
-        if parse_method(study.method_by_label[cell.method]).kind == "mola"
+        if family_of(study.method_by_label[cell.method]).role == "routed"
     ]
 
 

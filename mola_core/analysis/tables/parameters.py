@@ -10,9 +10,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from mola_core.errors import MolaError
-from mola_core.methods.allocation import total_experts
-from mola_core.methods.registry import layer_experts, parse_method
-from mola_core.shapes import lora_parameters, mola_parameters
+from mola_core.methods import registry
 from mola_core.study.study import Study
 
 Sizes = list[dict[str, tuple[int, int]]]
@@ -38,18 +36,11 @@ def closed_form(study: Study, label: str, layers: Sizes) -> int | None:
     Raises `MolaError` where a layer has no matrix that the method adapts.
     """
     settings = study.method_by_label[label]
-    method, adapter = parse_method(settings), settings.adapter(study.adapter)
-    if method.kind == "base":
-        return 0
-    if method.kind not in {"lora", "lora-matched", "mola"}:
-        return None
-    experts = layer_experts(settings, len(layers))
-    if method.budget is not None:
-        # Which layer has how many is the data's choice: the sum alone is known, and enough where layers are alike.
-        if any(layer != layers[0] for layer in layers):
-            return None
-        experts = [total_experts(method.budget, len(layers)), *[0] * (len(layers) - 1)]
-    total = 0
+    adapter = settings.adapter(study.adapter)
+    config = registry.adapter_config(settings, adapter, len(layers)) or {}
+    if "target_modules" not in config:
+        return registry.closed_form(settings, adapter, [[] for _ in layers])
+    adapted = []
     for index, layer in enumerate(layers):
         sizes = [size for name, size in layer.items() if _adapted(name, adapter.target_modules)]
         if not sizes:
@@ -57,14 +48,8 @@ def closed_form(study: Study, label: str, layers: Sizes) -> int | None:
                 f"method {label}: layer {index} of the base model has none of the modules "
                 f"{', '.join(adapter.target_modules)}; correct adapter.target_modules"
             )
-        if method.kind == "mola":
-            assert experts is not None
-            total += mola_parameters([experts[index]], sizes, adapter.rank)
-        else:
-            rank = method.rank if experts is None else adapter.rank * experts[index]
-            assert rank is not None
-            total += lora_parameters([rank], sizes)
-    return total
+        adapted.append(sizes)
+    return registry.closed_form(settings, adapter, adapted)
 
 
 def _adapted(name: str, targets: Sequence[str]) -> bool:

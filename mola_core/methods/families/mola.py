@@ -1,0 +1,63 @@
+"""MoLA: LoRA experts per layer behind a top-k router, by shape, by list, or chosen by data at a shape's budget."""
+
+from typing import Any
+
+from mola_core.methods.allocation import total_experts
+from mola_core.methods.family import Family, LayerSizes, Request
+from mola_core.shapes import SHAPE_PATTERN, mola_parameters
+
+
+def _config(request: Request) -> dict[str, Any]:
+    """`num_experts` of each layer; until data have chosen them, what they are chosen by."""
+    adapter, method, experts = request.adapter, request.method, request.experts
+    if experts and adapter.top_k > min(experts):
+        raise ValueError(
+            f"method {request.settings.label!r}: top_k {adapter.top_k} is above the {min(experts)} experts of a layer;"
+            " lower top_k or give every layer more experts"
+        )
+    return {
+        "peft_type": "MOLA",
+        "num_experts": experts or [method.allocation, method.budget, method.draw],
+        "top_k": adapter.top_k,
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
+        "router_aux_loss_coef": adapter.balance_loss,
+        "init_lora_weights": "pissa" if adapter.initialisation == "pissa" else True,
+        **request.lora_common,
+    }
+
+
+def _parameters(request: Request, sizes: LayerSizes) -> int | None:
+    experts = request.experts
+    if request.method.budget is not None:
+        # Which layer has how many is the data's choice: the sum alone is known, and enough where layers are alike.
+        if any(layer != sizes[0] for layer in sizes):
+            return None
+        experts = [total_experts(request.method.budget, len(sizes)), *[0] * (len(sizes) - 1)]
+    if experts is None:
+        return None
+    rank = request.adapter.rank
+    return sum(mola_parameters([count], layer, rank) for count, layer in zip(experts, sizes, strict=True))
+
+
+_MODULES = ("mola_core.adapter",)
+_ALLOCATED = (*_MODULES, "mola_core.training.allocate:allocate")
+
+FAMILIES = (
+    Family(
+        "mola", (rf"mola(?:-(?P<shape>{SHAPE_PATTERN}))?",), "mola-<shape>", "routed",
+        "#4D4D4D", "v", _config, _parameters, _MODULES, pissa=True,
+    ),
+    Family(
+        "alphalora", (r"(?P<allocation>alphalora)-(?P<budget>[1-9]\d*)",), "alphalora-<budget>", "routed",
+        "#8C564B", "p", _config, _parameters, _ALLOCATED, pissa=True,
+    ),
+    Family(
+        "sensitivity", (r"(?P<allocation>sensitivity)-(?P<budget>[1-9]\d*)",), "sensitivity-<budget>", "routed",
+        "#6A3D9A", "h", _config, _parameters, _ALLOCATED, pissa=True,
+    ),
+    Family(
+        "random", (r"(?P<allocation>random)-(?P<budget>[1-9]\d*)-(?P<draw>\d+)",), "random-<budget>-<n>", "routed",
+        "#7F7F7F", "8", _config, _parameters, _ALLOCATED, pissa=True,
+    ),
+)  # fmt: skip

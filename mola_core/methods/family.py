@@ -1,0 +1,93 @@
+"""A method: its name taken apart, and the entry of its family, which says everything that this project knows of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from mola_core.errors import MolaError
+
+if TYPE_CHECKING:
+    from mola_core.methods.settings import AdapterSettings, MethodSettings
+
+Role = Literal["untrained", "routed", "matched", "baseline"]
+"""Part in a study's questions: the untrained model, experts with a router, the same ranks without one, anything else."""
+LayerSizes = Sequence[Sequence[tuple[int, int]]]
+"""(d_in, d_out) of the adapted matrices of each layer, first layer first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A method name taken apart."""
+
+    kind: str
+    """The family's."""
+    rank: int | None = None
+    """Rank of a plain LoRA."""
+    shape: str | None = None
+    allocation: str | None = None
+    """How data choose the experts of a `mola`: `alphalora`, `sensitivity` or `random`."""
+    budget: int | None = None
+    """Of an allocation: the sum over the four quarters, as a shape's."""
+    draw: int | None = None
+    """Seed of a random allocation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a family makes a PEFT config or a parameter count of."""
+
+    method: Method
+    settings: MethodSettings
+    adapter: AdapterSettings
+    """The study's adapter settings with the method's own in their place."""
+    depth: int
+    """Layers of the base model."""
+    experts: list[int] | None
+    """Of each layer, first layer first; None for methods without, and where data are yet to choose them."""
+
+    @property
+    def scale(self) -> float:
+        """Of every update: alpha / rank of the study."""
+        return self.adapter.alpha / self.adapter.rank
+
+    @property
+    def lora_common(self) -> dict[str, Any]:
+        """What LoRA's and MoLA's configs share."""
+        return {
+            "task_type": "CAUSAL_LM",
+            "target_modules": list(self.adapter.target_modules),
+            "lora_dropout": self.adapter.dropout,
+        }
+
+    def known_experts(self) -> list[int]:
+        """The experts of each layer. Raises `MolaError` where the method has none."""
+        if self.experts is None:
+            raise MolaError(f"method {self.settings.label!r}: has no experts per layer")
+        return self.experts
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Methods whose names have one form. A module in `families/` with `FAMILIES` is all that a new one needs."""
+
+    kind: str
+    forms: tuple[str, ...]
+    """Regular expressions of whole names; groups named as fields of `Method` fill these."""
+    usage: str
+    """The form as it is shown to who misspelt one."""
+    role: Role
+    colour: str
+    marker: str
+    """In figures, for methods that have no shape."""
+    config: Callable[[Request], dict[str, Any] | None]
+    """PEFT's config as JSON, `peft_type` in it; None where no adapter is trained. Raises ValueError where settings do
+    not fit together."""
+    parameters: Callable[[Request, LayerSizes], int | None]
+    """Trainable parameters in closed form; None where there is none: what was built is then counted."""
+    code: tuple[str, ...] = ()
+    """Code of this project that PEFT or the Trainer calls back when such a method is trained: entry points for
+    `code_hash`, beside those of every training."""
+    pissa: bool = False
+    """Whether it can start at the leading singular directions of the base weights."""
