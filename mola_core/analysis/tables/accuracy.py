@@ -15,6 +15,7 @@ from mola_core.analysis.tables.render import EMPTY, count, percent, write_table
 from mola_core.errors import MolaError
 from mola_core.methods.registry import layer_experts, parse_method
 from mola_core.runs.layout import Layout
+from mola_core.shapes import budget
 from mola_core.study.study import Study
 
 TABLES = ("accuracy", "parameters")
@@ -233,12 +234,8 @@ def _capacity(study: Study, label: str, cells: pd.DataFrame, layers: Sizes) -> d
         "rank": rank,
         "experts_per_layer": runs(experts),
         "experts": sum(experts),
-        "budget": sum(int(n) for n in _quarters(method.shape)) if method.shape else None,
+        "budget": budget(method.shape) if method.shape else None,
     }
-
-
-def _quarters(shape: str) -> Sequence[str]:
-    return shape.split("-") if "-" in shape else list(shape)
 
 
 def runs(experts: Sequence[int]) -> str:
