@@ -12,15 +12,9 @@ import pandas as pd
 from scipy import stats
 
 from mola_core.analysis.calibration.simulation import OUTSIDE, PLANS, SCENARIOS, SHAPES, Scenario
-from mola_core.analysis.statistics.estimates import (
-    Components,
-    Estimate,
-    bootstrap,
-    combine,
-    components,
-    pool_runs,
-    slope_weights,
-)
+from mola_core.analysis.statistics.bootstrap import bootstrap
+from mola_core.analysis.statistics.estimates import Components, Estimate, combine, components, slope_weights
+from mola_core.analysis.statistics.noise import pool_runs
 from mola_core.analysis.statistics.planner import Planner
 from mola_core.analysis.statistics.questions import PAIRS, find_shapes
 from mola_core.files import write_json, write_text
