@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
@@ -169,3 +170,19 @@ def test_the_analysis_imports_no_torch():
     modules = ["collect", "figures", "tables", "paper_tables", "summary", "reproduce", "continual", "plots"]
     code = f"import sys, {', '.join('mola_core.analysis.' + name for name in modules)}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_likelihoods_are_those_of_the_samples(layout):
+    collect.write(layout)
+    scores = pd.read_parquet(layout.folder / "scores.parquet")
+    cell = layout.study.cells()[3]
+    samples = pd.read_parquet(layout.cell(cell) / "samples.parquet").set_index("document")
+    rows = scores[(scores.task == cell.task) & (scores.method == cell.method) & (scores.seed == cell.seed)]
+    for row in rows.itertuples():
+        sample = samples.loc[row.document]
+        options = np.array(sample["loglikelihoods"])
+        right = int(sample["target"])
+        assert row.log_likelihood == pytest.approx(options[right], rel=1e-5)
+        assert row.likelihood == pytest.approx(np.exp(options[right]) / np.exp(options).sum(), rel=1e-5)
+    assert len(rows) == DOCUMENTS
+    assert score_matrix(load_scores(layout.folder / "scores.parquet")).blocks[0].likelihood is not None
