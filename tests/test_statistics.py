@@ -345,3 +345,10 @@ def test_equivalence_is_shown_at_zero_and_not_at_the_margin():
     }
     assert shown["1,500 documents, 8 seeds"] > 90
     assert shown["depth effect of the margin, 1,500 documents"] <= 5 + 2 + 2.6
+
+
+def test_seeds_that_agree_by_chance_do_not_claim_more_degrees_of_freedom():
+    """The seed mean square has the rest as its floor in the degrees of freedom, and there only."""
+    agreed, expected = plain(0.01, 0.3, 0.2, seeds=3), plain(0.2, 0.3, 0.2, seeds=3)
+    assert combine([agreed]).df == pytest.approx(combine([expected]).df)
+    assert combine([agreed]).error < combine([expected]).error
