@@ -6,6 +6,7 @@ first. PEFT is not imported here: the workflow reads study files in processes th
 
 import importlib
 from types import ModuleType
+from typing import Any
 
 import wrapt
 
@@ -13,3 +14,12 @@ import wrapt
 @wrapt.when_imported("peft")
 def _register_tuner(_peft: ModuleType) -> None:
     importlib.import_module("mola_core.adapter")
+
+
+def __getattr__(name: str) -> Any:
+    """`mola_core.verdict(frame)`: answers from a DataFrame of scores, imported when it is asked for."""
+    if name == "verdict":
+        from mola_core.analysis.notebook import verdict
+
+        return verdict
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

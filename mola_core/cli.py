@@ -19,6 +19,7 @@ from mola_core.files import atomic_write, locked, storage_problem, write_json
 if TYPE_CHECKING:
     from mola_core.runs.layout import Layout
     from mola_core.study.study import Cell
+    from mola_core.study.verdict import VerdictSettings
 
 BENCHMARKS = ("layers", "steps", "memory", "large", "evaluation", "prefix", "padding", "overhead", "planning")
 
@@ -229,26 +230,59 @@ def verdict(arguments: argparse.Namespace) -> None:
     from mola_core.analysis.pages.verdict import write_verdict
 
     if arguments.scores:
+        if arguments.state:
+            raise MolaError(
+                "--state is for a study's own results; scores that exist cannot be stated beforehand"
+            )
         out = Path(arguments.out or Path(arguments.scores).parent)
-        write_verdict(arguments.scores, out)
+        write_verdict(arguments.scores, out, _verdict_settings(arguments))
         write_page(out / "verdict.md")
         return
     from mola_core.analysis.collect import read_cells, recorded_experts
 
     layout = _layout(arguments)
     out = Path(arguments.out or layout.folder)
+    if arguments.state:
+        from mola_core.analysis.looks import Record
+
+        Record(out).state(layout.study.verdict)
+        return
+    if any(getattr(arguments, name) is not None for name in ("pair", "margin", "endpoint", "looks")):
+        raise MolaError(
+            "--pair, --margin, --endpoint and --looks go with --scores; a study states them in its file"
+        )
     every = read_cells(layout.folder)
     cells = every.drop_duplicates("method").set_index("method")
     variants = [method.label for method in layout.study.methods if method.own_settings]
+    majority = (every["majority"] / every["documents"]).groupby(every["task"]).first()
     write_verdict(
         layout.folder / "scores.parquet",
         out,
         layout.study.verdict,
         shapes=recorded_experts(every) | dict.fromkeys(variants),
         parameters=cells["trainable_parameters"].dropna().astype(int).to_dict(),
+        floors=majority.to_dict(),
+        first_cell=str(every["finished"].min()),
         stand_in=layout.study.stand_in,
     )
     write_page(out / "verdict.md")
+
+
+def _verdict_settings(arguments: argparse.Namespace) -> VerdictSettings:
+    from pydantic import ValidationError
+
+    from mola_core.study.verdict import VerdictSettings
+
+    given = {"pairs": arguments.pair, "margin": arguments.margin, "endpoint": arguments.endpoint}
+    given |= {"looks": arguments.looks}
+    try:
+        return VerdictSettings.model_validate(
+            {name: value for name, value in given.items() if value is not None}
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = {"pairs": "pair"}.get(str(first["loc"][0]), str(first["loc"][0]))
+        raise MolaError(f"--{option}: {first['msg']}") from None
 
 
 def calibrate(arguments: argparse.Namespace) -> None:
@@ -430,6 +464,29 @@ def _parser() -> argparse.ArgumentParser:
     judging.add_argument("--scores", help="any score matrix, Parquet or CSV, instead of a study's")
     judging.add_argument(
         "--out", help="folder for verdict.json, verdict.md and figures (default: beside the scores)"
+    )
+    judging.add_argument(
+        "--pair",
+        nargs=2,
+        action="append",
+        metavar=("A", "B"),
+        help="with --scores: ask whether A beats B, any two methods",
+    )
+    judging.add_argument(
+        "--margin",
+        type=float,
+        help="with --scores: largest difference, in points, that makes none (default: 1)",
+    )
+    judging.add_argument(
+        "--endpoint",
+        choices=("accuracy", "likelihood"),
+        help="with --scores: what the claim is about (default: accuracy)",
+    )
+    judging.add_argument(
+        "--looks", type=_at_least(1), help="with --scores: looks planned, which share the level (default: 1)"
+    )
+    judging.add_argument(
+        "--state", action="store_true", help="only record the study's hypotheses, before there are results"
     )
     simulating = verb(calibrate)
     simulating.add_argument("--out", required=True, help="folder for the table and figure")

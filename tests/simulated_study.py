@@ -129,7 +129,7 @@ def write_cell(layout: Layout, cell: Cell, documents: int, width: int, inner: in
             "correct": correct,
             "prompt_hash": [f"prompt-{k}" for k in range(documents)],
             "answer": [str(t if c else (t + 1) % options) for t, c in zip(targets, correct, strict=True)],
-            "loglikelihoods": [[-1.0] * options] * documents,
+            "loglikelihoods": _options(targets, correct, options, rng),
         }
     )
     samples.to_parquet(folder / "samples.parquet", index=False)
@@ -182,6 +182,17 @@ def write_cell(layout: Layout, cell: Cell, documents: int, width: int, inner: in
         "finished": "2026-01-01T00:00:00+00:00",
     }
     write_record(folder / "manifest.json", manifest)
+
+
+def _options(targets, correct, options: int, rng: np.random.Generator) -> list[list[float]]:
+    """Log-likelihoods of each document's options whose largest is at the target where it was answered right."""
+    rows = []
+    for target, hit in zip(targets, correct, strict=True):
+        row = -np.sort(rng.exponential(size=options))
+        best = target if hit else (target + 1) % options
+        rest = iter(row[1:])
+        rows.append([float(row[0]) if place == best else float(next(rest)) for place in range(options)])
+    return rows
 
 
 def write_continual_cell(layout: Layout, cell: Cell, documents: int) -> None:

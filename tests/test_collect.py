@@ -4,13 +4,15 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from simulated_study import make_study, simulate
 
-from mola_core.analysis import collect
-from mola_core.analysis.scores import load_scores, score_matrix
+from mola_core.analysis import collect, score_writer
+from mola_core.analysis.scores import COLUMNS, score_matrix
+from mola_core.analysis.score_files import load_scores
 from mola_core.errors import MolaError
 from mola_core.files import read_json, sha256_file
 from mola_core.records import read_record, write_record
@@ -37,7 +39,7 @@ def rewrite_samples(folder, change):
 def test_every_answer_of_every_cell_is_there_once(layout):
     collect.write(layout)
     scores = pd.read_parquet(layout.folder / "scores.parquet")
-    assert list(scores.columns) == ["study", "model", "task", "method", "seed", "document", "correct"]
+    assert list(scores.columns) == [*COLUMNS, "likelihood", "log_likelihood"]
     for cell in layout.study.cells():
         samples = pd.read_parquet(layout.cell(cell) / "samples.parquet").set_index("document")["correct"]
         own = scores[(scores.task == cell.task) & (scores.method == cell.method) & (scores.seed == cell.seed)]
@@ -58,7 +60,7 @@ def test_the_file_is_compressed_and_read_by_the_analysis(layout):
 
 
 def test_row_groups_stay_bounded(layout, monkeypatch):
-    monkeypatch.setattr(collect, "ROWS_PER_GROUP", 3 * DOCUMENTS)
+    monkeypatch.setattr(score_writer, "ROWS_PER_GROUP", 3 * DOCUMENTS)
     collect.write(layout)
     metadata = pq.ParquetFile(layout.folder / "scores.parquet").metadata
     assert [metadata.row_group(k).num_rows for k in range(metadata.num_row_groups)] == [120, 120, 120, 40]
@@ -172,3 +174,19 @@ def test_the_analysis_imports_no_torch():
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_likelihoods_are_those_of_the_samples(layout):
+    collect.write(layout)
+    scores = pd.read_parquet(layout.folder / "scores.parquet")
+    cell = layout.study.cells()[3]
+    samples = pd.read_parquet(layout.cell(cell) / "samples.parquet").set_index("document")
+    rows = scores[(scores.task == cell.task) & (scores.method == cell.method) & (scores.seed == cell.seed)]
+    for row in rows.itertuples():
+        sample = samples.loc[row.document]
+        options = np.array(sample["loglikelihoods"])
+        right = int(sample["target"])
+        assert row.log_likelihood == pytest.approx(options[right], rel=1e-5)
+        assert row.likelihood == pytest.approx(np.exp(options[right]) / np.exp(options).sum(), rel=1e-5)
+    assert len(rows) == DOCUMENTS
+    assert score_matrix(load_scores(layout.folder / "scores.parquet")).blocks[0].likelihood is not None

@@ -13,7 +13,8 @@ from mola_core.analysis.figures import study as figures
 from mola_core.analysis.figures.drawing import KINDS
 from mola_core.analysis.figures.style import figure_style, method_style, profile, study_styles
 from mola_core.analysis.paper import numbers as reference
-from mola_core.analysis.scores import load_scores, score_matrix
+from mola_core.analysis.score_files import load_scores
+from mola_core.analysis.scores import score_matrix
 from mola_core.methods.settings import MethodSettings
 from mola_core.study.loading import load_study
 

@@ -30,7 +30,7 @@ def test_a_study_is_published():
 def test_the_committed_tables_and_figures_are_those_of_the_scores(tmp_path, name):
     committed, again = PUBLISHED / name, tmp_path / name
     again.mkdir()
-    for file in committed.glob("*.parquet"):
+    for file in (*committed.glob("*.parquet"), *committed.glob("*.jsonl")):
         shutil.copy(file, again)
     for verb in ("tables", "figures", "verdict", "summary"):
         assert main([verb, "--study", name, "--results", str(tmp_path)]) == 0

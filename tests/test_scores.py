@@ -1,11 +1,18 @@
 """Reading score files: what is accepted, what is refused and how it is said."""
 
+import json
+
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mola_core.analysis.calibration.simulation import SHAPES, Scenario
-from mola_core.analysis.scores import COLUMNS, load_scores, score_matrix
+from mola_core.analysis.score_files import CONTENT_KEY, expected_content
+from mola_core.analysis.score_writer import SCHEMA, write_scores
+from mola_core.analysis.scores import COLUMNS, score_matrix
+from mola_core.analysis.score_files import load_scores
 from mola_core.errors import MolaError
 
 SMALL = Scenario("small", documents=(12, 7), accuracy=(0.8, 0.6), run_noise=(0.1, 0.1), seeds=2)
@@ -151,3 +158,78 @@ def test_several_models_have_blocks_of_their_own(rows):
         "simulated/task0",
         "simulated/task1",
     ]
+
+
+def test_a_byte_order_mark_changes_nothing(tmp_path, rows):
+    plain = write(rows, tmp_path / "plain.csv")
+    marked = tmp_path / "marked.csv"
+    marked.write_bytes(b"\xef\xbb\xbf" + plain.read_bytes())
+    pd.testing.assert_frame_equal(load_scores(plain), load_scores(marked))
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "scores.parquet"])
+@pytest.mark.parametrize("bad", [1.01, -0.2, np.inf])
+def test_a_likelihood_is_a_probability(tmp_path, rows, name, bad):
+    rows["likelihood"] = 0.5
+    rows.loc[3, "likelihood"] = bad
+    with pytest.raises(MolaError, match="between 0 and 1"):
+        load_scores(write(rows, tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "scores.parquet"])
+def test_a_task_has_a_likelihood_where_every_row_has_one(tmp_path, rows, name):
+    rows["likelihood"] = np.linspace(0, 1, len(rows))
+    rows.loc[rows.index[rows.task == "task1"][0], "likelihood"] = np.nan
+    first, second = score_matrix(load_scores(write(rows, tmp_path / name))).blocks
+    assert second.likelihood is None
+    expected = rows[rows.task == "task0"].groupby(["method", "seed"]).likelihood.mean()
+    assert first.likelihood.mean(axis=2).ravel() == pytest.approx(expected.to_numpy(), abs=1e-6)
+
+
+def test_clusters_are_read_and_may_not_cross_tasks(tmp_path, rows):
+    rows["cluster"] = rows.task + rows.document.str[-1]
+    block = score_matrix(load_scores(write(rows, tmp_path / "a.csv"))).blocks[0]
+    assert block.units == rows[rows.task == "task0"].cluster.nunique() < block.documents
+    with pytest.raises(MolaError, match="is in the tasks task0, task1"):
+        score_matrix(load_scores(write(rows.assign(cluster="one"), tmp_path / "b.csv")))
+    rows.loc[0, "cluster"] = "task0another"
+    with pytest.raises(MolaError, match="a document is in two clusters"):
+        score_matrix(load_scores(write(rows, tmp_path / "c.csv")))
+
+
+@pytest.fixture
+def sealed(tmp_path, rows):
+    """A score file as `collect` writes it."""
+    rows = rows.assign(likelihood=np.linspace(0, 1, len(rows)), log_likelihood=-1.0)
+    table = pa.Table.from_pandas(rows[SCHEMA.names], preserve_index=False).cast(SCHEMA)
+    path = tmp_path / "sealed.parquet"
+    write_scores(path, iter([table.slice(0, 50), table.slice(50)]))
+    return path
+
+
+def test_a_flipped_bit_is_one_line_or_changes_nothing(sealed):
+    content, whole = sealed.read_bytes(), load_scores(sealed)
+    rng = np.random.default_rng(0)
+    refused = 0
+    for bit in rng.choice(8 * len(content), size=400, replace=False):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << (bit % 8)
+        sealed.write_bytes(damaged)
+        try:
+            pd.testing.assert_frame_equal(load_scores(sealed), whole)
+        except MolaError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > 200
+
+
+def test_pages_and_content_have_checksums(sealed, rows):
+    assert expected_content(sealed)["correct"]
+    table = pq.read_table(sealed)
+    other = 1 - table["correct"].to_numpy()
+    changed = table.set_column(table.schema.get_field_index("correct"), "correct", pa.array(other))
+    pq.write_table(
+        changed.replace_schema_metadata({CONTENT_KEY: json.dumps(expected_content(sealed))}), sealed
+    )
+    with pytest.raises(MolaError, match="not the one that was written"):
+        load_scores(sealed)

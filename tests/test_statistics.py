@@ -8,18 +8,17 @@ from scipy import stats
 
 from mola_core.analysis.calibration.report import check_plan, measure
 from mola_core.analysis.calibration.simulation import OUTSIDE, SCENARIOS, SHAPES, Scenario
+from mola_core.analysis.statistics.bootstrap import bootstrap, ranks
 from mola_core.analysis.statistics.estimates import (
     Components,
     between_tasks,
-    bootstrap,
     combine,
     components,
     holm,
     mcnemar,
-    pool_runs,
-    ranks,
     slope_weights,
 )
+from mola_core.analysis.statistics.noise import equally_noisy, pool_runs
 from mola_core.analysis.statistics.planner import Planner
 
 
@@ -213,7 +212,7 @@ def test_seeds_that_agree_by_chance_decide_nothing_that_the_documents_leave_open
         z[seed, 30 * seed : 30 * seed + 17] = -1
         z[seed, 30 * seed + 17 : 30 * seed + 29] = 1
     estimate = combine([components(z)])
-    assert estimate.interval(0.05)[1] < 0
+    assert estimate._replace(documents=None).interval(0.05)[1] < 0 < estimate.interval(0.05)[1]
     means = z.mean(0)
     assert estimate.p_value() == pytest.approx(stats.ttest_1samp(means, 0).pvalue)
     assert estimate.p_value() > 0.05
@@ -234,7 +233,7 @@ def test_calibration_short_version(scenario):
 
 def test_seeds_common_to_tasks_are_outside_what_the_verdict_assumes():
     """The warning of the calibration page: 25 % false positives instead of 5 %."""
-    rows = {row["question"]: row for row in measure(OUTSIDE[-1], 200, np.random.default_rng(14))}
+    rows = {row["question"]: row for row in measure(OUTSIDE[2], 200, np.random.default_rng(14))}
     assert rows["2468-vs-8642"]["false_positives"] > 15
 
 
@@ -243,3 +242,113 @@ def test_planner_keeps_its_promise():
     plan = check_plan(small, 300, np.random.default_rng(13), studies=60)
     assert plan["measured"] == pytest.approx(plan["promised"], abs=7)
     assert plan["measured_at_own_effect"] == pytest.approx(80, abs=7)
+
+
+def test_equivalence_is_two_one_sided_t_tests():
+    z = np.random.default_rng(0).normal(0.1, 1, size=(1, 60))
+    estimate = combine([components(z)])
+    for margin in (0.2, 0.5):
+        sides = [
+            stats.ttest_1samp(z[0], end, alternative=side).pvalue
+            for end, side in ((-margin, "greater"), (margin, "less"))
+        ]
+        assert estimate.p_equivalence(margin) == pytest.approx(max(sides))
+    low, high = estimate.interval(0.1)
+    inside = (
+        estimate.p_equivalence(max(-low, high) * 1.0001),
+        estimate.p_equivalence(max(-low, high) * 0.9999),
+    )
+    assert inside[0] < 0.05 < inside[1]
+    assert combine([components(-z)]).p_equivalence(0.3) == pytest.approx(estimate.p_equivalence(0.3))
+
+
+def test_clusters_of_one_are_documents_and_whole_clusters_are_one_document_each():
+    z = np.random.default_rng(1).normal(size=(3, 40)) + np.random.default_rng(2).normal(size=(3, 1))
+    plain, single = components(z), components(z, np.arange(40))
+    assert single[:7] == pytest.approx(plain[:7]) and single.document_df == plain.document_df == 39
+    # Every document four times: the same estimate, error and degrees of freedom as once.
+    four = combine([components(np.repeat(z, 4, axis=1), np.repeat(np.arange(40), 4))])
+    once = combine([plain])
+    assert (four.error, four.df) == pytest.approx((once.error, once.df))
+    assert four.documents == pytest.approx(once.documents)
+    shuffled = np.random.default_rng(3).permutation(160)
+    again = combine([components(np.repeat(z, 4, axis=1)[:, shuffled], np.repeat(np.arange(40), 4)[shuffled])])
+    assert again.error == pytest.approx(four.error)
+
+
+def test_unequal_clusters_leave_fewer_degrees_of_freedom():
+    clusters = np.repeat([0, 1, 2, 3], [17, 1, 1, 1])
+    part = components(np.random.default_rng(4).normal(size=(1, 20)), clusters)
+    assert part.clusters == pytest.approx(400 / (17**2 + 3))
+    assert part.document_df == 1  # never below one
+
+
+def test_noise_is_equal_or_not():
+    rng = np.random.default_rng(5)
+    weights = np.array([1.0, -1.0, 0.0, 0.0, 0.0])
+    calm, wild = np.ones(5), np.array([6.0, 1, 1, 1, 1])
+    rates = []
+    for scale in (calm, wild):
+        runs = scale[:, None] * rng.normal(size=(2000, 5, 4))
+        parts, tables = [], []
+        for task in (runs, scale[:, None] * rng.normal(size=(2000, 5, 4))):
+            z = np.repeat(np.tensordot(task, weights, (1, 0))[..., None], 10, axis=-1)
+            parts.append(components(z))
+            tables.append(task)
+        rates.append((equally_noisy(parts, tables, weights) < 0.2).mean())
+    assert rates[0] == pytest.approx(0.2, abs=0.03) and rates[1] > 0.8
+
+
+def test_power_of_equivalence_with_well_known_noise():
+    planner = Planner([plain(5000 * 0.02**2, 0, 0, seeds=2000)], 0.05, 0.8)
+    rng = np.random.default_rng(6)
+    for seeds, margin in ((6, 0.02), (12, 0.015)):
+        drawn = 0.02 * rng.standard_normal((40_000, seeds))
+        half = stats.t.ppf(0.95, seeds - 1) * drawn.std(axis=1, ddof=1) / np.sqrt(seeds)
+        shown = (np.abs(drawn.mean(axis=1)) + half < margin).mean()
+        assert planner.power_equivalence(margin, seeds) == pytest.approx(shown, abs=0.02)
+    needed = planner.seeds_for_equivalence(0.015)
+    assert planner.power_equivalence(0.015, needed) >= 0.8 > planner.power_equivalence(0.015, needed - 1)
+    assert (
+        Planner([plain(0.3, 3.0, 0.2, seeds=3, documents=100)], 0.05, 0.8).seeds_for_equivalence(0.005)
+        is None
+    )
+
+
+NEW = {scenario.name.removeprefix("no effect, "): scenario for scenario in (*SCENARIOS, *OUTSIDE)}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "seeds shared by shapes",
+        "2468 four times as noisy",
+        "documents in clusters of 20",
+        "another generator",
+    ],
+)
+def test_calibration_of_worlds_that_differ_from_the_first(name):
+    for row in measure(NEW[name], 300, np.random.default_rng(15)):
+        assert row["coverage"] >= 93 - 2.6 and row["false_positives"] <= 7 + 2.6
+
+
+def test_clusters_that_nobody_names_are_outside_what_the_verdict_assumes():
+    name = "documents in clusters of 20 that the scores do not name"
+    rows = {row["question"]: row for row in measure(NEW[name], 150, np.random.default_rng(16))}
+    assert rows["2468-vs-8642"]["false_positives"] > 15
+
+
+def test_equivalence_is_shown_at_zero_and_not_at_the_margin():
+    shown = {
+        name: measure(NEW[name], 300, np.random.default_rng(17))[2]["equivalent"]
+        for name in ("1,500 documents, 8 seeds", "depth effect of the margin, 1,500 documents")
+    }
+    assert shown["1,500 documents, 8 seeds"] > 90
+    assert shown["depth effect of the margin, 1,500 documents"] <= 5 + 2 + 2.6
+
+
+def test_seeds_that_agree_by_chance_do_not_claim_more_degrees_of_freedom():
+    """The seed mean square has the rest as its floor in the degrees of freedom, and there only."""
+    agreed, expected = plain(0.01, 0.3, 0.2, seeds=3), plain(0.2, 0.3, 0.2, seeds=3)
+    assert combine([agreed]).df == pytest.approx(combine([expected]).df)
+    assert combine([agreed]).error < combine([expected]).error

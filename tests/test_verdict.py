@@ -2,14 +2,18 @@
 
 import json
 import re
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from mola_core.analysis.calibration.simulation import SHAPES, Scenario
 from mola_core.analysis.figures.verdict import FIGURES
-from mola_core.analysis.pages.verdict import decide, write_verdict
+from mola_core.analysis.looks import FILE, Record
+from mola_core.analysis.statistics.decide import decide
+from mola_core.analysis.pages.verdict import write_verdict
 from mola_core.analysis.scores import score_matrix
 from mola_core.analysis.statistics.questions import find_shapes, possible_questions
 from mola_core.errors import MolaError
@@ -32,7 +36,7 @@ def questions(verdict) -> dict:
 def test_a_strong_depth_effect_is_seen_in_its_direction(depth, answer):
     verdict = decide(draw(depth=depth), FAST)
     found = questions(verdict)
-    assert verdict["headline"] == "depth-slope"
+    assert verdict["headline"] == "2468-vs-8642"
     for name in ("depth-slope", "2468-vs-8642"):
         assert found[name]["answer"] == answer
         assert found[name]["low"] * found[name]["high"] > 0
@@ -47,7 +51,7 @@ def test_a_strong_depth_effect_is_seen_in_its_direction(depth, answer):
 
 def test_a_decided_effect_that_such_a_study_would_usually_miss_is_called_overstated():
     answers = [a for seed in range(12) for a in decide(draw(seed, depth=4 + seed), FAST)["questions"]]
-    decided = [a for a in answers if a["answer"] != "undecided"]
+    decided = [a for a in answers if a["answer"] in ("supported", "contradicted")]
     told = [a for a in answers if any("overstated" in reason for reason in a["reasons"])]
     assert told == [a for a in decided if abs(a["estimate"]) < abs(a["minimum_detectable_effect"])]
     assert 0 < len(told) < len(decided)
@@ -87,7 +91,7 @@ def test_level_and_questions_are_as_stated():
     usual = questions(decide(rows, FAST))["2468-vs-8642"]
     assert strict["low"] < usual["low"] and strict["high"] > usual["high"]
     only = decide(rows, FAST, questions=("2882-vs-5555", "mola-8228-vs-mola-2882"))
-    assert set(questions(only)) == {"depth-slope", "2468-vs-8642", "2882-vs-5555", "mola-8228-vs-mola-2882"}
+    assert set(questions(only)) == {"2468-vs-8642", "2882-vs-5555", "mola-8228-vs-mola-2882"}
     impossible = decide(rows, FAST, questions=("routing-2468",))
     assert impossible["unanswered"] == [
         {"id": "routing-2468", "reason": "needs the shape with and without routing"}
@@ -108,7 +112,7 @@ def test_baselines_have_their_own_questions():
         "placement-2468-vs-8642",
     }
     assert found["routing-2468"]["weights"] == {"mola-2468": 1.0, "lora-matched-2468": -1.0}
-    assert found["placement-2468-vs-8642"]["family_size"] == 3
+    assert found["placement-2468-vs-8642"]["family_size"] == 5
 
 
 def test_other_budgets_and_listed_experts_get_slopes():
@@ -118,7 +122,7 @@ def test_other_budgets_and_listed_experts_get_slopes():
     found = questions(decide(rows, FAST, shapes={"custom": [6] * 8 + [2] * 16 + [6] * 8}))
     assert found["depth-slope-16"]["answer"] == "supported"
     assert "custom" in found["depth-slope-16"]["weights"]
-    assert decide(rows, FAST)["unanswered"][0]["id"] == "depth-slope"
+    assert decide(rows, FAST)["unanswered"][0]["id"] == "2468-vs-8642"
 
 
 def test_a_slope_that_comes_down_to_a_pair_is_answered_as_that_pair():
@@ -126,8 +130,12 @@ def test_a_slope_that_comes_down_to_a_pair_is_answered_as_that_pair():
         found = questions(decide(draw(seed=seed, depth=2.5), FAST, resamples=100))
         slope, pair = found["depth-slope"], found["2468-vs-8642"]
         assert slope["same_test_as"] == "2468-vs-8642"
-        assert (slope["p"], slope["p_holm"], slope["answer"]) == (pair["p"], pair["p_holm"], pair["answer"])
-        assert slope["family_size"] == pair["family_size"] == 3
+        assert (slope["p"], slope["p_adjusted"], slope["answer"]) == (
+            pair["p"],
+            pair["p_adjusted"],
+            pair["answer"],
+        )
+        assert slope["family_size"] == pair["family_size"] == 1
         assert found["spread"]["same_test_as"] is None
 
 
@@ -160,9 +168,9 @@ def test_holm_can_undo_what_an_interval_alone_would_say():
     for seed in range(200):
         found = questions(decide(score_matrix(draw(seed=seed, depth=2.5)), FAST, resamples=100))
         for question in found.values():
-            decided = question["answer"] != "undecided"
-            assert decided == (question["p_holm"] <= 0.05)
-            if question["p"] <= 0.05 < question["p_holm"]:
+            decided = question["answer"] in ("supported", "contradicted")
+            assert decided == (question["p_adjusted"] <= 0.05)
+            if question["p"] <= 0.05 < question["p_adjusted"]:
                 assert "Holm" in " ".join(question["reasons"])
                 return
     pytest.fail("no matrix of 200 had a question that only Holm's correction undoes")
@@ -206,7 +214,7 @@ def test_missing_cells_cost_their_tasks_and_are_named():
 
 def test_the_base_model_is_shown_but_not_ranked():
     rows = draw(seed=10)
-    base = rows[(rows.method == "mola-5555") & (rows.seed == 0)].assign(method="base")
+    base = rows[(rows.method == "mola-5555") & (rows.seed == 0)].assign(method="base", correct=0)
     verdict = decide(pd.concat([rows, base]), FAST)
     assert verdict["methods"]["base"]["ranks"] is None
     assert verdict["methods"]["mola-5555"]["ranks"] is not None
@@ -217,7 +225,7 @@ def test_methods_without_a_question():
     rows = draw(seed=11)
     verdict = decide(rows[rows.method == "mola-5555"], FAST)
     assert verdict["questions"] == [] and verdict["headline"] is None
-    assert [row["id"] for row in verdict["unanswered"]] == ["depth-slope", "2468-vs-8642"]
+    assert [row["id"] for row in verdict["unanswered"]] == ["2468-vs-8642"]
 
 
 def test_single_document_cannot_be_judged():
@@ -245,16 +253,16 @@ def test_files_of_a_verdict(tmp_path, suffix, seeds):
     write_verdict(path, tmp_path / "b", FAST, parameters=parameters, stand_in=True)
     assert json.loads((tmp_path / "a/verdict.json").read_text()) == json.loads(json.dumps(written))
     files = sorted(file.relative_to(tmp_path / "a") for file in (tmp_path / "a").rglob("*.*"))
-    assert len(files) == 2 + 2 * len(FIGURES)
-    for file in files:
+    assert len(files) == 3 + 2 * len(FIGURES)
+    for file in (file for file in files if file.name != FILE):  # the record has the time in it
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
     page = (tmp_path / "a/verdict.md").read_text()
     assert "Stand-in" in page
-    headline = f"**{questions(written)['depth-slope']['answer'].capitalize()}**"
+    headline = f"**{questions(written)['2468-vs-8642']['answer'].capitalize()}**"
     assert page.index(headline) < page.index("What would change it") < page.index("Every question")
     for name in re.findall(r"\]\((figures/[^)]+)\)", page):
         assert (tmp_path / "a" / name).is_file()
-    slope = questions(written)["depth-slope"]
+    slope = questions(written)["2468-vs-8642"]
     assert f"**{slope['estimate']:+.2f}**" in page
     assert ("McNemar" in page) == (seeds == 1)
 
@@ -273,3 +281,218 @@ def test_bad_scores_write_nothing(tmp_path):
     with pytest.raises(MolaError, match="not paired"):
         write_verdict(tmp_path / "scores.csv", tmp_path / "out", FAST)
     assert not (tmp_path / "out").exists()
+
+
+QUIET = {"documents": (1500,) * 3, "accuracy": (0.8,) * 3, "run_noise": (0.0,) * 3, "seeds": 4}
+
+
+def with_likelihood(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    noise = np.random.default_rng(seed).random(len(rows))
+    return rows.assign(likelihood=np.where(rows.correct == 1, 0.5 + 0.5 * noise, 0.5 * noise))
+
+
+def test_identical_answers_are_equivalent_and_nothing_is_said_of_power():
+    rows = draw(seed=1)
+    same = rows[rows.method == "mola-2468"]
+    found = questions(decide(pd.concat([same, same.assign(method="mola-8642")]), FAST))["2468-vs-8642"]
+    assert found["answer"] == "equivalent" and found["within_margin"]
+    assert (found["estimate"], found["low"], found["high"]) == (0, 0, 0)
+    assert found["minimum_detectable_effect"] is None
+    assert {*found["seeds_needed"].values(), found["seeds_equivalent"]} == {None}
+
+
+def test_equivalence_is_shown_within_the_margin_that_was_stated():
+    rows = draw(seed=3, **QUIET)
+    wide, narrow = (questions(decide(rows, FAST, margin=m))["2468-vs-8642"] for m in (3.0, 0.05))
+    assert wide["answer"] == "equivalent" and narrow["answer"] == "undecided"
+    assert wide["p"] == narrow["p"] and wide["margin"] == 3
+    assert wide["seeds_equivalent"] < 20 and narrow["seeds_equivalent"] is None
+    slope = questions(decide(rows, FAST, margin=3.0))["depth-slope"]
+    assert slope["p_equivalence"] == pytest.approx(wide["p_equivalence"], rel=1e-6)
+
+
+def test_an_effect_beyond_the_margin_is_not_equivalent_in_either_direction():
+    for depth in (3, -3):
+        found = questions(decide(draw(seed=5, depth=depth, **QUIET), FAST))["2468-vs-8642"]
+        assert found["p_equivalence"] > 0.5 and not found["within_margin"]
+
+
+def test_a_margin_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="greater than 0"):
+        VerdictSettings(margin=0.0)
+
+
+def test_what_is_explored_never_moves_what_is_stated():
+    rows = draw(seed=2, depth=3)
+    alone = questions(decide(rows[rows.method.isin(["mola-2468", "mola-8642"])], FAST))["2468-vs-8642"]
+    every = questions(decide(with_likelihood(rows), FAST))
+    found = every["2468-vs-8642"]
+    assert (found["p_adjusted"], found["low"], found["high"]) == (alone["p"], alone["low"], alone["high"])
+    assert found["status"] == "stated" and found["family_size"] == 1
+    explored = [q for q in every.values() if q["status"] == "exploratory"]
+    assert "2468-vs-8642:likelihood" in {q["id"] for q in explored}
+    tests = {q["same_test_as"] or q["id"] for q in explored}
+    assert {q["family_size"] for q in explored} == {len(tests)}
+    ordered = sorted(explored, key=lambda q: q["p"])
+    assert ordered[0]["p_adjusted"] == pytest.approx(min(1, ordered[0]["p"] * len(tests)), rel=1e-4)
+    assert all(a["p_adjusted"] <= b["p_adjusted"] for a, b in pairwise(ordered))
+
+
+def test_a_plan_is_not_moved_by_methods_that_the_question_does_not_use():
+    rows = draw(seed=8, seeds=4)
+    plain = questions(decide(rows, FAST))["2468-vs-8642"]
+    rng = np.random.default_rng(0)
+    noisy = rows[rows.method == "mola-5555"].assign(method="prompt-tuning")
+    level = rng.uniform(0, 1, size=4)[noisy.seed.to_numpy()]
+    noisy["correct"] = (rng.random(len(noisy)) < level).astype(int)
+    bystander = questions(decide(pd.concat([rows, noisy]), FAST))["2468-vs-8642"]
+    for key in ("minimum_detectable_effect", "seeds_needed", "seeds_equivalent", "noise_from", "p"):
+        assert bystander[key] == plain[key]
+
+
+def test_a_noisy_method_of_the_same_kind_is_not_pooled_with():
+    rows = draw(seed=8, seeds=5)
+    assert "mola-5555" in questions(decide(rows, FAST))["2468-vs-8642"]["noise_from"]
+    rng, wild = np.random.default_rng(0), rows.method == "mola-5555"
+    level = rng.uniform(0, 1, size=5)[rows.seed[wild].to_numpy()]
+    rows.loc[wild, "correct"] = (rng.random(wild.sum()) < level).astype(int)
+    found = questions(decide(rows, FAST))["2468-vs-8642"]
+    assert set(found["noise_from"]) == {"mola-2468", "mola-8642"}
+
+
+def test_interval_and_p_say_the_same():
+    for seed in range(30):
+        for question in decide(draw(seed, seeds=2, depth=2), FAST, resamples=100)["questions"]:
+            assert (question["low"] * question["high"] > 0) == (question["p"] <= 0.05)
+
+
+def test_both_endpoints_are_answered_and_the_stated_one_leads():
+    rows = with_likelihood(draw(seed=6, depth=4))
+    by_accuracy, by_likelihood = decide(rows, FAST), decide(rows, FAST, endpoint="likelihood")
+    assert by_accuracy["headline"] == "2468-vs-8642"
+    assert by_likelihood["headline"] == "2468-vs-8642:likelihood"
+    found = questions(by_likelihood)
+    assert found["2468-vs-8642:likelihood"]["status"] == "stated"
+    assert found["2468-vs-8642"]["status"] == "exploratory"
+    means = rows.groupby(["task", "method"]).likelihood.mean().unstack()
+    expected = 100 * (means["mola-2468"] - means["mola-8642"]).mean()
+    answer = found["2468-vs-8642:likelihood"]
+    assert answer["estimate"] == pytest.approx(expected, abs=1e-4)
+    exchange = by_likelihood["exchange"]
+    runs = rows.groupby(["task", "method", "seed"])[["correct", "likelihood"]].mean()
+    inside = runs - runs.groupby("task").transform("mean")
+    rate = (inside.correct * inside.likelihood).sum() / (inside.likelihood**2).sum()
+    assert exchange["rate"] == pytest.approx(rate, rel=1e-3) and exchange["runs"] == len(runs)
+    assert answer["worth"]["estimate"] == pytest.approx(rate * answer["estimate"], rel=1e-3)
+    with pytest.raises(MolaError, match="no task has a likelihood"):
+        decide(draw(), FAST, endpoint="likelihood")
+
+
+def test_any_two_names_can_be_compared():
+    rows = draw(seed=7, depth=8)
+    rows["method"] = rows["method"].map(dict(zip(SHAPES, ["mine", "b", "c", "d", "a-vs-b"], strict=True)))
+    verdict = decide(rows, FAST, pairs=(("mine", "a-vs-b"), ("mine", "gone")))
+    assert verdict["headline"] == "mine-vs-a-vs-b"
+    assert questions(verdict)["mine-vs-a-vs-b"]["weights"] in (
+        {"mine": 1, "a-vs-b": -1},
+        {"a-vs-b": -1, "mine": 1},
+    )
+    assert verdict["unanswered"] == [{"id": "mine-vs-gone", "reason": "gone is not in the scores"}]
+
+
+def test_a_task_on_which_nothing_was_learnt_is_left_out_where_that_is_stated():
+    rows = draw(seed=9, accuracy=(0.8, 0.7, 0.5))
+    base = rows[(rows.method == "mola-5555") & (rows.seed == 0)].assign(method="base")
+    base["correct"] = (np.random.default_rng(0).random(len(base)) < 0.5).astype(int)
+    rows = pd.concat([rows, base])
+    shown = decide(rows, FAST, floors={"task2": 0.55})
+    assert (
+        "task2" in questions(shown)["2468-vs-8642"]["tasks"]
+        and "Nothing was learnt in task2" in shown["notes"][0]
+    )
+    left = decide(rows, FAST, floors={"task2": 0.55}, least_gain=1.0)
+    assert list(left["left_out_tasks"]) == ["task2"]
+    assert list(questions(left)["2468-vs-8642"]["tasks"]) == ["task0", "task1"]
+
+
+def test_a_collapsed_run_is_told_and_leaves_the_median_alone():
+    rows = draw(seed=4, seeds=5)
+    before = decide(rows, FAST)
+    assert before["collapsed"] == []
+    hit = (rows.method == "mola-2468") & (rows.seed == 3) & (rows.task == "task1")
+    rows.loc[hit, "correct"] = 0
+    after = decide(rows, FAST)
+    assert [(r["method"], r["seed"], r["task"]) for r in after["collapsed"]] == [("mola-2468", 3, "task1")]
+    assert any("Collapsed run: mola-2468, seed 3" in note for note in after["notes"])
+    old, new = (questions(v)["2468-vs-8642"] for v in (before, after))
+    assert new["estimate"] < old["estimate"] - 3
+    assert new["median"] > old["median"] - 1.5
+
+
+def test_a_run_without_scores_is_named():
+    rows = draw(seed=4)
+    verdict = decide(rows[~((rows.method == "mola-2468") & (rows.seed == 1) & (rows.task == "task1"))], FAST)
+    assert any("mola-2468 seed 1" in note and "task1" in note for note in verdict["notes"])
+
+
+def test_tasks_drawn_are_the_t_test_over_tasks():
+    verdict = decide(draw(seed=4), FAST)
+    found = questions(verdict)["2468-vs-8642"]
+    low, high = stats.ttest_1samp(list(found["tasks"].values()), 0).confidence_interval(0.95)
+    assert (found["drawn"]["low"], found["drawn"]["high"]) == pytest.approx((low, high), abs=1e-5)
+    assert verdict["estimand"] == "these tasks"
+
+
+def test_looks_share_the_level_and_are_recorded_once(tmp_path):
+    three, four = draw(seed=1, seeds=3), draw(seed=2, seeds=4)
+    three.to_parquet(tmp_path / "three.parquet")
+    four.to_parquet(tmp_path / "four.parquet")
+    planned = FAST.model_copy(update={"looks": 2})
+    for _ in range(2):
+        first = write_verdict(tmp_path / "three.parquet", tmp_path, planned)
+    assert (first["looks"]["taken"], first["level"]) == (1, 0.025)
+    second = write_verdict(tmp_path / "four.parquet", tmp_path, planned)
+    assert second["looks"] == {"planned": 2, "taken": 2, "level": 0.025, "stated_beforehand": False}
+    lines = [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()]
+    assert [line["kind"] for line in lines] == ["look", "look"]
+    assert lines[1]["scores_sha256"] == second["scores_sha256"] and lines[1]["seeds"]["task0"] == 4
+    assert lines[0]["p"]["2468-vs-8642"] == questions(first)["2468-vs-8642"]["p"]
+    unplanned = write_verdict(tmp_path / "four.parquet", tmp_path, FAST)
+    assert unplanned["level"] == 0.025 and "more looks than planned" in (tmp_path / "verdict.md").read_text()
+    # Another method beside them is no new look at what was stated.
+    extra = pd.concat([four, four[four.method == "mola-5555"].assign(method="mola-4646")])
+    extra.to_parquet(tmp_path / "extra.parquet")
+    assert write_verdict(tmp_path / "extra.parquet", tmp_path, planned)["looks"]["taken"] == 2
+    (tmp_path / FILE).write_text("not a record\n")
+    with pytest.raises(MolaError, match="not a record of looks"):
+        write_verdict(tmp_path / "four.parquet", tmp_path, FAST)
+
+
+def test_stated_beforehand_is_said_only_where_the_record_says_so(tmp_path):
+    draw(seed=1).to_parquet(tmp_path / "scores.parquet")
+
+    def page(folder, settings=FAST, first_cell="2999-01-01T00:00:00+00:00"):
+        write_verdict(tmp_path / "scores.parquet", tmp_path / folder, settings, first_cell=first_cell)
+        return "Stated beforehand" in (tmp_path / folder / "verdict.md").read_text()
+
+    assert not page("nothing recorded")
+    for folder in ("stated", "stranger", "late", "changed"):
+        Record(tmp_path / folder).state(FAST)
+    assert page("stated") and page("stated")
+    assert not page("stranger", first_cell=None)
+    assert not page("late", first_cell="2001-01-01T00:00:00+00:00")
+    assert not page("changed", FAST.model_copy(update={"margin": 2.0}))
+
+
+def test_three_lines_from_a_frame_to_answers():
+    import mola_core
+
+    frame = draw(seed=0, depth=12)[["task", "method", "seed", "document", "correct"]]
+    answers = mola_core.verdict(frame, resamples=200)
+    assert answers.answer == "supported"
+    assert list(answers.table.id) == [question["id"] for question in answers.verdict["questions"]]
+    assert "<table" in answers._repr_html_()
+    with pytest.raises(MolaError, match="verdict margin"):
+        mola_core.verdict(frame, margin=0.0)
+    with pytest.raises(MolaError, match="0 or 1"):
+        mola_core.verdict(frame.assign(correct=3))

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mola_core.analysis.paper import continual
+from mola_core.analysis.score_writer import SCHEMA, likelihood_columns, repeat, write_scores
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write, sha256_file, write_json
 from mola_core.records import read_record
@@ -26,21 +27,8 @@ from mola_core.study.study import Cell
 FILES = ("scores.parquet", "cells.parquet", "cells.csv", "curves.parquet")
 """What `write` writes, in the study's folder; with continual learning also `continual.FILE`."""
 
-ROWS_PER_GROUP = 250_000
 NAMED_CELLS = 20
 """Incomplete cells that an error names."""
-_NAME = pa.dictionary(pa.int32(), pa.string())
-SCHEMA = pa.schema(
-    [
-        ("study", _NAME),
-        ("model", _NAME),
-        ("task", _NAME),
-        ("method", _NAME),
-        ("seed", pa.int64()),
-        ("document", _NAME),
-        ("correct", pa.uint8()),
-    ]
-)
 COUNTS = ("base_parameters", "train_documents", "steps", "tokens", "peak_memory_bytes")
 """Whole numbers that the base model does not have."""
 CURVE = {"step": "int64", "epoch": "float64", "loss": "float64", "tokens": "int64", "seconds": "float64"}
@@ -67,7 +55,7 @@ def write(layout: Layout, out_dir: Path | None = None, partial: bool = False) ->
     cells = _usable_cells(layout, partial)
     records: list[dict[str, Any]] = []
     with atomic_write(out / "scores.parquet") as temporary:
-        _write_scores(temporary, _checked(layout, cells, records))
+        write_scores(temporary, _checked(layout, cells, records))
     table = pd.DataFrame(records).astype(dict.fromkeys(COUNTS, "Int64"))
     curves = [_curve(layout, cell) for cell in cells if not _is_base(layout, cell)]
     empty = pd.DataFrame(columns=["task", "method", "seed", *CURVE])
@@ -185,8 +173,7 @@ def _checked(layout: Layout, cells: list[Cell], records: list[dict[str, Any]]) -
             )
         constants = {"study": layout.study.name, "model": layout.study.model.name, "task": cell.task}
         columns = {
-            name: _repeat(value, len(samples))
-            for name, value in (constants | {"method": cell.method}).items()
+            name: repeat(value, len(samples)) for name, value in (constants | {"method": cell.method}).items()
         }
         yield pa.table(
             {
@@ -194,13 +181,10 @@ def _checked(layout: Layout, cells: list[Cell], records: list[dict[str, Any]]) -
                 "seed": pa.repeat(pa.scalar(cell.seed, pa.int64()), len(samples)),
                 "document": samples["document"].combine_chunks().dictionary_encode(),
                 "correct": samples["correct"].cast(pa.uint8()),
+                **likelihood_columns(samples),
             },
             schema=SCHEMA,
         )
-
-
-def _repeat(value: str, rows: int) -> pa.DictionaryArray:
-    return pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), rows), pa.array([value]))
 
 
 def _verify(path: Path, manifest: dict[str, Any]) -> None:
@@ -211,9 +195,12 @@ def _verify(path: Path, manifest: dict[str, Any]) -> None:
 
 
 def _samples(path: Path, manifest: dict[str, Any]) -> pa.Table:
-    """document, target and correct of a cell, sorted by document, after the file's hash was compared."""
+    """document, target, correct and options' log-likelihoods of a cell, sorted by document, after the file's hash was
+    compared."""
     _verify(path, manifest)
-    samples = pq.read_table(path, columns=["document", "target", "correct"]).sort_by("document")
+    columns = ["document", "target", "correct"]
+    columns += [name for name in ("loglikelihoods",) if name in pq.read_schema(path).names]
+    samples = pq.read_table(path, columns=columns).sort_by("document")
     return samples.set_column(0, "document", samples["document"].cast(pa.string()))
 
 
@@ -269,19 +256,6 @@ def _record(layout: Layout, cell: Cell, manifest: dict[str, Any], samples: pa.Ta
         "stand_in": manifest["stand_in"],
         "finished": manifest["finished"],
     }
-
-
-def _write_scores(path: Path, cells: Iterator[pa.Table]) -> None:
-    """Row groups of a bounded size, so that ten million rows never meet in memory."""
-    with pq.ParquetWriter(path, SCHEMA, compression="zstd", use_dictionary=True) as writer:
-        waiting: list[pa.Table] = []
-        for table in cells:
-            waiting.append(table)
-            if sum(map(len, waiting)) >= ROWS_PER_GROUP:
-                writer.write_table(pa.concat_tables(waiting).unify_dictionaries())
-                waiting = []
-        if waiting:
-            writer.write_table(pa.concat_tables(waiting).unify_dictionaries())
 
 
 def _curve(layout: Layout, cell: Cell) -> pd.DataFrame:

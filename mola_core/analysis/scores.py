@@ -1,32 +1,33 @@
-"""The score matrix: one row per cell and document, read, checked and packed into arrays.
+"""The score matrix: one row per cell and document, checked and packed into arrays.
 
 A *cell* is one trained and evaluated (study, model, task, method, seed). All cells of a task must have
 answered the same documents: every later step pairs on them.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet as pq
 
+from mola_core.analysis.score_files import COLUMNS, NAMES, OPTIONAL, TEXT, frame_scores, load_scores, require
 from mola_core.errors import MolaError
 
-NAMES = ("study", "model", "task", "method")
-COLUMNS = (*NAMES, "seed", "document", "correct")
-BATCH = 1 << 20
-"""Rows read at a time: a file of ten million rows then never needs more than 2 GiB."""
-CSV_BLOCK = 1 << 26
+__all__ = [
+    "COLUMNS",
+    "NAMES",
+    "OPTIONAL",
+    "Block",
+    "ScoreMatrix",
+    "frame_scores",
+    "load_scores",
+    "score_matrix",
+]
+
 SPARSE = 50
 """Times the rows that a task's methods x seeds x documents may be: beyond, hardly a cell shares a document with another."""
-_SPELLINGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "-0": 0, "false": 0, "true": 1}
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ class Block:
     """One task (of one model): what its cells answered.
 
     `correct` is (methods, seeds, documents), 0 or 1; `present` is (methods, seeds), false where the file has
-    no such cell (its `correct` is then 0 and means nothing).
+    no such cell (its `correct` is then 0 and means nothing). `likelihood`, the probability of the right option, is
+    of the same shape, None where a row of the task has none. `clusters` (documents,) are codes of what documents
+    belong together, None where each stands for itself.
     """
 
     name: str
@@ -42,10 +45,17 @@ class Block:
     seeds: tuple[int, ...]
     correct: np.ndarray
     present: np.ndarray
+    likelihood: np.ndarray | None = None
+    clusters: np.ndarray | None = None
 
     @property
     def documents(self) -> int:
         return self.correct.shape[2]
+
+    @property
+    def units(self) -> int:
+        """How many clusters of documents there are, or documents where they are not clustered."""
+        return self.documents if self.clusters is None else len(np.unique(self.clusters))
 
     def common_seeds(self, methods: Sequence[str]) -> np.ndarray:
         """Positions of the seeds that all of `methods` have here; empty where a method is missing."""
@@ -54,18 +64,26 @@ class Block:
         rows = [self.methods.index(method) for method in methods]
         return np.flatnonzero(self.present[rows].all(axis=0))
 
-    def contrast(self, weights: dict[str, float]) -> np.ndarray:
-        """Σ_m weight_m · correct_m, (seeds, documents) float64, over the seeds that all the methods share."""
-        seeds = self.common_seeds(list(weights))
+    def values(self, endpoint: str) -> np.ndarray:
+        """What an endpoint measures, (methods, seeds, documents); `MolaError` for a likelihood that is not there."""
+        if endpoint == "accuracy":
+            return self.correct
+        if self.likelihood is None:
+            raise MolaError(f"task {self.name}: its scores have no likelihood; ask for accuracy instead")
+        return self.likelihood
+
+    def contrast(self, weights: Mapping[str, float], endpoint: str = "accuracy") -> np.ndarray:
+        """Σ_m weight_m · value_m, (seeds, documents) float64, over the seeds that all the methods share."""
+        seeds, values = self.common_seeds(list(weights)), self.values(endpoint)
         total = np.zeros((len(seeds), self.documents))
         for method, weight in weights.items():
-            total += weight * self.correct[self.methods.index(method)][seeds]
+            total += weight * values[self.methods.index(method)][seeds]
         return total
 
-    def run_accuracy(self, seeds: np.ndarray) -> np.ndarray:
-        """Accuracy of each run, (methods, seeds), for the methods that have all of these seeds."""
-        complete = self.present[:, seeds].all(axis=1)
-        return self.correct[complete][:, seeds].mean(axis=2)
+    def run_means(self, methods: Sequence[str], seeds: np.ndarray, endpoint: str = "accuracy") -> np.ndarray:
+        """Mean over documents of each run, (methods, seeds) float64."""
+        rows = [self.methods.index(method) for method in methods]
+        return self.values(endpoint)[rows][:, seeds].mean(axis=2, dtype=float)
 
 
 @dataclass(frozen=True)
@@ -81,122 +99,17 @@ class ScoreMatrix:
         return tuple(sorted({method for block in self.blocks for method in block.methods}))
 
 
-def load_scores(path: str | Path) -> pd.DataFrame:
-    """The rows of a score file (Parquet, or CSV with a header), names and documents as categoricals.
-
-    Returns the seven `COLUMNS`; `seed` is int64 and `correct` uint8. Other columns of the file are not read.
-    Raises `MolaError` for a missing file or column, an empty or unreadable file, an empty field, a seed that
-    is not a whole number and a `correct` other than 0 and 1.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise MolaError(f"{path}: no such score file; give a .parquet or .csv file")
-    names = {name: _Names() for name in (*NAMES, "document")}
-    codes: dict[str, list[np.ndarray]] = {column: [] for column in COLUMNS}
-    try:
-        for batch in _read_csv(path) if path.suffix.lower() == ".csv" else _read_parquet(path):
-            for column in COLUMNS:
-                values = batch.column(column)
-                if values.null_count:
-                    raise MolaError(f"{path}: column {column!r} has empty fields; fill them")
-                if column in names:
-                    codes[column].append(names[column].encode(values))
-                elif column == "seed":
-                    codes[column].append(_whole_seeds(values, path))
-                else:
-                    codes[column].append(_zeros_and_ones(values, path))
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise MolaError(f"{path}: not a readable score file ({str(error).splitlines()[0][:200]})") from None
-    if not sum(map(len, codes["seed"])):
-        raise MolaError(f"{path}: no rows; a score file has one row per cell and document")
-    columns: dict[str, Any] = {}
-    for column in COLUMNS:
-        joined = np.concatenate(codes.pop(column))
-        columns[column] = names[column].categorical(joined) if column in names else joined
-    return pd.DataFrame(columns)
-
-
-def _require(names: Sequence[str], path: Path) -> None:
-    missing = [column for column in COLUMNS if column not in names]
-    if missing:
-        raise MolaError(
-            f"{path}: column {', '.join(map(repr, missing))} missing; "
-            f"a score file has the columns {', '.join(COLUMNS)}"
-        )
-
-
-class _Names:
-    """The distinct strings of a column that is read batch by batch, each kept once."""
-
-    def __init__(self) -> None:
-        self.known = pa.array([], pa.string())
-
-    def encode(self, column: pa.Array) -> np.ndarray:
-        """Positions of the column's values in `known`, which grows by those that are new."""
-        if not pa.types.is_dictionary(column.type):
-            column = column.cast(pa.string()).dictionary_encode()
-        values = column.dictionary.cast(pa.string())
-        new = values.filter(pc.is_null(pc.index_in(values, value_set=self.known)))
-        self.known = pa.concat_arrays([self.known, new.unique()])
-        return pc.index_in(values, value_set=self.known).to_numpy()[column.indices.to_numpy()]
-
-    def categorical(self, codes: np.ndarray) -> pd.Categorical:
-        return pd.Categorical.from_codes(codes, self.known.to_pandas())
-
-
-def _read_parquet(path: Path) -> Iterator[pa.RecordBatch]:
-    schema = pq.read_schema(path)
-    _require(schema.names, path)
-    strings = [name for name in (*NAMES, "document") if pa.types.is_string(schema.field(name).type)]
-    with pq.ParquetFile(path, read_dictionary=strings) as file:
-        yield from file.iter_batches(BATCH, columns=list(COLUMNS))
-
-
-def _read_csv(path: Path) -> Iterator[pa.RecordBatch]:
-    with open(path, encoding="utf-8", errors="replace") as handle:
-        _require([name.strip().strip('"') for name in handle.readline().rstrip("\r\n").split(",")], path)
-    strings = {name: pa.string() for name in (*NAMES, "document")}
-    # Types are stated, since a reader of blocks would otherwise judge by the first one alone.
-    convert = pyarrow.csv.ConvertOptions(
-        include_columns=list(COLUMNS),
-        column_types={**strings, "seed": pa.float64(), "correct": pa.string()},
-        strings_can_be_null=True,
-        null_values=[""],
-    )
-    options = pyarrow.csv.ReadOptions(block_size=CSV_BLOCK)
-    with pyarrow.csv.open_csv(path, read_options=options, convert_options=convert) as reader:
-        yield from reader
-
-
-def _whole_seeds(column: pa.Array, path: Path) -> np.ndarray:
-    try:
-        return column.cast(pa.int64()).to_numpy()
-    except pa.ArrowInvalid:
-        raise MolaError(f"{path}: column 'seed' must hold whole numbers") from None
-
-
-def _zeros_and_ones(column: pa.Array, path: Path) -> np.ndarray:
-    """0/1 as numbers, truth values or their spelling in a CSV file."""
-    if pa.types.is_boolean(column.type):
-        return column.cast(pa.uint8()).to_numpy()
-    spelt = pc.utf8_lower(column.cast(pa.string()))
-    known = pc.index_in(spelt, value_set=pa.array(list(_SPELLINGS)))
-    if known.null_count:
-        example = column.filter(pc.is_null(known))[0].as_py()
-        raise MolaError(f"{path}: column 'correct' must be 0 or 1, not {example}")
-    return np.array(list(_SPELLINGS.values()), dtype=np.uint8)[known.to_numpy()]
-
-
 def score_matrix(scores: pd.DataFrame) -> ScoreMatrix:
     """Pack rows into one array per task. Where a file holds several studies or models, each has its own
     blocks.
 
-    Raises `MolaError` for two rows of the same cell and document, and for cells of one task that did not
-    answer the same documents.
+    Raises `MolaError` for two rows of the same cell and document, for cells of one task that did not answer the
+    same documents, and for a cluster that crosses tasks or a document of two clusters.
     """
-    _require(scores.columns, Path("scores"))
+    require(scores.columns, Path("scores"))
     codes, categories = {}, {}
-    for name in (*NAMES, "document"):
+    clustered = "cluster" in scores.columns
+    for name in TEXT if clustered else TEXT[:-1]:
         column = scores[name].astype("category").cat.remove_unused_categories()
         if name in NAMES:
             column = column.cat.reorder_categories(sorted(column.cat.categories))
@@ -209,6 +122,9 @@ def score_matrix(scores: pd.DataFrame) -> ScoreMatrix:
     order = np.argsort(block_of_row, kind="stable")
     starts = np.flatnonzero(np.diff(block_of_row[order], prepend=-1))
     several = [name for name in ("study", "model") if len(categories[name]) > 1]
+    if clustered:
+        _refuse_crossing(codes, categories["task"], scores["cluster"])
+    likelihood = scores["likelihood"].to_numpy() if "likelihood" in scores.columns else None
     blocks = []
     for rows in np.split(order, starts[1:]):
         label = "/".join(categories[name][codes[name][rows[0]]] for name in (*several, "task"))
@@ -220,6 +136,8 @@ def score_matrix(scores: pd.DataFrame) -> ScoreMatrix:
                 scores["seed"].to_numpy()[rows],
                 codes["document"][rows],
                 scores["correct"].to_numpy()[rows],
+                None if likelihood is None else likelihood[rows],
+                codes["cluster"][rows] if clustered else None,
             )
         )
     return ScoreMatrix(
@@ -229,6 +147,19 @@ def score_matrix(scores: pd.DataFrame) -> ScoreMatrix:
     )
 
 
+def _refuse_crossing(codes: dict[str, np.ndarray], tasks: Sequence[str], clusters: pd.Series) -> None:
+    pairs = pd.DataFrame({"cluster": codes["cluster"], "task": codes["task"]}).drop_duplicates()
+    crossing = pairs[pairs["cluster"].duplicated(keep=False)]
+    if len(crossing):
+        code = crossing["cluster"].iloc[0]
+        where = [tasks[task] for task in crossing.loc[crossing["cluster"] == code, "task"]]
+        name = clusters.iloc[int(np.flatnonzero(codes["cluster"] == code)[0])]
+        raise MolaError(
+            f"cluster {str(name)[:60]!r} is in the tasks {', '.join(sorted(where)[:3])}: the verdict takes tasks to be "
+            "independent; give clusters names of their own in each task, or join the tasks"
+        )
+
+
 def _block(
     name: str,
     names: Sequence[str],
@@ -236,6 +167,8 @@ def _block(
     seed: np.ndarray,
     document: np.ndarray,
     correct: np.ndarray,
+    likelihood: np.ndarray | None,
+    cluster: np.ndarray | None,
 ) -> Block:
     """Pack the rows of one block; `method` and `document` are codes, `names` what the former stand for."""
     found, m = np.unique(method, return_inverse=True)
@@ -271,4 +204,15 @@ def _block(
         )
     packed = np.zeros(shape, dtype=np.uint8)
     packed.reshape(-1)[key] = correct
-    return Block(name, tuple(methods), tuple(map(int, seeds)), packed, present)
+    probability, clusters = None, None
+    if likelihood is not None and not np.isnan(likelihood).any():
+        probability = np.zeros(shape, dtype=np.float32)
+        probability.reshape(-1)[key] = likelihood
+    if cluster is not None:
+        clusters = np.empty(shape[2], dtype=np.int64)
+        clusters[d] = cluster
+        if (clusters[d] != cluster).any():
+            raise MolaError(
+                f"task {name}: a document is in two clusters; give each document one in all cells"
+            )
+    return Block(name, tuple(methods), tuple(map(int, seeds)), packed, present, probability, clusters)

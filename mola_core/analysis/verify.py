@@ -14,7 +14,7 @@ from mola_core.runs.recovery import check_weights
 
 def damaged(layout: Layout) -> Iterator[str]:
     """One line for each thing that is not what was recorded of it. What is not there at all is not damaged."""
-    from mola_core.analysis.scores import load_scores
+    from mola_core.analysis.score_files import load_scores
     from mola_core.models.loading import verify_model
     from mola_core.tasks import examples
     from mola_core.tasks.rows import verify_data

@@ -1,7 +1,7 @@
 """What a study states about its verdict before it is run. Light: nothing but pydantic is imported here."""
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -9,28 +9,51 @@ from mola_core.section import Closed, Seed
 
 NAME = r"[A-Za-z0-9_.+-]+"
 QUESTION = re.compile(rf"(?:depth-slope|spread)(?:-\d+)?|routing-{NAME}|(?:placement-)?{NAME}-vs-{NAME}")
+CLAIM = ("2468-vs-8642",)
+"""The claim that is stated where a study states none."""
 
 QuestionId = Annotated[str, Field(min_length=1)]
+MethodName = Annotated[str, Field(min_length=1, max_length=200)]
+Endpoint = Literal["accuracy", "likelihood"]
 
 
 class VerdictSettings(Closed):
-    """The hypotheses, the level and the bootstrap of a verdict; all of it is hashed into the result."""
+    """The hypotheses, the level, the margin and the bootstrap of a verdict; all of it is hashed into the result."""
 
-    hypotheses: tuple[QuestionId, ...] = Field(("depth-slope", "2468-vs-8642"), min_length=1)
+    hypotheses: tuple[QuestionId, ...] | None = Field(None, min_length=1)
     """Questions whose answer is the study's headline, the first one that the methods allow. Each claims that
-    its estimate is above zero: `depth-slope` that accuracy rises with the experts' centre of depth."""
+    its estimate is above zero: `depth-slope` that accuracy rises with the experts' centre of depth. They are
+    corrected for one another only; every other question is exploratory. By default the one claim 2468-vs-8642."""
 
     questions: tuple[QuestionId, ...] | None = None
     """Questions to answer, the hypotheses always among them; by default all that the methods allow."""
 
+    pairs: tuple[tuple[MethodName, MethodName], ...] = Field((), max_length=100)
+    """Any two methods to compare, by their names in the scores: each claims that the first beats the second."""
+
+    endpoint: Endpoint = "accuracy"
+    """What the hypotheses are about, the primary endpoint: accuracy, or the probability that the model gives the right
+    option among a document's options. The other one is exploratory."""
+
+    margin: float = Field(1.0, gt=0, le=100)
+    """Largest difference that makes no practical difference, in points of the endpoint (for a slope: between the
+    outermost shapes). A question whose difference is shown to be smaller is answered with `equivalent`."""
+
     level: float = Field(0.05, ge=1e-6, lt=0.5)
-    """Significance level, two-sided, after Holm's correction within each family of questions."""
+    """Significance level, two-sided, after Holm's correction: of the hypotheses, and of all other questions together."""
+
+    looks: int = Field(1, ge=1, le=100)
+    """How many times the verdict is to be looked at as seeds are added; each look has its share of the level."""
+
+    least_gain: float | None = Field(None, ge=0, le=100)
+    """Points of accuracy that the trained methods, on average, must gain over knowing nothing (the base model, or always
+    giving the most frequent answer) in a task for it to be in the questions. By default every task is in them."""
 
     power: float = Field(0.8, gt=0.5, le=0.999)
     """Power that the minimum detectable effect and the planner aim at."""
 
     differences: tuple[Annotated[float, Field(ge=0.001, le=100)], ...] = Field((0.5, 1.0, 2.0), max_length=20)
-    """Differences, in accuracy points, for which the planner says how many seeds decide them."""
+    """Differences, in points, for which the planner says how many seeds decide them."""
 
     resamples: int = Field(2000, ge=100, le=1_000_000)
     """Bootstrap resamples, for ranks and the probability of improvement."""
@@ -42,6 +65,23 @@ class VerdictSettings(Closed):
     @classmethod
     def _listed(cls, value: Any) -> Any:
         return tuple(value) if isinstance(value, list) else value  # YAML and JSON know lists only
+
+    @field_validator("pairs", mode="before")
+    @classmethod
+    def _listed_pairs(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            return value
+        return tuple(tuple(pair) if isinstance(pair, list) else pair for pair in value)
+
+    @field_validator("pairs")
+    @classmethod
+    def _different(cls, pairs: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+        for first, second in pairs:
+            if first == second:
+                raise ValueError(f"{first!r} is compared with itself; name two methods")
+        if len(set(pairs)) < len(pairs):
+            raise ValueError("a pair is named twice; name each once")
+        return pairs
 
     @field_validator("hypotheses", "questions")
     @classmethod

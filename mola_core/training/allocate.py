@@ -18,7 +18,7 @@ from mola_core.models.layer_quality import layer_quality, layer_scores
 from mola_core.training.batches import Collator, LengthGrouped
 
 if TYPE_CHECKING:
-    from mola_core.methods.registry import Method
+    from mola_core.methods.family import Method
     from mola_core.methods.settings import AdapterSettings
     from mola_core.models.base import Base
     from mola_core.models.tokens import Encoded

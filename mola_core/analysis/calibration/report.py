@@ -9,28 +9,24 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from mola_core.analysis.calibration.simulation import OUTSIDE, PLANS, SCENARIOS, SHAPES, Scenario
-from mola_core.analysis.statistics.estimates import (
-    Components,
-    Estimate,
-    bootstrap,
-    combine,
-    components,
-    pool_runs,
-    slope_weights,
+from mola_core.analysis.calibration.constants import (
+    CHUNK,
+    LEVEL,
+    MARGIN,
+    MOST_PLANNED,
+    PILOTS,
+    POWER,
+    RESAMPLES,
 )
+from mola_core.analysis.calibration.page import calibration_page, draw
+from mola_core.analysis.calibration.simulation import OUTSIDE, PLANS, SCENARIOS, SHAPES, Scenario
+from mola_core.analysis.statistics.bootstrap import bootstrap
+from mola_core.analysis.statistics.estimates import Components, Estimate, combine, components, slope_weights
+from mola_core.analysis.statistics.noise import DOUBT, equally_noisy, pool_runs
 from mola_core.analysis.statistics.planner import Planner
 from mola_core.analysis.statistics.questions import PAIRS, find_shapes
 from mola_core.files import write_json, write_text
-
-LEVEL = 0.05
-POWER = 0.8
-CHUNK = 100
-RESAMPLES = 400
-PILOTS = 200
-MOST_PLANNED = 40
 
 
 def contrast_weights() -> dict[str, np.ndarray]:
@@ -53,24 +49,22 @@ def simulated_components(
     matrices: int,
     rng: np.random.Generator,
     seeds: Sequence[int],
-    pooled: bool = False,
 ) -> dict[int, list[list[Components]]]:
     """Mean squares of each contrast (rows of `weights`), for the first `seeds` of each matrix.
 
-    Returns seeds -> contrast -> task, each with arrays over `matrices`. `pooled` takes the noise between runs
-    from all methods, as the planner does.
+    Returns seeds -> contrast -> task, each with arrays over `matrices`.
     """
     chunks: dict[int, list[list[list[Components]]]] = {count: [] for count in seeds}
     for start in range(0, matrices, CHUNK):
         tasks: dict[int, list[list[Components]]] = {count: [] for count in seeds}
-        for answers in scenario.draw(min(CHUNK, matrices - start), rng):
+        drawn = scenario.draw(min(CHUNK, matrices - start), rng)
+        for answers, clusters in zip(drawn, scenario.clusters, strict=True):
             scores = answers.astype(np.float32)
             for count in seeds:
                 some = scores[:, :, :count]
-                parts = [components(np.tensordot(some, row, (1, 0))) for row in weights]
-                if pooled:
-                    parts = [pool_runs(p, some.mean(-1), row) for p, row in zip(parts, weights, strict=True)]
-                tasks[count].append(parts)
+                tasks[count].append(
+                    [components(np.tensordot(some, row, (1, 0)), clusters) for row in weights]
+                )
         for count in seeds:
             chunks[count].append(tasks[count])
     joined: dict[int, list[list[Components]]] = {}
@@ -115,6 +109,7 @@ def measure(scenario: Scenario, matrices: int, rng: np.random.Generator) -> list
                 "coverage": _percent((low <= true) & (true <= high)),
                 "false_positives": _percent(significant) if null else None,
                 "found": None if null else _percent(significant & (estimate.value * true > 0)),
+                "equivalent": None,
                 "bootstrap_coverage": None,
                 "family_false_positives": None,
             }
@@ -122,6 +117,7 @@ def measure(scenario: Scenario, matrices: int, rng: np.random.Generator) -> list
     if scenario.depth == scenario.spread == 0:
         # Holm rejects at least one of a family exactly where the smallest p-value passes Bonferroni's step.
         rows[2]["family_false_positives"] = _percent(family.min(0) <= LEVEL / len(PAIRS))
+    rows[2]["equivalent"] = _percent(estimates[2].p_equivalence(MARGIN / 100) <= LEVEL)
     rows[2]["bootstrap_coverage"] = _bootstrap_coverage(scenario, table[2], max(matrices // 10, 20), rng)
     return rows
 
@@ -152,9 +148,13 @@ def check_plan(
     effect is found; rates are means over pilots, in percent.
     """
     row = contrast_weights()["depth-slope"][None]
-    pilots = simulated_components(scenario, row, studies, rng, [scenario.seeds], pooled=True)[scenario.seeds][
-        0
-    ]
+    own, runs = [], []
+    for answers, clusters in zip(scenario.draw(studies, rng), scenario.clusters, strict=True):
+        scores = answers.astype(np.float32)
+        own.append(components(np.tensordot(scores, row[0], (1, 0)), clusters))
+        runs.append(scores.mean(-1))
+    alike = equally_noisy(own, runs, row[0]) >= DOUBT
+    pooled = [pool_runs(part, run, row[0]) for part, run in zip(own, runs, strict=True)]
     true = float(row[0] @ scenario.true_accuracy().mean(0))
     grid = sorted({2, 3, 4, 5, 6, 8, 10, 14, 20, 28, MOST_PLANNED, scenario.seeds})
     many = Scenario(**{**vars(scenario), "seeds": MOST_PLANNED})
@@ -163,6 +163,7 @@ def check_plan(
     chosen, promised, measured, at_own = [], [], [], []
     again = combine(fresh[scenario.seeds][0])
     for pilot in range(studies):
+        pilots = pooled if alike[pilot] else own
         parts = [Components(*(field[pilot] for field in part[:4]), *part[4:]) for part in pilots]
         planner = Planner(parts, LEVEL, POWER)
         seeds = min(planner.seeds_needed(true) or MOST_PLANNED, MOST_PLANNED)
@@ -207,135 +208,8 @@ def calibrate(out: str | Path, simulations: int = 2000, seed: int = 0) -> dict[s
     out = Path(out)
     text = calibration_page(result)
     print(text)
-    _draw(result, out)
+    draw(result, out)
     write_text(out / "calibration.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
     write_text(out / "calibration.md", text)
     write_json(out / "calibration.json", json.loads(json.dumps(result)))
     return result
-
-
-def calibration_page(result: dict[str, Any]) -> str:
-    """Markdown of the measured rates beside what they should be."""
-    error = 100 * float(np.sqrt(0.95 * 0.05 / result["simulations"]))
-    rates = result["rates"]
-    coverage = [row["coverage"] for row in rates]
-    wrong = [row["false_positives"] for row in rates if row["false_positives"] is not None]
-    gaps = [abs(plan["measured"] - plan["promised"]) for plan in result["plans"]]
-    gaps += [abs(p["measured_at_own_effect"] - p["promised_at_own_effect"]) for p in result["plans"]]
-    lines = [
-        "# Is the verdict calibrated?",
-        "",
-        f"**Measured:** coverage {min(coverage):.1f} to {max(coverage):.1f} % (meant: 95, accepted: 93 to "
-        f"97), false "
-        f"positives at most {max(wrong):.1f} % (meant: 5, accepted: 7), power at most {max(gaps):.1f} "
-        f"points off the "
-        "planner's promise (accepted: 5).",
-        "",
-        f"{result['simulations']} simulated score matrices for each row (seed {result['seed']}; standard "
-        f"error of a coverage about {error:.1f} points). Nominal: coverage 95 %, false positives 5 %. "
-        "*Bootstrap* is the percentile interval over seeds and documents together, measured on a tenth of "
-        "the matrices and used for ranks only; *family* is the chance of any false positive among the "
-        "three pairs of shapes after Holm.",
-        "",
-        "| scenario | seeds | tasks | question | true | coverage % | false positives % | found % | family "
-        "% | bootstrap coverage % |",
-        "| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for row in result["rates"]:
-        cells = [
-            row["scenario"],
-            str(row["seeds"]),
-            str(row["tasks"]),
-            f"`{row['question']}`",
-            f"{row['true']:+.2f}",
-            *(
-                _cell(row[key])
-                for key in (
-                    "coverage",
-                    "false_positives",
-                    "found",
-                    "family_false_positives",
-                    "bootstrap_coverage",
-                )
-            ),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "## The planner's promises",
-        "",
-        f"{PILOTS} pilot studies each name the seeds that would find the true depth effect with "
-        f"{100 * POWER:g} % power; *measured* is how often studies of that size find it. The last columns "
-        "do the same for an effect as large as the pilot's own minimum detectable effect, with the pilot's "
-        "seeds.",
-        "",
-        "| scenario | pilot seeds | effect (points) | planned seeds (median) | promised % | measured % | "
-        "promised at own effect % | measured % |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for plan in result["plans"]:
-        lines.append(
-            f"| {plan['scenario']} | {plan['pilot_seeds']} | {plan['depth_effect']:g} | "
-            f"{plan['planned_seeds']:g} | {plan['promised']:.1f} | {plan['measured']:.1f} | "
-            f"{plan['promised_at_own_effect']:.0f} | {plan['measured_at_own_effect']:.1f} |"
-        )
-    lines += [
-        "",
-        "## What is assumed",
-        "",
-        "That what a seed does to one task says nothing of what it does to another. The harness trains so "
-        "(`seeds_by_task`). Scores made elsewhere may not be: where one initial adapter serves all tasks, a part of the "
-        "noise between runs may be common to them, and p is too small by as much as this:",
-        "",
-        "| common to the six tasks, of the variance between runs | coverage % | false positives % |",
-        "| --- | ---: | ---: |",
-        *(
-            f"| {r['scenario']} | {r['coverage']:.1f} | {r['false_positives']:.1f} |"
-            for r in result["outside"]
-        ),
-    ]
-    return "\n".join([*lines, "", "![Coverage and false positives](calibration.svg)", ""])
-
-
-def _cell(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"
-
-
-def _draw(result: dict[str, Any], out: Path) -> None:
-    """Coverage and false positives of every scenario, with the bands that they are meant to stay in."""
-    import matplotlib.pyplot as plt
-
-    from mola_core.analysis.figures.drawing import save_figure
-    from mola_core.analysis.figures.style import TEXT, figure_style
-
-    names = list(dict.fromkeys(row["scenario"] for row in result["rates"]))
-    looks = {"depth-slope": ("#0072B2", "o"), "spread": ("#E69F00", "D"), "2468-vs-8642": ("#D55E00", "s")}
-    count = result["simulations"]
-    with figure_style():
-        figure, panels = plt.subplots(1, 2, sharey=True, figsize=(TEXT, 0.9 + 0.26 * len(names)))
-        for axes, key, band, nominal, label in (
-            (panels[0], "coverage", (93, 97), 95, "Coverage of the 95 % interval (%)"),
-            (panels[1], "false_positives", (0, 7), 5, "False positives at level 5 % (%)"),
-        ):
-            axes.axvspan(*band, color="#009E73", alpha=0.12, linewidth=0)
-            axes.axvline(nominal, color="black", linewidth=0.7)
-            for offset, (question, (colour, marker)) in enumerate(looks.items()):
-                rows = [r for r in result["rates"] if r["question"] == question and r[key] is not None]
-                rates = np.array([row[key] for row in rows]) / 100
-                spans = 100 * stats.norm.ppf(0.975) * np.sqrt(rates * (1 - rates) / count)
-                axes.errorbar(
-                    100 * rates,
-                    [names.index(row["scenario"]) + 0.2 * (offset - 1) for row in rows],
-                    xerr=spans,
-                    linestyle="",
-                    color=colour,
-                    marker=marker,
-                    markersize=3.5,
-                    elinewidth=0.8,
-                    label=question,
-                )
-            axes.set_xlabel(label)
-        panels[0].set_yticks(range(len(names)), names)
-        panels[0].invert_yaxis()
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-        save_figure(figure, out / "calibration")

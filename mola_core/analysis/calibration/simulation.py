@@ -3,7 +3,8 @@
 A document is answered correctly where a latent score is positive: the method's level in the task, how hard
 the document is, how hard it is for this method, the luck of this training run, and noise. All parts are
 normal, so the true accuracy is Φ(level / total standard deviation), and any accuracy can be asked for
-exactly.
+exactly. A second generator (`logistic`) shares none of that: difficulties are logistic, answers are drawn from
+probabilities, and the luck of a run is Student's t with 3 degrees of freedom, in points of accuracy.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,10 @@ HARDNESS = 1.0
 """Standard deviation of a document's difficulty; the noise within one answer has 1."""
 TASTE = 0.5
 """Standard deviation of how much harder a document is for one method than for another."""
+
+
+FALL = 3.0
+"""What a collapsed run loses in the latent score: 80 % accuracy becomes 12 %."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,25 @@ class Scenario:
     common: float = 0.0
     """Share of the run noise's variance that a seed brings to all tasks alike; the verdict takes it to be none."""
 
+    correlated: float = 0.0
+    """Share of the run noise's variance that a seed brings to all methods of a task alike."""
+    noisier: float = 1.0
+    """How many times as large `noisy_method`'s run noise is."""
+    noisy_method: str = "mola-2468"
+    cluster: int = 1
+    """Documents that belong together; what makes one hard for one method then makes all of them so."""
+    told: bool = True
+    """Whether the verdict is told of the clusters."""
+    collapse: float = 0.0
+    """Probability that a run of `noisy_method` collapses, by `FALL` in the latent score."""
+    logistic: bool = False
+
+    @property
+    def clusters(self) -> list[np.ndarray | None]:
+        """For each task, the cluster of each document, as the verdict is told."""
+        known = self.cluster > 1 and self.told
+        return [np.arange(documents) // self.cluster if known else None for documents in self.documents]
+
     def with_effect(self, depth: float) -> "Scenario":
         return replace(self, depth=depth)
 
@@ -51,7 +75,13 @@ class Scenario:
         spread = np.array([shapes[method].spread for method in SHAPES])
         relative = self.depth * (centre - centre.mean()) / np.ptp(centre)
         relative += self.spread * (spread - spread.mean()) / np.ptp(spread)
-        return np.array(self.accuracy)[:, None] + relative / 100
+        accuracy = np.array(self.accuracy)[:, None] + relative / 100
+        if self.collapse:
+            total = np.sqrt(1 + HARDNESS**2 + TASTE**2 + np.array(self.run_noise) ** 2)
+            place = SHAPES.index(self.noisy_method)
+            fallen = stats.norm.cdf(stats.norm.ppf(accuracy[:, place]) - FALL / total)
+            accuracy[:, place] += self.collapse * (fallen - accuracy[:, place])
+        return accuracy
 
     def draw(self, matrices: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
         """For each task, answers of `matrices` independent matrices: bool (matrices, methods, seeds,
@@ -63,17 +93,52 @@ class Scenario:
             shared = self.common**0.5 * rng.standard_normal(
                 (matrices, methods, self.seeds, 1), dtype=np.float32
             )
+        louder = np.array([self.noisier if name == self.noisy_method else 1.0 for name in SHAPES])
         for documents, noise, accuracy in zip(
-            self.documents, self.run_noise, self.true_accuracy(), strict=True
+            self.documents, self.run_noise, replace(self, collapse=0.0).true_accuracy(), strict=True
         ):
-            total = np.sqrt(1 + HARDNESS**2 + TASTE**2 + noise**2)
-            score = rng.standard_normal((matrices, methods, self.seeds, documents), dtype=np.float32)
-            score += HARDNESS * rng.standard_normal((matrices, 1, 1, documents), dtype=np.float32)
-            score += TASTE * rng.standard_normal((matrices, methods, 1, documents), dtype=np.float32)
             own = rng.standard_normal((matrices, methods, self.seeds, 1), dtype=np.float32)
-            score += noise * (shared + (1 - self.common) ** 0.5 * own)
+            if self.correlated:
+                alike = rng.standard_normal((matrices, 1, self.seeds, 1), dtype=np.float32)
+                own = self.correlated**0.5 * alike + (1 - self.correlated) ** 0.5 * own
+            luck = (
+                noise * (shared + (1 - self.common) ** 0.5 * own) * louder.astype(np.float32)[:, None, None]
+            )
+            if self.logistic:
+                yield self._logistic(matrices, documents, noise, accuracy, rng)
+                continue
+            total = np.sqrt(1 + HARDNESS**2 + TASTE**2 + (noise * louder) ** 2)
+            score = rng.standard_normal((matrices, methods, self.seeds, documents), dtype=np.float32)
+            score += HARDNESS * self._of_documents(matrices, 1, documents, rng)
+            score += TASTE * self._of_documents(matrices, methods, documents, rng)
+            score += luck
             score += (stats.norm.ppf(accuracy) * total).astype(np.float32)[:, None, None]
+            if self.collapse:
+                fallen = rng.random((matrices, self.seeds, 1)) < self.collapse
+                score[:, SHAPES.index(self.noisy_method)] -= FALL * fallen
             yield score > 0
+
+    def _of_documents(
+        self, matrices: int, methods: int, documents: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Standard normal, one number for each cluster of documents: (matrices, methods, 1, documents)."""
+        groups = -(-documents // self.cluster)
+        drawn = rng.standard_normal((matrices, methods, 1, groups), dtype=np.float32)
+        return drawn if self.cluster == 1 else np.repeat(drawn, self.cluster, axis=-1)[..., :documents]
+
+    def _logistic(
+        self, matrices: int, documents: int, noise: float, accuracy: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Answers from probabilities: logistic difficulty and taste keep each method's mean, t noise moves its runs."""
+        methods = len(SHAPES)
+        shape = (matrices, methods, self.seeds, 1)
+        # The average over documents of a difficulty that is symmetric in probability, not in its logit.
+        hard = stats.logistic.cdf(rng.logistic(scale=0.7, size=(matrices, 1, 1, documents))) - 0.5
+        taste = 0.1 * (rng.random((matrices, methods, 1, documents)) - 0.5)
+        room = np.minimum(accuracy, 1 - accuracy)[:, None, None]
+        runs = 0.28 * noise * rng.standard_t(3, size=shape) / 3**0.5
+        chance = accuracy[:, None, None] + 1.2 * room * hard + taste + runs
+        return rng.random((matrices, methods, self.seeds, documents)) < chance
 
     def frame(self, rng: np.random.Generator, methods: Sequence[str] = SHAPES) -> pd.DataFrame:
         """One matrix as the rows of a score file, the columns of `scores.COLUMNS`."""
@@ -98,6 +163,8 @@ TWO = {"documents": (1000, 300), "accuracy": (0.85, 0.6), "run_noise": (0.05, 0.
 QUIET = {"documents": (400,) * 6, "accuracy": (0.8,) * 6, "run_noise": (0.0,) * 6}
 LOUD = {"documents": (400,) * 6, "accuracy": (0.8,) * 6, "run_noise": (0.4,) * 6}
 
+LARGE = {"documents": (1500,) * 6, "accuracy": (0.8,) * 6, "run_noise": (0.02,) * 6}
+
 SCENARIOS = (
     Scenario("no effect, equal tasks", **EQUAL),
     Scenario("no effect, unequal tasks", **UNEQUAL),
@@ -108,16 +175,29 @@ SCENARIOS = (
     Scenario("depth effect 3, equal tasks", **EQUAL, depth=3),
     Scenario("depth effect 3, unequal tasks", **UNEQUAL, depth=3),
     Scenario("spread effect 3, no depth effect", **UNEQUAL, spread=3),
+    Scenario("no effect, seeds shared by shapes", **LOUD, correlated=0.95),
+    Scenario("no effect, 2468 four times as noisy", **EQUAL, noisier=4),
+    Scenario("no effect, 5555 eight times as noisy", **EQUAL, noisier=8, noisy_method="mola-5555"),
+    Scenario("no effect, documents in clusters of 5", **EQUAL, cluster=5),
+    Scenario("no effect, documents in clusters of 20", **EQUAL, cluster=20),
+    Scenario("no effect, another generator", **UNEQUAL, logistic=True),
+    Scenario("no effect, 1,500 documents, 8 seeds", **LARGE, seeds=8),
+    Scenario("depth effect of the margin, 1,500 documents", **LARGE, depth=1),
+    Scenario("depth effect of the margin, another generator", **LARGE, depth=1, logistic=True),
 )
 OUTSIDE = (
-    Scenario("a fifth of it", **EQUAL, common=0.2),
+    Scenario("a fifth of the variance between runs is common to the six tasks", **EQUAL, common=0.2),
     Scenario("half of it", **EQUAL, common=0.5),
     Scenario("half of it, seed noise dominates", **LOUD, common=0.5),
+    Scenario("documents in clusters of 20 that the scores do not name", **EQUAL, cluster=20, told=False),
+    Scenario("2468 collapses in 5 % of its runs", **EQUAL, collapse=0.05),
 )
-"""Worlds that the verdict does not assume: a seed does something to all tasks alike."""
+"""Worlds that the verdict does not assume."""
 PLANS = (
     Scenario("equal tasks", **EQUAL, depth=2.5),
     Scenario("unequal tasks", **UNEQUAL, depth=2.5),
     Scenario("two tasks, pilot of 5 seeds", **TWO, seeds=5, depth=4),
     Scenario("seed noise dominates", **LOUD, depth=8),
+    Scenario("seeds shared by shapes", **LOUD, correlated=0.9, depth=4),
+    Scenario("5555 eight times as noisy", **EQUAL, noisier=8, noisy_method="mola-5555", depth=2.5),
 )

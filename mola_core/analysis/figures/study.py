@@ -21,7 +21,8 @@ def write(layout: Layout, out_dir: Path | None = None) -> None:
     from mola_core.analysis.figures.drawing import heading, save_figure
     from mola_core.analysis.figures.style import figure_style
     from mola_core.analysis.notices import missing_cells, notices
-    from mola_core.analysis.scores import load_scores, score_matrix
+    from mola_core.analysis.score_files import load_scores
+    from mola_core.analysis.scores import score_matrix
     from mola_core.analysis.tables.accuracy import model_depth
     from mola_core.analysis.tables.parameters import layer_matrices
 

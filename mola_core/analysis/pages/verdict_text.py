@@ -3,9 +3,9 @@
 from typing import Any
 
 from mola_core.analysis.statistics.planner import MOST_SEEDS
-from mola_core.analysis.statistics.questions import FAMILIES
 
 TITLE = "Do higher layers need more experts here?"
+UNITS = {"accuracy": "points", "likelihood": "points of probability"}
 SLOPE_UNIT = "points per unit of the experts' centre of depth (0: all in the first layer, 1: all in the last)"
 STAND_IN = (
     "> **Stand-in results.** The rows or the model are made up for a quick run. "
@@ -54,12 +54,14 @@ def _headline(verdict: dict[str, Any]) -> str:
     text = f"**{question['answer'].capitalize()}**: the claim “{question['claim']}”."
     if question["estimate"] is None:
         return f"{text} {'; '.join(question['reasons'])}."
-    unit = SLOPE_UNIT if question["family"] == "depth" else "points"
+    unit = SLOPE_UNIT if question["family"] == "depth" else UNITS[question["endpoint"]]
     text += (
         f"\nEstimate **{question['estimate']:+.2f}** {unit}, {_confidence(verdict)} interval "
         f"**{interval(question)}** (covers {question['covers']}), mean over "
-        f"{_count(len(question['tasks']), 'task')}."
+        f"{_count(len(question['tasks']), 'task')}; margin {question['margin']:g}."
     )
+    if question["worth"]:
+        text += f" That is worth {question['worth']['estimate']:+.2f} points of accuracy ({interval(question['worth'])})."
     if question["family"] == "depth":
         outer = sorted(question["weights"], key=lambda method: verdict["methods"][method]["centre"])
         text += (
@@ -68,6 +70,8 @@ def _headline(verdict: dict[str, Any]) -> str:
             if all(method in verdict["methods"] for method in outer)
             else ""
         )
+    if question["drawn"]:
+        text += f" For tasks like these (drawn): {interval(question['drawn'])}, p {p_value(question['drawn']['p'])}."
     return text + "".join(f"\n{reason[0].upper()}{reason[1:]}." for reason in question["reasons"])
 
 
@@ -86,6 +90,8 @@ def _what_would_change_it(verdict: dict[str, Any]) -> str:
             "**What would change it:** at least two more seeds a task. With one, how much accuracy moves "
             "from one training to the next is unknown, so nothing can be planned either."
         )
+    if not question["noise_from"]:
+        return "**What would change it:** nothing that more seeds of the same training would show."
     mde = question["minimum_detectable_effect"]
     power = f"{100 * verdict['settings']['power']:g} %"
     seen = (
@@ -98,7 +104,8 @@ def _what_would_change_it(verdict: dict[str, Any]) -> str:
     what = "a difference between the outermost shapes of" if question["reach"] != 1 else "a difference of"
     return (
         f"**What would change it:** {seen}. With the noise seen here, seeds per task that decide {what} so "
-        f"many points: {', '.join(plans)}."
+        f"many points: {', '.join(plans)}; that show equivalence within {question['margin']:g}: "
+        f"{_seeds(question['seeds_equivalent'])}."
     )
 
 
@@ -111,24 +118,30 @@ def _answers(verdict: dict[str, Any]) -> str:
     lines = [
         "## Every question",
         "",
-        "Accuracy points; a slope per unit of depth. *Smallest* is the smallest effect found with "
-        f"{100 * verdict['settings']['power']:g} % probability; *seeds* decide {sizes} points (for slopes: "
-        "between the outermost shapes).",
+        "Points; a slope per unit of depth. *p* is after Holm's correction within stated or exploratory questions. "
+        f"*Smallest* is the smallest effect found with {100 * verdict['settings']['power']:g} % probability; *seeds* "
+        f"decide {sizes} points (for slopes: between the outermost shapes) / show equivalence.",
     ]
-    for family, title in FAMILIES.items():
-        rows = [question for question in verdict["questions"] if question["family"] == family]
+    for status, words in (("stated", "Hypotheses"), ("exploratory", "Exploratory")):
+        rows = [question for question in verdict["questions"] if question["status"] == status]
         if not rows:
             continue
-        corrected = sum(row["same_test_as"] is None for row in rows)
         lines += [
             "",
-            f"**{title}**" + (f" (Holm over {corrected})" if corrected > 1 else ""),
+            f"**{words}** (Holm over {rows[0]['family_size']})",
             "",
-            f"| question | claim | answer | estimate | {_confidence(verdict)} interval | p (Holm) | better "
-            "in | smallest | seeds |",
-            "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+            f"| question | claim | answer | estimate | {_confidence(verdict)} interval | median | p | p (equivalence) "
+            "| tasks drawn | smallest | seeds |",
+            "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         ]
         lines += [_row(row) for row in rows]
+    exchange = verdict["exchange"]
+    if exchange:
+        lines += [
+            "",
+            f"A point of probability goes with {exchange['rate']:.2f} points of accuracy here: least squares over "
+            f"{exchange['runs']} runs within tasks (r = {exchange['r']:.2f}).",
+        ]
     if verdict["unanswered"]:
         asked = ", ".join(f"`{row['id']}` ({row['reason']})" for row in verdict["unanswered"])
         lines += ["", f"Not possible with these methods: {asked}."]
@@ -137,23 +150,28 @@ def _answers(verdict: dict[str, Any]) -> str:
 
 def _row(question: dict[str, Any]) -> str:
     if question["estimate"] is None:
-        return f"| `{question['id']}` | {question['claim']} | undecided | – | – | – | – | – | – |"
+        return f"| `{question['id']}` | {question['claim']} | undecided |" + " – |" * 8
     single = question["covers"] == "documents"
-    wins = question["probability_of_improvement"]
     mde = question["minimum_detectable_effect"]
-    seeds = " / ".join("> 1000" if n is None else str(n) for n in question["seeds_needed"].values())
+    counts = [*question["seeds_needed"].values(), question["seeds_equivalent"]]
+    seeds = " / ".join("> 1000" if n is None else str(n) for n in counts)
     answer = question["answer"] + (" (one seed: documents only)" if single else "")
+    if question["within_margin"] and question["answer"] != "equivalent":
+        answer += " (within the margin)"
     twin = question["same_test_as"]
     cells = [
         f"`{question['id']}`",
         question["claim"] + (f"; the same test as `{twin}`" if twin else ""),
         answer if question["answer"] == "undecided" else f"**{answer}**",
-        f"{question['estimate']:+.2f}",
+        f"{question['estimate']:+.2f}"
+        + (f" (worth {question['worth']['estimate']:+.2f})" if question["worth"] else ""),
         interval(question),
-        "–" if question["p_holm"] is None else p_value(question["p_holm"]),
-        "–" if wins is None else f"{100 * wins['estimate']:.0f} % of runs",
+        f"{question['median']:+.2f}",
+        "–" if question["p_adjusted"] is None else p_value(question["p_adjusted"]),
+        "–" if question["p_equivalence_adjusted"] is None else p_value(question["p_equivalence_adjusted"]),
+        interval(question["drawn"]) if question["drawn"] else "–",
         "–" if mde is None else f"{mde:.2f}",
-        "–" if single else seeds,
+        seeds if question["noise_from"] else "–",
     ]
     return "| " + " | ".join(cells) + " |"
 
@@ -164,15 +182,15 @@ def p_value(value: float) -> str:
 
 def _methods(verdict: dict[str, Any]) -> str:
     lines = [
-        f"| method | accuracy | {_confidence(verdict)} interval | covers | best of all | centre of depth | "
+        f"| method | accuracy | median run | {_confidence(verdict)} interval | covers | best of all | centre of depth | "
         "spread |",
-        "| --- | ---: | ---: | --- | ---: | ---: | ---: |",
+        "| --- | ---: | ---: | ---: | --- | ---: | ---: | ---: |",
     ]
     for method, row in verdict["methods"].items():
         first = "–" if row["ranks"] is None else f"{100 * row['ranks'][0]:.0f} %"
         place = f"{row['centre']:.3f} | {row['spread']:.3f}" if "centre" in row else "– | –"
         lines.append(
-            f"| `{method}` | {row['accuracy']:.2f} | {row['low']:.2f} to {row['high']:.2f} | {row['covers']} "
+            f"| `{method}` | {row['accuracy']:.2f} | {row['median']:.2f} | {row['low']:.2f} to {row['high']:.2f} | {row['covers']} "
             f"| {first} | {place} |"
         )
     return "\n".join(lines)
@@ -187,8 +205,8 @@ def _cannot_say(verdict: dict[str, Any]) -> str:
         "## What it cannot say",
         "",
         f"- It is about {', '.join(verdict['data']['models'])} and these tasks alone: {tasks}. Tasks are "
-        "not a sample of all tasks; each counts the same.",
-        "- *Undecided* is not *no difference*: see the smallest effect that could have been found.",
+        "not a sample of all tasks; each counts the same. The column *tasks drawn* is about tasks like these.",
+        "- *Undecided* is not *no difference*: that is *equivalent*.",
         "- A slope is a straight line through the shapes tried, at their spread; it does not promise a "
         "shape between.",
         "- It takes the training recipe as given. Another learning rate or more steps may change the order.",
@@ -223,24 +241,33 @@ def _mcnemar(verdict: dict[str, Any]) -> str:
 
 def _how(verdict: dict[str, Any]) -> str:
     settings = verdict["settings"]
-    stated = ", ".join(f"`{name}`" for name in settings["hypotheses"])
+    looks = verdict["looks"]
+    stated = ", ".join(
+        f"`{question['id']}`" for question in verdict["questions"] if question["status"] == "stated"
+    )
+    when = "Stated beforehand" if looks["stated_beforehand"] else "Hypotheses"
+    which = f"look {looks['taken']} of {looks['planned']} planned, level {looks['level']:g} at this one"
+    if looks["taken"] > looks["planned"]:
+        which += "; **more looks than planned: what it decides is a hint, not a test**"
     lines = [
-        f"**Stated beforehand:** hypotheses {stated}, level {settings['level']:g}, two-sided (settings "
-        f"sha256 `{verdict['settings_sha256'][:16]}`). A claim is *supported* where the estimate is above "
-        "zero and Holm's adjusted p within its family is at most the level, *contradicted* where it is "
-        "below, *undecided* otherwise. The interval shown is each question's own. p is never below that of the "
-        "documents alone, with the seeds taken as fixed: a few seeds that agree by chance decide nothing.",
+        f"**{when}:** {stated or 'none that these methods allow'}; margin {settings['margin']:g} points, level "
+        f"{settings['level']:g}, two-sided; {which} (settings sha256 `{verdict['settings_sha256'][:16]}`). A claim is "
+        "*supported* where the estimate is above zero and Holm's adjusted p at most the level, *contradicted* where it is "
+        "below; *equivalent* where two one-sided tests place it within the margin; *undecided* otherwise. Exploratory "
+        "questions are corrected for one another, not for the hypotheses, and never move them.",
         "**Estimate:** the mean over documents, seeds, then tasks, of differences paired on documents and "
         "seeds. Slope and spread are least squares over all shapes of a budget with tasks and seeds as "
         "blocks.",
         "**Interval and p:** tasks are fixed; seeds and documents are both random. The variance "
         "comes from the mean squares of each task's seeds x documents table and is compared with Student's "
-        "t with Satterthwaite's degrees of freedom. The bootstrap below covers more than it says, since it "
+        "t with Satterthwaite's degrees of freedom; both are never narrower than the documents alone allow, seeds taken "
+        "as fixed. Each interval shown is its question's own. The bootstrap below covers more than it says, since it "
         "counts the noise of a seed on a document three times; `mola calibrate` measures both.",
         f"**Bootstrap** ({settings['resamples']} resamples, stratified by task, seeds and documents "
         f"together, seed {settings['seed']}): ranks, the share of runs in which one method beats another, "
         "and a second interval in `verdict.json`.",
         f"**Smallest effect and seeds** aim at {100 * settings['power']:g} % power at the strictest step of "
-        "Holm's correction, averaged over what the data leave open about the variance.",
+        "Holm's correction, averaged over what the data leave open about the variance, with the question's own noise "
+        "(`noise_from` in `verdict.json`).",
     ]
     return "\n".join(["## How it was computed", "", *(f"- {line}" for line in lines)])

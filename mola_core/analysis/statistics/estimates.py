@@ -1,8 +1,8 @@
 """Estimators for a score matrix, paired on documents and seeds.
 
 Every question here is a contrast: weights on methods, the same in every task. In task t, seed s and document
-d it is the number z_tsd = Σ_m weight_m · correct_tmsd, and its estimate is the mean over documents, seeds,
-then tasks.
+d it is the number z_tsd = Σ_m weight_m · y_tmsd, y being 0 or 1 (correct) or a probability (likelihood), and
+its estimate is the mean over documents, seeds, then tasks.
 
 **Which interval decides, and why.** Tasks are fixed blocks: the answer is about the tasks tried. Seeds and
 documents are random and crossed, z_tsd = μ_t + seed_ts + document_td + rest_tsd, so the variance of a task's
@@ -13,10 +13,10 @@ mean is estimated without bias from the mean squares of that two-way table,
 and the mean over tasks is compared with Student's t with Satterthwaite's degrees of freedom (Satterthwaite
 1946; Searle, Casella & McCulloch 1992). With three seeds a task has two degrees of freedom, for which the t
 quantile is 4.3, not 2. A claim is decided only where the documents alone, with the seeds taken as fixed, decide
-it too (`Estimate.p_value`). A bootstrap over seeds and documents together has no such quantile, and it counts the
+it too, and no interval is narrower than theirs (`Estimate.interval`). A bootstrap over seeds and documents together has no such quantile, and it counts the
 seed-by-document noise three times (Owen 2007, "The pigeonhole bootstrap"): measured by `mola calibrate`, its
 percentile interval covers 96 to 100 % where 95 % is meant, at the price of power. It serves what has no
-formula: ranks and the probability of improvement.
+formula: ranks and the probability of improvement (`bootstrap`).
 """
 
 from collections.abc import Sequence
@@ -44,6 +44,13 @@ class Components(NamedTuple):
     documents: int
     seed_df: int
     """Degrees of freedom of `seed`: seeds - 1, or more where it was pooled over methods."""
+    clusters: float | None = None
+    """Effective number of clusters of documents; None where each document stands for itself."""
+
+    @property
+    def document_df(self) -> float:
+        """Degrees of freedom of `document`."""
+        return max((self.documents if self.clusters is None else self.clusters) - 1, 1)
 
 
 class Estimate(NamedTuple):
@@ -55,59 +62,90 @@ class Estimate(NamedTuple):
     documents: tuple[np.ndarray, np.ndarray] | None = None
     """Standard error and degrees of freedom from the documents alone, as if seeds made no noise."""
 
+    @property
+    def _scales(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The standard errors that an interval and a p-value must both satisfy.
+
+        Where a few seeds agree by chance more closely than their noise allows, the unbiased variance is too small:
+        nothing is decided that the documents alone would leave open, and no interval is narrower than theirs.
+        """
+        return [(self.error, self.df), *([] if self.documents is None else [self.documents])]
+
+    def half_width(self, level: float) -> np.ndarray:
+        """Half of the two-sided interval of confidence 1 - level, the widest of `_scales`."""
+        return np.maximum.reduce([scipy.stats.t.ppf(1 - level / 2, df) * error for error, df in self._scales])
+
     def interval(self, level: float) -> tuple[np.ndarray, np.ndarray]:
-        """Two-sided interval of confidence 1 - level."""
-        half = scipy.stats.t.ppf(1 - level / 2, self.df) * self.error
+        """Two-sided interval of confidence 1 - level; it excludes zero exactly where `p_value` is below level."""
+        half = self.half_width(level)
         return self.value - half, self.value + half
 
     def p_value(self) -> np.ndarray:
-        """Two-sided p-value for a true value of zero; 1 for a contrast that is zero in every row.
+        """Two-sided p-value for a true value of zero; 1 for a contrast that is zero in every row."""
+        return np.maximum.reduce([2 * _tail(np.abs(self.value), *scale) for scale in self._scales]).clip(0, 1)
 
-        Never below that of the documents alone: where a few seeds agree by chance more closely than their noise
-        allows, the unbiased variance is too small, and nothing is decided that the documents would leave open.
+    def p_equivalence(self, margin: float) -> np.ndarray:
+        """p-value for a true value of at least `margin` in size: two one-sided tests, the larger of their p-values.
+
+        At most the level exactly where the interval of confidence 1 - 2 level lies within ±margin (Schuirmann 1987).
         """
-        p = _two_sided(self.value, self.error, self.df)
-        return p if self.documents is None else np.maximum(p, _two_sided(self.value, *self.documents))
+        room = margin - np.abs(self.value)
+        return np.maximum.reduce([_tail(room, *scale) for scale in self._scales])
 
 
-def _two_sided(value: np.ndarray, error: np.ndarray, df: np.ndarray) -> np.ndarray:
+def _tail(distance: np.ndarray, error: np.ndarray, df: np.ndarray) -> np.ndarray:
+    """P(T > distance / error); without any noise 0 for a positive distance, 1 for a negative and 0.5 for none."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        p = 2 * scipy.stats.t.sf(np.abs(value) / error, df)
-    return np.where(np.asarray(error) > 0, p, np.where(np.asarray(value) == 0, 1.0, 0.0))
+        p = scipy.stats.t.sf(distance / error, df)
+    return np.where(np.asarray(error) > 0, p, (1 - np.sign(distance)) / 2)
 
 
-def components(z: np.ndarray) -> Components:
+def components(z: np.ndarray, clusters: np.ndarray | None = None) -> Components:
     """Mean and mean squares of a contrast, `z` being (..., seeds, documents) with at least two documents.
 
-    With one seed the document mean square is all there is, and the seed and rest terms are zero.
+    With one seed the document mean square is all there is, and the seed and rest terms are zero. `clusters`
+    (documents,) names the cluster of each document: documents of one cluster may then be answered alike, and the mean
+    squares of documents and rest are sums over clusters instead (Liang & Zeger 1986; Miller 2024, "Adding error bars
+    to evals"), with Σn² of the clusters' sizes n deciding how many count (Carter, Schnepel & Steigerwald 2017).
     """
     seeds, documents = z.shape[-2:]
     by_seed, by_document = z.mean(-1), z.mean(-2)
     mean = by_seed.mean(-1)
-    ss_document = seeds * ((by_document - mean[..., None]) ** 2).sum(-1)
-    ms_document = ss_document / (documents - 1)
+    off_document = by_document - mean[..., None]
+    ms_document = seeds * _mean_square(off_document, clusters)
+    effective = None if clusters is None else _effective_clusters(clusters)
     if seeds == 1:
-        return Components(mean, np.zeros_like(mean), ms_document, np.zeros_like(mean), 1, documents, 0)
+        zero = np.zeros_like(mean)
+        return Components(mean, zero, ms_document, zero, 1, documents, 0, effective)
     ss_seed = documents * ((by_seed - mean[..., None]) ** 2).sum(-1)
-    ss_all = ((z - mean[..., None, None]) ** 2).sum((-2, -1))
-    ms_rest = np.maximum(ss_all - ss_seed - ss_document, 0) / ((seeds - 1) * (documents - 1))
-    return Components(mean, ss_seed / (seeds - 1), ms_document, ms_rest, seeds, documents, seeds - 1)
+    if clusters is None:
+        ss_all = ((z - mean[..., None, None]) ** 2).sum((-2, -1))
+        ss_document = ms_document * (documents - 1)
+        ms_rest = np.maximum(ss_all - ss_seed - ss_document, 0) / ((seeds - 1) * (documents - 1))
+    else:
+        rest = z - by_seed[..., None] - off_document[..., None, :]
+        ms_rest = _mean_square(rest, clusters).sum(-1) / (seeds - 1)
+    return Components(
+        mean, ss_seed / (seeds - 1), ms_document, ms_rest, seeds, documents, seeds - 1, effective
+    )
 
 
-def pool_runs(part: Components, accuracy: np.ndarray, weights: Sequence[float]) -> Components:
-    """The same contrast with the noise between runs taken from all methods of the task, for planning.
+def _mean_square(deviations: np.ndarray, clusters: np.ndarray | None) -> np.ndarray:
+    """documents x the estimated variance of a mean whose deviations (..., documents) sum to zero."""
+    documents = deviations.shape[-1]
+    if clusters is None:
+        return (deviations**2).sum(-1) / (documents - 1)
+    order = np.argsort(clusters, kind="stable")
+    starts = np.flatnonzero(np.diff(clusters[order], prepend=clusters[order[0]] - 1))
+    sums = np.add.reduceat(deviations[..., order], starts, axis=-1)
+    count = len(starts)
+    return (sums**2).sum(-1) / documents * (count / max(count - 1, 1))
 
-    `accuracy` is (..., methods, seeds). Assumes that methods are equally noisy, which a plan may and a test
-    may not: three seeds leave a contrast two degrees of freedom a task, six methods leave ten.
-    """
-    methods, seeds = accuracy.shape[-2:]
-    if methods < 2 or seeds < 2:
-        return part
-    rest = accuracy - accuracy.mean(-1, keepdims=True) - accuracy.mean(-2, keepdims=True)
-    rest = rest + accuracy.mean((-2, -1), keepdims=True)
-    df = (methods - 1) * (seeds - 1)
-    between_runs = part.documents * (rest**2).sum((-2, -1)) / df
-    return part._replace(seed=float(np.square(weights).sum()) * between_runs, seed_df=df)
+
+def _effective_clusters(clusters: np.ndarray) -> float:
+    """(Σn)² / Σn² over the sizes n of the clusters: their number where they are equal, fewer where they are not."""
+    sizes = np.unique(clusters, return_counts=True)[1].astype(float)
+    return float(sizes.sum() ** 2 / (sizes**2).sum())
 
 
 def variance_terms(parts: Sequence[Components]) -> tuple[np.ndarray, np.ndarray]:
@@ -125,8 +163,8 @@ def variance_terms(parts: Sequence[Components]) -> tuple[np.ndarray, np.ndarray]
         floored = floored + weight * (seed + between)
         terms = terms + weight**2 * (
             seed**2 / max(part.seed_df, 1)
-            + part.document**2 / (documents - 1)
-            + part.rest**2 / (max(seeds - 1, 1) * (documents - 1))
+            + part.document**2 / part.document_df
+            + part.rest**2 / (max(seeds - 1, 1) * part.document_df)
         )
     with np.errstate(divide="ignore", invalid="ignore"):
         df = np.where(np.asarray(terms) > 0, floored**2 / terms, 1.0)
@@ -137,7 +175,7 @@ def documents_alone(parts: Sequence[Components]) -> tuple[np.ndarray, np.ndarray
     """Standard error of the mean over tasks with the seeds taken as fixed, and its degrees of freedom."""
     fixed = [
         part._replace(
-            seed=part.document, document=0 * part.document, rest=0 * part.rest, seed_df=part.documents - 1
+            seed=part.document, document=0 * part.document, rest=0 * part.rest, seed_df=part.document_df
         )
         for part in parts
     ]
@@ -201,86 +239,3 @@ def slope_weights(centres: Sequence[float], spreads: Sequence[float]) -> np.ndar
     if np.ptp(spread) >= LEAST_SPREAD and np.linalg.matrix_rank(design, tol=1e-6) == 2:
         return np.linalg.pinv(design)
     return np.stack([centre / (centre @ centre), np.zeros_like(centre)])
-
-
-class Bootstrap(NamedTuple):
-    """Resampled accuracies: `runs` is (tasks, resamples, methods, seeds), `weights` (tasks, resamples,
-    seeds).
-
-    Seeds are padded with weight zero where a task has fewer.
-    """
-
-    runs: np.ndarray
-    weights: np.ndarray
-
-    def means(self) -> np.ndarray:
-        """Accuracy of each method, mean over seeds then tasks: (resamples, methods)."""
-        return (self.runs * self.weights[:, :, None, :]).sum(-1).mean(0)
-
-    def improvement(self, first: int, second: int) -> np.ndarray:
-        """Probability that a run of the first method beats a run of the second on a task drawn from these.
-
-        Ties count half; (resamples,) (Agarwal et al. 2021, "Deep RL at the edge of the statistical
-        precipice").
-        """
-        total = np.zeros(self.runs.shape[1])
-        # In parts: all pairs of hundreds of seeds would not fit in memory.
-        step = max(1, 2_000_000 // self.runs.shape[3] ** 2)
-        for runs, weights in zip(self.runs, self.weights, strict=True):
-            for start in range(0, len(total), step):
-                part = slice(start, start + step)
-                a, b = runs[part, first, :, None], runs[part, second, None, :]
-                wins = (a > b) + 0.5 * (a == b)
-                pairs = weights[part, :, None] * weights[part, None, :]
-                total[part] += (wins * pairs).sum((-2, -1))
-        return total / len(self.runs)
-
-
-def bootstrap(tasks: Sequence[np.ndarray], resamples: int, rng: np.random.Generator) -> Bootstrap:
-    """Resample seeds and documents together within each task; `tasks` are (methods, seeds, documents) of 0/1.
-
-    The same seeds and documents are drawn for all methods, so differences stay paired. Of n seeds n - 1 are
-    drawn: that makes the bootstrap variance over few seeds unbiased (Rao & Wu 1988); one seed is kept as it
-    is. Counts are whole numbers below 2^24, which float32 adds exactly: the result is the same on every
-    machine.
-    """
-    methods = tasks[0].shape[0]
-    widest = max(task.shape[1] for task in tasks)
-    runs = np.zeros((len(tasks), resamples, methods, widest), dtype=np.float32)
-    weights = np.zeros((len(tasks), resamples, widest), dtype=np.float32)
-    for t, task in enumerate(tasks):
-        _, seeds, documents = task.shape
-        draws = max(seeds - 1, 1)
-        weights[t, :, :seeds] = rng.multinomial(draws, np.full(seeds, 1 / seeds), size=resamples) / draws
-        # Documents that all cells answered alike are interchangeable: draw how many of each kind.
-        kinds, counts = _kinds(task.reshape(-1, documents))
-        share = counts / documents
-        step = max(1, 4_000_000 // len(counts))
-        for start in range(0, resamples, step):
-            stop = min(start + step, resamples)
-            drawn = rng.multinomial(documents, share, size=stop - start).astype(np.float32)
-            runs[t, start:stop, :, :seeds] = (drawn @ kinds).reshape(-1, methods, seeds) / documents
-    return Bootstrap(runs, weights)
-
-
-def _kinds(answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct columns of a 0/1 array (cells, documents), as float32 (kinds, cells), and how often each
-    occurs.
-    """
-    packed = np.ascontiguousarray(np.packbits(answers, axis=0).T)
-    keys, counts = np.unique(packed.view(f"V{packed.shape[1]}").ravel(), return_counts=True)
-    rows = keys.view(np.uint8).reshape(len(keys), -1)
-    return np.unpackbits(rows, axis=1, count=answers.shape[0]).astype(np.float32), counts
-
-
-def ranks(accuracy: np.ndarray) -> np.ndarray:
-    """Probability of each rank, (methods, ranks), best first, from resampled accuracies (resamples, methods).
-
-    Methods that tie share their ranks evenly.
-    """
-    methods = accuracy.shape[1]
-    better = (accuracy[:, :, None] < accuracy[:, None, :]).sum(-1)
-    tied = (accuracy[:, :, None] == accuracy[:, None, :]).sum(-1)
-    place = np.arange(methods)
-    inside = (place >= better[..., None]) & (place < (better + tied)[..., None])
-    return (inside / tied[..., None]).mean(0)

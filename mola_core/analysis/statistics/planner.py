@@ -4,11 +4,11 @@ Power is measured on the very test of `statistics`: draw what the true noise bet
 well the data know it; draw the mean squares that a new study would see; and ask with what probability its
 interval lies beyond zero on the effect's side. It is therefore an average over what the data leave open about
 the noise (the "assurance" of a study, O'Hagan, Stevens & Campbell 2005); taking the estimated noise as known
-promises 80 % and delivers 62-75 % after three seeds. The noise between runs is pooled over a task's methods
-where there are more than two (`statistics.pool_runs`).
+promises 80 % and delivers 62-75 % after three seeds. The noise between runs is the question's own,
+pooled only with methods of its kind that are equally noisy (`noise.planning_noise`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -30,20 +30,20 @@ def _uniforms(tasks: int) -> np.ndarray:
 
 
 class Planner:
-    """Power of one question's test, from its tasks' components as plain numbers, at a two-sided `level`.
+    """Power of one question's tests, from its tasks' components as plain numbers, at a two-sided `level`.
 
-    Differences are fractions, in the unit of the contrast.
+    Differences and margins are fractions, in the unit of the contrast. Equivalence is two one-sided tests at `level`.
     """
 
     def __init__(self, parts: Sequence[Components], level: float, target: float) -> None:
         self.parts, self.level, self.target = parts, level, target
-        self._outlooks: dict[int | None, tuple[np.ndarray, np.ndarray]] = {}
+        self._outlooks: dict[tuple[int | None, float], tuple[np.ndarray, np.ndarray]] = {}
 
-    def _outlook(self, seeds: int | None) -> tuple[np.ndarray, np.ndarray]:
-        """What studies with `seeds` seeds a task may meet: the true standard error and the half-width they
-        see.
+    def _outlook(self, seeds: int | None, level: float) -> tuple[np.ndarray, np.ndarray]:
+        """What studies with `seeds` seeds a task may meet: the true standard error and the half-width they see of the
+        two-sided interval of confidence 1 - `level`.
         """
-        if seeds not in self._outlooks:
+        if (seeds, level) not in self._outlooks:
             doubt, *luck = _uniforms(len(self.parts))
             _, known = variance_terms(self.parts)
             scale = known / stats.chi2.ppf(doubt, known)
@@ -52,24 +52,38 @@ class Planner:
                 count = seeds or part.seeds
                 between = max(float(part.document - part.rest), 0.0) / part.seeds * scale
                 runs, rest = float(part.seed) * scale, float(part.rest) * scale
-                study = Components(rest, runs, count * between + rest, rest, count, part.documents, count - 1)
+                study = part._replace(
+                    mean=rest,
+                    seed=runs,
+                    document=count * between + rest,
+                    rest=rest,
+                    seeds=count,
+                    seed_df=count - 1,
+                )
                 true.append(study)
                 seen.append(study._replace(seed=runs * stats.chi2.ppf(draw, count - 1) / (count - 1)))
             truth, _ = variance_terms(true)
             variance, df = variance_terms(seen)
             halves = [
-                stats.t.ppf(1 - self.level / 2, freedom) * error
+                stats.t.ppf(1 - level / 2, freedom) * error
                 for error, freedom in ((np.sqrt(variance), df), documents_alone(seen))
             ]
-            self._outlooks[seeds] = np.sqrt(truth), np.maximum(*halves)
-        return self._outlooks[seeds]
+            self._outlooks[seeds, level] = np.sqrt(truth), np.maximum(*halves)
+        return self._outlooks[seeds, level]
 
     def power(self, difference: float, seeds: int | None = None) -> float:
         """Probability of finding a true mean `difference` with `seeds` seeds a task (default: those seen)."""
-        error, half = self._outlook(seeds)
+        error, half = self._outlook(seeds, self.level)
         with np.errstate(divide="ignore", invalid="ignore"):
             found = special.ndtr((abs(difference) - half) / error)
         return float(np.where(error > 0, found, float(difference != 0)).mean())
+
+    def power_equivalence(self, margin: float, seeds: int | None = None) -> float:
+        """Probability of showing that the difference is below `margin` where it is truly zero."""
+        error, half = self._outlook(seeds, 2 * self.level)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            shown = np.maximum(2 * special.ndtr((margin - half) / error) - 1, 0)
+        return float(np.where(error > 0, shown, 1.0).mean())
 
     def minimum_detectable_effect(self) -> float | None:
         """Smallest true difference found with the target power and the seeds seen; None above 100 points."""
@@ -86,12 +100,19 @@ class Planner:
 
         None where 1000 seeds do not: then the documents are the limit, and more of them are needed instead.
         """
-        if self.power(difference, MOST_SEEDS) < self.target:
+        return self._fewest(lambda seeds: self.power(difference, seeds))
+
+    def seeds_for_equivalence(self, margin: float) -> int | None:
+        """Fewest seeds in every task that show a true zero to be within `margin` with the target power, or None."""
+        return self._fewest(lambda seeds: self.power_equivalence(margin, seeds))
+
+    def _fewest(self, power: Callable[[int], float]) -> int | None:
+        if power(MOST_SEEDS) < self.target:
             return None
         low, high = 1, 2
-        while self.power(difference, high) < self.target:
+        while power(high) < self.target:
             low, high = high, min(2 * high, MOST_SEEDS)
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if self.power(difference, middle) < self.target else (low, middle)
+            low, high = (middle, high) if power(middle) < self.target else (low, middle)
         return high

@@ -18,6 +18,13 @@ FAMILIES = {
     "parts": "Routing and placement told apart",
     "asked": "Asked by the study",
 }
+KINDS = re.compile(r"mola(?=-)|lora-matched(?=-)|lora(?=-r\d)")
+
+
+def method_kind(method: str) -> str:
+    """What kind of method a name stands for: `mola`, `lora-matched`, `lora`, or the name itself."""
+    match = KINDS.match(method)
+    return match[0] if match else method
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Question:
-    """A claim that a weighted sum of the methods' accuracies is above zero.
+    """A claim that a weighted sum of the methods' accuracies (or likelihoods) is above zero.
 
     `reach` turns the estimate's unit into accuracy points: 1 for a difference; for a slope, the range of the
     shapes' centres (or spreads), so that slope · reach is the difference between the outermost shapes.
@@ -141,6 +148,13 @@ def _pairs(methods: Sequence[str]) -> list[Question]:
     candidates += [named_pair(f"routing-{mola.removeprefix('mola-')}", methods) for mola in molas]
     candidates.append(named_pair("placement-2468-vs-8642", methods))
     return [question for question in candidates if question]
+
+
+def free_pair(first: str, second: str, methods: Sequence[str]) -> Question | None:
+    """A comparison of any two methods, None where one is not there."""
+    if first not in methods or second not in methods:
+        return None
+    return Question(f"{first}-vs-{second}", "asked", f"{first} beats {second}", {first: 1.0, second: -1.0})
 
 
 def named_pair(name: str, methods: Sequence[str]) -> Question | None:

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from mola_core.analysis.scores import Block, ScoreMatrix
-from mola_core.analysis.statistics.estimates import Bootstrap, combine, components, holm, mcnemar, ranks
+from mola_core.analysis.statistics.bootstrap import Bootstrap, ranks
+from mola_core.analysis.statistics.estimates import combine, components, holm, mcnemar
 from mola_core.analysis.statistics.questions import Question, Shape
 from mola_core.study.verdict import VerdictSettings
 
@@ -36,9 +37,9 @@ def summarise_methods(
     by_name = {shape.method: shape for shape in shapes}
     rows = {}
     for method in matrix.methods:
-        if any(len(block.common_seeds([method])) == 0 or block.documents < 2 for block in matrix.blocks):
+        if any(len(block.common_seeds([method])) == 0 or block.units < 2 for block in matrix.blocks):
             continue
-        parts = [components(block.contrast({method: 1.0})) for block in matrix.blocks]
+        parts = [components(block.contrast({method: 1.0}), block.clusters) for block in matrix.blocks]
         estimate = combine(parts)
         low, high = estimate.interval(settings.level)
         seen = method == BASE or all(part.seeds > 1 for part in parts)
@@ -46,6 +47,12 @@ def summarise_methods(
             "accuracy": points(estimate.value),
             "low": points(low),
             "high": points(high),
+            "median": points(np.mean([_median_run(block, method) for block in matrix.blocks])),
+            "likelihood": None
+            if any(block.likelihood is None for block in matrix.blocks)
+            else points(
+                np.mean([block.contrast({method: 1.0}, "likelihood").mean() for block in matrix.blocks])
+            ),
             "covers": "seeds and documents" if seen and method != BASE else "documents",
             "ranks": None
             if places is None or method not in ranked
@@ -61,6 +68,10 @@ def summarise_methods(
     return dict(sorted(rows.items(), key=lambda item: (-item[1]["accuracy"], item[0])))
 
 
+def _median_run(block: Block, method: str) -> float:
+    return float(np.median(block.run_means([method], block.common_seeds([method]))))
+
+
 def depth_lines(
     matrix: ScoreMatrix, settings: VerdictSettings, questions: Sequence[Question], shapes: Sequence[Shape]
 ) -> dict[str, dict[str, Any]]:
@@ -73,17 +84,22 @@ def depth_lines(
     for question in (question for question in questions if question.family == "depth"):
         group = [shape for shape in shapes if shape.method in question.weights]
         used = [block for block in matrix.blocks if len(block.common_seeds(list(question.weights)))]
-        if not used or any(block.documents < 2 for block in used):
+        if not used or any(block.units < 2 for block in used):
             continue
         share = 1 / len(group)
         level = float(
-            combine([components(block.contrast({s.method: share for s in group})) for block in used]).value
+            combine(
+                [
+                    components(block.contrast({s.method: share for s in group}), block.clusters)
+                    for block in used
+                ]
+            ).value
         )
 
         def around(
             weights: dict[str, float], used: list[Block] = used, level: float = level
         ) -> dict[str, float]:
-            estimate = combine([components(block.contrast(weights)) for block in used])
+            estimate = combine([components(block.contrast(weights), block.clusters) for block in used])
             low, high = estimate.interval(settings.level)
             return {
                 "accuracy": points(level + estimate.value),
@@ -145,7 +161,25 @@ def notes(matrix: ScoreMatrix, ranked: Sequence[str]) -> list[str]:
             f"One seed in {', '.join(single)}: how much accuracy changes from one training to the next was "
             "not seen, so no question there can be decided; intervals cover documents only."
         )
+    for block in matrix.blocks:
+        gaps = _missing_runs(block)
+        if gaps:
+            told.append(
+                f"No scores in {block.name} of {', '.join(gaps)}: a training that diverged is a result of its method, which "
+                "a mean over the others hides; its seed is left out of the questions that need it."
+            )
     missing = [method for method in matrix.methods if method not in ranked and method != BASE]
     if missing:
         told.append(f"Not ranked, since some of their cells are missing: {', '.join(missing)}.")
     return told
+
+
+def _missing_runs(block: Block) -> list[str]:
+    """Runs that other methods have at the same seed of the task; a method with none at all is not tried here."""
+    tried = [row for row, method in enumerate(block.methods) if method != BASE]
+    wanted = block.present[tried].any(axis=0) if tried else np.zeros(0, dtype=bool)
+    return [
+        f"{block.methods[row]} seed {block.seeds[seed]}"
+        for row in tried
+        for seed in np.flatnonzero(wanted & ~block.present[row])
+    ]

@@ -1,0 +1,73 @@
+"""Writing `scores.parquet`: its columns, the likelihoods of a cell's answers, checksums of pages and of the content."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mola_core.analysis.likelihoods import right_likelihoods
+from mola_core.analysis.score_files import COLUMNS, CONTENT_KEY, OPTIONAL, Content
+
+ROWS_PER_GROUP = 250_000
+_NAME = pa.dictionary(pa.int32(), pa.string())
+SCHEMA = pa.schema(
+    [
+        ("study", _NAME),
+        ("model", _NAME),
+        ("task", _NAME),
+        ("method", _NAME),
+        ("seed", pa.int64()),
+        ("document", _NAME),
+        ("correct", pa.uint8()),
+        ("likelihood", pa.float32()),
+        ("log_likelihood", pa.float32()),
+    ]
+)
+"""`likelihood` is the probability of the right option among a document's options, `log_likelihood` the nats of its
+tokens; both are empty where a cell answered without options (the protocol `generate`)."""
+
+
+def write_scores(path: Path, cells: Iterator[pa.Table]) -> None:
+    """Row groups of a bounded size, so that ten million rows never meet in memory; pages and content with checksums."""
+    content = Content([name for name in SCHEMA.names if name in (*COLUMNS, *OPTIONAL)])
+
+    def flush(tables: list[pa.Table]) -> None:
+        joined = pa.concat_tables(tables).unify_dictionaries()
+        writer.write_table(joined)
+        for name in content.sums():
+            for chunk in joined[name].chunks:
+                content.add(name, chunk, path)
+
+    with pq.ParquetWriter(
+        path, SCHEMA, compression="zstd", use_dictionary=True, write_page_checksum=True
+    ) as writer:
+        waiting: list[pa.Table] = []
+        for table in cells:
+            waiting.append(table)
+            if sum(map(len, waiting)) >= ROWS_PER_GROUP:
+                flush(waiting)
+                waiting = []
+        if waiting:
+            flush(waiting)
+        writer.add_key_value_metadata({CONTENT_KEY: json.dumps(content.sums()).encode()})
+
+
+def likelihood_columns(samples: pa.Table) -> dict[str, pa.Array]:
+    """likelihood and log_likelihood of a cell's samples (target, correct, loglikelihoods), empty where there are none."""
+    found = None
+    if "loglikelihoods" in samples.column_names:
+        found = right_likelihoods(
+            samples["target"].to_pylist(),
+            samples["loglikelihoods"].to_pylist(),
+            samples["correct"].to_numpy(),
+        )
+    empty = pa.nulls(len(samples), pa.float32())
+    columns = (empty, empty) if found is None else (pa.array(part, pa.float32()) for part in found)
+    return dict(zip(("likelihood", "log_likelihood"), columns, strict=True))
+
+
+def repeat(value: str, rows: int) -> pa.DictionaryArray:
+    """One name for every row of a cell."""
+    return pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), rows), pa.array([value]))

@@ -1,0 +1,256 @@
+"""From a score matrix to answers: supported, contradicted, equivalent or undecided, each test in its family.
+
+The claim of a question is that its estimate is above zero. With Holm's adjusted p at most the level it is *supported*
+where the estimate is positive, *contradicted* where it is negative. Where that is open and two one-sided tests,
+adjusted alike, place the difference within the stated margin, it is *equivalent*; else *undecided*. At most one of the
+two null hypotheses of a question (no difference; a difference of the margin or more) is true, so that each is tested
+at the full level (Goeman, Solari & Stijnen 2010). The stated hypotheses are one family, every other question and
+endpoint another: what is explored never moves what is stated.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mola_core.analysis.scores import ScoreMatrix, score_matrix
+from mola_core.analysis.statistics.answer import answer_question
+from mola_core.analysis.statistics.bootstrap import Bootstrap, bootstrap
+from mola_core.analysis.statistics.estimates import holm
+from mola_core.analysis.statistics.questions import (
+    FAMILIES,
+    Question,
+    Shape,
+    find_shapes,
+    free_pair,
+    named_pair,
+    possible_questions,
+)
+from mola_core.analysis.statistics.records import Answer, Looks, Verdict
+from mola_core.analysis.statistics.runs import collapsed_runs, exchange_rate, unlearnt, unlearnt_notes
+from mola_core.analysis.statistics.summaries import (
+    BASE,
+    depth_lines,
+    mcnemar_tests,
+    notes,
+    summarise_methods,
+    trained_seeds,
+)
+from mola_core.errors import MolaError
+from mola_core.study.verdict import CLAIM, VerdictSettings
+
+
+def decide(
+    scores: pd.DataFrame | ScoreMatrix,
+    settings: VerdictSettings | None = None,
+    *,
+    shapes: Mapping[str, Sequence[int] | None] | None = None,
+    floors: Mapping[str, float] | None = None,
+    look: int = 1,
+    stated_beforehand: bool = False,
+    **stated: Any,
+) -> Verdict:
+    """Answer the questions that the methods of a score matrix allow. Accuracies are in points (0-100).
+
+    `stated` overrides fields of `settings` (level, questions, resamples, seed, ...); `shapes` gives the experts per
+    layer of methods whose name does not tell, None for those to keep out of the slopes; `floors` the accuracy
+    (fraction) in each task of always giving the most frequent answer; `look` counts the looks at this study so far,
+    this one included. Raises `MolaError` for rows that cannot be paired and a primary endpoint that is not there.
+    """
+    settings = VerdictSettings.model_validate({**(settings or VerdictSettings()).model_dump(), **stated})
+    matrix = scores if isinstance(scores, ScoreMatrix) else score_matrix(scores)
+    gains = unlearnt(matrix, floors or {}, settings.least_gain or 0.0)
+    left_out = gains if settings.least_gain is not None else {}
+    asked = replace(matrix, blocks=tuple(block for block in matrix.blocks if block.name not in left_out))
+    endpoints = _endpoints(matrix, settings)
+    # A look beyond those planned has no share of the level left; it is given ever less and marked by `Looks`: without an
+    # effect, six looks from three to eight seeds at the whole level decide in 12.6 % of studies, so in 5.9 %.
+    level = settings.level / max(settings.looks, look)
+    found = find_shapes(matrix.methods, shapes)
+    questions, unanswered = _choose(settings, matrix.methods, found)
+    hypotheses = settings.hypotheses or CLAIM
+    tests = _families(questions, endpoints, hypotheses)
+    drawn, ranked = _resample(asked, settings)
+    exchange = exchange_rate(asked) if "likelihood" in endpoints else None
+    answers = [
+        answer_question(
+            question, endpoint, asked, settings, level, questions, tests, (drawn, ranked), exchange
+        )
+        for endpoint in endpoints
+        for question in questions
+    ]
+    _correct(answers, level)
+    collapsed = collapsed_runs(matrix)
+    at_level = settings.model_copy(update={"level": level})
+    return {
+        "level": level,
+        "primary_endpoint": settings.endpoint,
+        "estimand": "these tasks",
+        "headline": _headline(answers, settings, hypotheses),
+        "looks": Looks(planned=settings.looks, taken=look, level=level, stated_beforehand=stated_beforehand),
+        "questions": answers,
+        "unanswered": unanswered,
+        "exchange": exchange,
+        "left_out_tasks": left_out,
+        "collapsed": collapsed,
+        "methods": summarise_methods(
+            matrix, at_level, *_everything(matrix, asked, drawn, ranked, settings), found
+        ),
+        "lines": depth_lines(asked, at_level, questions, found),
+        "mcnemar": mcnemar_tests(asked, questions),
+        "notes": notes(matrix, ranked) + unlearnt_notes(gains, settings.least_gain) + _warnings(collapsed),
+        "data": {
+            "studies": list(matrix.studies),
+            "models": list(matrix.models),
+            "tasks": {
+                block.name: {"documents": block.documents, "seeds": len(block.seeds)}
+                | ({} if block.clusters is None else {"clusters": block.units})
+                for block in matrix.blocks
+            },
+        },
+        "settings": settings.model_dump(mode="json"),
+        "settings_sha256": hashlib.sha256(settings.model_dump_json().encode()).hexdigest(),
+    }
+
+
+def _endpoints(matrix: ScoreMatrix, settings: VerdictSettings) -> list[str]:
+    there = [block.name for block in matrix.blocks if block.likelihood is not None]
+    if settings.endpoint == "likelihood" and not there:
+        raise MolaError(
+            "verdict.endpoint is likelihood, but no task has a likelihood in every row; evaluate with options (protocol "
+            "choice) or state accuracy"
+        )
+    return ["accuracy", "likelihood"] if there else ["accuracy"]
+
+
+def _everything(
+    matrix: ScoreMatrix,
+    asked: ScoreMatrix,
+    drawn: Bootstrap | None,
+    ranked: list[str],
+    settings: VerdictSettings,
+) -> tuple[Bootstrap | None, list[str]]:
+    """The bootstrap over all tasks: methods are described in every one, learnt or not."""
+    return (drawn, ranked) if len(asked.blocks) == len(matrix.blocks) else _resample(matrix, settings)
+
+
+def _choose(
+    settings: VerdictSettings, methods: Sequence[str], shapes: Sequence[Shape]
+) -> tuple[list[Question], list[dict[str, str]]]:
+    """The questions to answer, and those that were asked for but that the methods do not allow."""
+    standing = {question.id: question for question in possible_questions(methods, shapes)}
+    asked = dict.fromkeys((*(settings.hypotheses or CLAIM), *(settings.questions or ())))
+    wanted = asked if settings.questions is not None else dict.fromkeys((*standing, *asked))
+    chosen, unanswered = [], []
+    for name in wanted:
+        question = standing.get(name) or (
+            named_pair(name, methods) if "-vs-" in name or "routing" in name else None
+        )
+        if question:
+            chosen.append(question)
+        elif settings.hypotheses or name not in CLAIM or not settings.pairs:
+            needs = "three shapes of that budget" if "-vs-" not in name else "both methods"
+            if name.startswith("routing-"):
+                needs = "the shape with and without routing"
+            unanswered.append({"id": name, "reason": f"needs {needs}"})
+    for first, second in settings.pairs:
+        pair = free_pair(first, second, methods)
+        if pair is None:
+            missing = " and ".join(name for name in (first, second) if name not in methods)
+            unanswered.append({"id": f"{first}-vs-{second}", "reason": f"{missing} is not in the scores"})
+        elif all(pair.weights != other.weights for other in chosen):
+            chosen.append(pair)
+    order = list(FAMILIES)
+    return sorted(chosen, key=lambda question: order.index(question.family)), unanswered
+
+
+def _families(
+    questions: Sequence[Question], endpoints: Sequence[str], hypotheses: Sequence[str]
+) -> dict[str, set[tuple[str, str]]]:
+    """All tests, as (id, endpoint), and those that the hypotheses come down to; a slope that is a pair is that test.
+
+    Of the latter only those on the primary endpoint are stated (`answer_question`).
+    """
+    tests = {question.id: (question.twin(questions) or question).id for question in questions}
+    stated = {tests[name] for name in hypotheses if name in tests}
+    every = {(test, endpoint) for test in tests.values() for endpoint in endpoints}
+    return {"stated": {(test, endpoint) for test, endpoint in every if test in stated}, "all": every}
+
+
+def _resample(matrix: ScoreMatrix, settings: VerdictSettings) -> tuple[Bootstrap | None, list[str]]:
+    """The bootstrap, and the methods in it: those with all seeds of all tasks, the untrained base apart."""
+    ranked = [
+        method
+        for method in matrix.methods
+        if method != BASE
+        and all(len(block.common_seeds([method])) == trained_seeds(block) for block in matrix.blocks)
+    ]
+    if not ranked or not matrix.blocks:
+        return None, []
+    tasks = []
+    for block in matrix.blocks:
+        seeds = block.common_seeds(ranked)
+        tasks.append(block.correct[[block.methods.index(method) for method in ranked]][:, seeds])
+    return bootstrap(tasks, settings.resamples, np.random.default_rng(settings.seed)), ranked
+
+
+def _headline(answers: Sequence[Answer], settings: VerdictSettings, hypotheses: Sequence[str]) -> str | None:
+    """The first stated hypothesis that there is an answer to; where none was stated, the first pair or slope asked."""
+    mine = {
+        a["id"].split(":")[0] if a["endpoint"] != "accuracy" else a["id"]: a
+        for a in answers
+        if a["endpoint"] == settings.endpoint
+    }
+    names = list(hypotheses)
+    if settings.hypotheses is None:
+        names += [f"{first}-vs-{second}" for first, second in settings.pairs]
+        names += [name for name, answer in mine.items() if answer["family"] == "depth"]
+    return next((mine[name]["id"] for name in names if name in mine), None)
+
+
+def _correct(answers: list[Answer], level: float) -> None:
+    """Holm within the stated and within the exploratory family, over the tests that can be decided; then the answers."""
+    decidable = [answer for answer in answers if answer["covers"] == "seeds and documents"]
+    for status in ("stated", "exploratory"):
+        members = [a for a in decidable if a["status"] == status]
+        tested = {a["same_test_as"] or a["id"]: a for a in members}
+        for key in ("p", "p_equivalence"):
+            adjusted = dict(zip(tested, holm([a[key] for a in tested.values()]), strict=True))
+            for answer in members:
+                answer[f"{key}_adjusted"] = round(adjusted[answer["same_test_as"] or answer["id"]], 8)
+    for answer in decidable:
+        _decide(answer, level)
+
+
+def _decide(answer: Answer, level: float) -> None:
+    answer["within_margin"] = answer["p_equivalence_adjusted"] <= level
+    if answer["p_adjusted"] <= level:
+        answer["answer"] = "supported" if answer["estimate"] > 0 else "contradicted"
+        smallest = answer["minimum_detectable_effect"]
+        if answer["within_margin"]:
+            answer["reasons"].append(
+                f"the difference is there, but smaller than the margin of {answer['margin']:g}: of no practical weight"
+            )
+        elif smallest is not None and abs(answer["estimate"]) < abs(smallest):
+            answer["reasons"].append(
+                "smaller than what such a study finds reliably: a decided effect of this size is probably "
+                "overstated, and more seeds may undo it (Gelman & Carlin 2014)"
+            )
+        return
+    if answer["within_margin"]:
+        answer["answer"] = "equivalent"
+    if answer["p"] <= level:
+        answer["reasons"].append(
+            f"the interval excludes zero, but not after Holm's correction for {answer['family_size']} questions"
+        )
+
+
+def _warnings(collapsed: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [
+        f"Collapsed run: {run['method']}, seed {run['seed']} of {run['task']}, has {run['accuracy']:.1f} where the median "
+        f"of its runs is {run['median']:.1f}. It counts in the mean, not in the median beside it."
+        for run in collapsed
+    ]
