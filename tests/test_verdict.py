@@ -16,6 +16,7 @@ from mola_core.analysis.statistics.decide import decide
 from mola_core.analysis.pages.verdict import write_verdict
 from mola_core.analysis.scores import score_matrix
 from mola_core.analysis.statistics.questions import find_shapes, possible_questions
+from mola_core.cli import main
 from mola_core.errors import MolaError
 from mola_core.shapes import budget, experts_per_layer
 from mola_core.study.verdict import VerdictSettings
@@ -496,3 +497,29 @@ def test_three_lines_from_a_frame_to_answers():
         mola_core.verdict(frame, margin=0.0)
     with pytest.raises(MolaError, match="0 or 1"):
         mola_core.verdict(frame.assign(correct=3))
+
+
+def test_clusters_widen_the_interval_of_the_verdict():
+    rows = draw(seed=4, documents=(400, 300, 200))
+    order = rows.groupby(["task", "document"]).correct.mean().rename("ease").reset_index()
+    order["place"] = order.sort_values("ease").groupby("task").cumcount()
+    rows = rows.merge(order, on=["task", "document"])
+    told = rows.assign(cluster=rows.task + "-" + (rows.place // 20).astype(str))
+    alone = questions(decide(rows, FAST))["2468-vs-8642"]
+    verdict = decide(told, FAST)
+    found = questions(verdict)["2468-vs-8642"]
+    assert found["estimate"] == alone["estimate"]
+    assert found["standard_error"] != alone["standard_error"]
+    assert verdict["data"]["tasks"]["task0"]["clusters"] == 20
+
+
+def test_options_for_score_files_of_others(tmp_path, capsys):
+    path = tmp_path / "scores.csv"
+    draw(seed=1).to_csv(path, index=False)
+    command = ["verdict", "--scores", str(path), "--out", str(tmp_path)]
+    assert main([*command, "--pair", "mola-8228", "mola-5555", "--margin", "2", "--looks", "2"]) == 0
+    verdict = json.loads((tmp_path / "verdict.json").read_text())
+    assert questions(verdict)["mola-8228-vs-mola-5555"]["margin"] == 2 and verdict["level"] == 0.025
+    assert "Stated beforehand" not in (tmp_path / "verdict.md").read_text()
+    assert main([*command, "--margin", "0"]) != 0
+    assert "--margin" in capsys.readouterr().err
