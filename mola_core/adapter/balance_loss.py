@@ -177,15 +177,25 @@ class BalanceLoss:
         if not layer.forward_pass.counts:
             return None
         if not torch.is_grad_enabled() and module.mola_router[adapter].requires_grad:
-            layer.detached = module.name
+            layer.detached.append((module.name, adapter))
         weights = layer.forward_pass.token_weights(tokens) if config.router_aux_loss_mask_padding else None
         layer.count(adapter, config.router_aux_loss_coef, logits, chosen, weights)
+        if torch.is_grad_enabled() and (module.name, adapter, logits.shape[1]) in layer.forward_pass.slopes:
+            return layer
         # A part of a layer that is computed again was counted by the layer, but must save the same tensors.
         return None if pooled or module.block in self.called else layer
 
     @torch.compiler.disable
     def finish(self, layer: Layer, module: Any, y: Tensor) -> Tensor:
-        """The output `y` of a module that is not pooled, with its loss."""
+        """The output `y` of a module that is not pooled, or that is computed again, with its loss."""
+        this = layer.forward_pass
+        again = [
+            (this.slopes[module.name, adapter, experts] * pool[1]).sum()
+            for (adapter, experts), pool in layer.pools.items()
+            if (module.name, adapter, experts) in this.slopes
+        ]
+        if again:
+            return _Carry.apply(y, torch.stack(again).sum(), this)
         return self._carry(layer, y, 1 / len(self.members[module.block]))
 
     def _carry(self, layer: Layer, output: Any, weight: float = 1.0) -> Any:
@@ -198,11 +208,8 @@ class BalanceLoss:
         this.value = loss.detach() if this.value is None else this.value + loss.detach().to(this.value)
         if not torch.is_grad_enabled():
             return output
-        if layer.detached:
-            raise ValueError(
-                f"router_aux_loss_coef: {layer.detached} ran without gradient inside of layer {layer.name}; checkpoint "
-                f"whole layers, or with use_reentrant=False"
-            )
+        # Reentrant checkpointing ran these without gradient; each brings its part when it is run again (`finish`).
+        this.slopes.update(layer.slopes())
         if not loss.requires_grad:
             return output
         for tensor in _tensors(output)[:1]:

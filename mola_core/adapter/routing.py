@@ -21,6 +21,9 @@ class Pass:
         """Whether it is part of a loss."""
         self.scale: Tensor | None = None
         """Gradient of the loss that it is part of, known in the backward pass."""
+        self.slopes: dict[tuple[str, str, int], Tensor] = {}
+        """Of modules that reentrant checkpointing will run again: derivative of the loss by a token's probabilities, (E,),
+        by module, adapter and experts."""
         self.scaled = any(
             torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
             for device in ("cuda", "cpu")
@@ -55,8 +58,8 @@ class Layer:
         self.forward_pass = forward_pass
         self.pools: dict[tuple[str, int], list[Any]] = {}
         """Coefficient, probabilities (E,), choices (E,) and number of tokens."""
-        self.detached: str | None = None
-        """A module whose router is trained but was run without gradient."""
+        self.detached: list[tuple[str, str]] = []
+        """Modules, each with its adapter, whose router is trained but was run without gradient."""
 
     def count(
         self, adapter: str, coefficient: float, logits: Tensor, chosen: Tensor, weights: Tensor | None
@@ -78,6 +81,18 @@ class Layer:
         pool = self.pools.setdefault((adapter, logits.shape[1]), [coefficient, 0.0, 0.0, 0])
         for index, more in enumerate((probabilities.sum(0), choices.sum(0), tokens), start=1):
             pool[index] = pool[index] + more
+
+    def slopes(self) -> dict[tuple[str, str, int], Tensor]:
+        """Derivative of the loss by a token's probabilities, shape (E,), for the modules in `detached`."""
+        found = {}
+        for (adapter, experts), (coefficient, _, choices, _) in self.pools.items():
+            total = sum(pool[3] for (name, _), pool in self.pools.items() if name == adapter)
+            total = max(total, 1) if isinstance(total, int) else total.clamp(min=1)
+            tokens = self.pools[adapter, experts][3]
+            tokens = max(tokens, 1) if isinstance(tokens, int) else tokens.clamp(min=1)
+            slope = coefficient * experts * choices / tokens / total
+            found |= {(name, adapter, experts): slope for name, of in self.detached if of == adapter}
+        return found
 
     def loss(self) -> Tensor | None:
         """`coefficient * E * sum_i f_i P_i`, a scalar; None where nothing was counted."""
