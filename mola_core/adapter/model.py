@@ -37,7 +37,8 @@ class MolaModel(BaseTuner):
         self.balance = next(found, None) or BalanceLoss()
         config = self.peft_config[adapter_name]
         self.balance.configs[adapter_name] = config
-        self.balance.watch_model(model)
+        if config.router_aux_loss_coef > 0:
+            self.balance.watch_model(model)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         shape = built_shape(model, adapter_name)
         for name, built in shape.items():
@@ -85,7 +86,7 @@ class MolaModel(BaseTuner):
                 "router_aux_loss_mask_padding cannot tell the padding of encoder and decoder apart: turn it off"
             )
         self.balance.members.setdefault(block, set()).add(current_key)
-        if layer is not None and block != current_key:
+        if peft_config.router_aux_loss_coef > 0 and layer is not None and block != current_key:
             self.balance.watch_layer(self.model.get_submodule(block), block)
         if isinstance(target, MolaLayer):
             target.update_layer(adapter_name, peft_config, experts, rank)
