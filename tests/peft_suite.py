@@ -27,7 +27,9 @@ def pytest_configure(config):
     theirs = utils.set_init_weights_false
 
     def ours(config_cls, kwargs):
-        return {**kwargs, "init_lora_weights": False} if config_cls is MolaConfig else theirs(config_cls, kwargs)
+        return (
+            {**kwargs, "init_lora_weights": False} if config_cls is MolaConfig else theirs(config_cls, kwargs)
+        )
 
     utils.set_init_weights_false = ours
 
