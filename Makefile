@@ -25,6 +25,7 @@ peft-suite: $(BIN)/.ready
 	mkdir -p build/peft-suite
 	pip download --quiet --no-deps --no-binary :all: -d build/peft-suite "peft==$$(python -c 'import peft; print(peft.__version__)')"
 	tar xzf build/peft-suite/peft-*.tar.gz -C build/peft-suite --strip-components 1
+	touch build/peft-suite/tests/__init__.py  # the distribution leaves it out
 	cd build/peft-suite && PYTHONPATH=.:$(CURDIR)/tests python -m pytest -c /dev/null --rootdir . -p peft_suite -q tests/test_custom_models.py
 
 # Thousands of cases of every kind of bad input; `make test` tries some dozens.
