@@ -5,7 +5,7 @@ CORES ?= all
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: study test fuzz load slurm-test lint report publish published clean
+.PHONY: study test peft-suite fuzz load slurm-test lint report publish published clean
 .DEFAULT_GOAL := study
 
 $(BIN)/.ready: pyproject.toml constraints.txt
@@ -19,6 +19,14 @@ study: $(BIN)/.ready
 
 test: $(BIN)/.ready
 	python -m pytest
+
+# PEFT's own tests of custom models and configs, from its source distribution, on MoLA (tests/peft_suite.py).
+peft-suite: $(BIN)/.ready
+	mkdir -p build/peft-suite
+	pip download --quiet --no-deps --no-binary :all: -d build/peft-suite "peft==$$(python -c 'import peft; print(peft.__version__)')"
+	tar xzf build/peft-suite/peft-*.tar.gz -C build/peft-suite --strip-components 1
+	touch build/peft-suite/tests/__init__.py  # the distribution leaves it out
+	cd build/peft-suite && PYTHONPATH=.:$(CURDIR)/tests python -m pytest -c /dev/null --rootdir . -p peft_suite -q tests/test_custom_models.py
 
 # Thousands of cases of every kind of bad input; `make test` tries some dozens.
 fuzz: $(BIN)/.ready

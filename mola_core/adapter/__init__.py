@@ -9,6 +9,7 @@ from peft import mapping
 from .config import MOLA, MolaConfig
 from .layer import MolaLayer, MolaLinear
 from .model import MolaModel
+from .shape import built_shape, count_parameters
 
 # `peft.utils.register_peft_method` accepts only members of the closed enum PeftType, so the three tables that it
 # would fill are filled here. A dictionary does not tell our one-member string enum from PEFT's.
@@ -16,4 +17,4 @@ mapping.PEFT_TYPE_TO_CONFIG_MAPPING[MOLA] = MolaConfig
 mapping.PEFT_TYPE_TO_TUNER_MAPPING[MOLA] = MolaModel
 mapping.PEFT_TYPE_TO_PREFIX_MAPPING[MOLA] = MolaModel.prefix
 
-__all__ = ["MolaConfig", "MolaLayer", "MolaLinear", "MolaModel"]
+__all__ = ["MolaConfig", "MolaLayer", "MolaLinear", "MolaModel", "built_shape", "count_parameters"]

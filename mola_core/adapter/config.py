@@ -2,14 +2,16 @@
 
 import math
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import Enum
+from pathlib import Path
 from typing import Any, Literal
 
 from peft.config import PeftConfig
-from peft.utils import TaskType
+
+from . import card
 
 
-class MolaPeftType(StrEnum):
+class MolaPeftType(str, Enum):  # noqa: UP042 - PEFT reads the name out of `str()`, which StrEnum leaves away
     """PEFT's own enum of methods is closed; this one has the same behaviour and one member."""
 
     MOLA = "MOLA"
@@ -24,16 +26,17 @@ class MolaConfig(PeftConfig):
 
     Args:
         num_experts: LoRA experts of each adapted module: one number for all layers, or one for each layer of the
-            model, first layer first.
+            model, first layer first; or a dict of module name (matched as a suffix, the longest one counts) to
+            either of the two.
         top_k: Experts that each token uses; at most the smallest number of experts.
-        r: Rank of each expert.
-        lora_alpha: The experts' output is scaled by `lora_alpha / r`.
+        r: Rank of each expert: one number for all layers, or one for each layer.
+        lora_alpha: The experts' output is scaled by `lora_alpha / r`, in each layer with its own r.
         lora_dropout: Dropout on the experts' input while training. The router sees the undropped input.
         target_modules: Names of the modules to adapt (a list, matched as suffixes), a regular expression on the
             full name, or "all-linear". None takes PEFT's default for the architecture.
         exclude_modules: Names, or a regular expression, of modules left out.
         modules_to_save: Modules apart from the adapter that are trained and saved with it.
-        router_aux_loss_coef: Coefficient of the load-balancing loss (`routing.BalanceLoss`) that is added to the
+        router_aux_loss_coef: Coefficient of the load-balancing loss (`balance_loss`) that is added to the
             model's loss; the authors' code uses 0.001 where it is on.
         router_aux_loss_mask_padding: Leave padding tokens (by `attention_mask`) out of the balance loss. The
             authors' code counts them.
@@ -45,12 +48,17 @@ class MolaConfig(PeftConfig):
         ValueError: a value is out of its range.
     """
 
-    num_experts: int | list[int] = field(
+    num_experts: int | list[int] | dict[str, int | list[int]] = field(
         default=4,
-        metadata={"help": "LoRA experts of each adapted module: one number, or one for each layer."},
+        metadata={
+            "help": "LoRA experts of each adapted module: one number, or one for each layer; or a dict of module "
+            "name to either."
+        },
     )
     top_k: int = field(default=2, metadata={"help": "Experts that each token uses."})
-    r: int = field(default=8, metadata={"help": "Rank of each expert."})
+    r: int | list[int] = field(
+        default=8, metadata={"help": "Rank of each expert: one number, or one for each layer."}
+    )
     lora_alpha: float = field(default=16, metadata={"help": "The output is scaled by lora_alpha / r."})
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout on the experts' input."})
     target_modules: list[str] | str | None = field(
@@ -77,11 +85,18 @@ class MolaConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = MOLA
-        # With no task type, PeftModel.forward passes the tuner by and its balance loss would be lost.
-        self.task_type = self.task_type or TaskType.CAUSAL_LM
-        for name in ("top_k", "r"):
-            if not _is_count(getattr(self, name)):
-                raise ValueError(f"{name} is {getattr(self, name)!r}: give a whole number of at least 1")
+        if not _is_count(self.top_k):
+            raise ValueError(f"top_k is {self.top_k!r}: give a whole number of at least 1")
+        self.r = _checked(self.r, "r", 1)
+        if isinstance(self.num_experts, dict):
+            if not self.num_experts:
+                raise ValueError("num_experts is empty: give a number for each module name, or a single one")
+            self.num_experts = {
+                name: _checked(value, f"num_experts[{name!r}]", self.top_k)
+                for name, value in self.num_experts.items()
+            }
+        else:
+            self.num_experts = _checked(self.num_experts, "num_experts", self.top_k)
         for name in ("lora_alpha", "lora_dropout", "router_aux_loss_coef"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -94,28 +109,29 @@ class MolaConfig(PeftConfig):
             )
         if self.init_lora_weights not in (True, False, "pissa"):
             raise ValueError(f"init_lora_weights is {self.init_lora_weights!r}: give true, false or 'pissa'")
-        self._check_experts()
 
     def to_dict(self) -> dict[str, Any]:
         """As stored; sets, which PEFT makes of some fields, in a fixed order so that equal configs are equal files."""
         return {k: sorted(v) if isinstance(v, set) else v for k, v in super().to_dict().items()}
 
-    def _check_experts(self) -> None:
-        per_layer = isinstance(self.num_experts, list | tuple)
-        if per_layer:
-            self.num_experts = list(self.num_experts)
-            if not self.num_experts:
-                raise ValueError(
-                    "num_experts is empty: give one number for each layer of the model, or a single one"
-                )
-        for layer, experts in enumerate(self.num_experts if per_layer else [self.num_experts]):
-            name = f"num_experts of layer {layer}" if per_layer else "num_experts"
-            if not _is_count(experts):
-                raise ValueError(f"{name} is {experts!r}: give a whole number of at least 1")
-            if experts < self.top_k:
-                raise ValueError(
-                    f"{name} is {experts}, below top_k = {self.top_k}: lower top_k or add experts"
-                )
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write `adapter_config.json`, and complete the model card that PEFT has put beside it, if there is one."""
+        super().save_pretrained(save_directory, **kwargs)
+        card.complete(Path(save_directory), self)
+
+
+def _checked(value: Any, name: str, at_least: int) -> int | list[int]:
+    """`value` if it is a number or a list of numbers, one a layer, each at least `at_least`, which is top_k or 1."""
+    per_layer = isinstance(value, list | tuple)
+    if per_layer and not value:
+        raise ValueError(f"{name} is empty: give one number for each layer of the model, or a single one")
+    for layer, number in enumerate(value if per_layer else [value]):
+        what = f"{name} of layer {layer}" if per_layer else name
+        if not _is_count(number):
+            raise ValueError(f"{what} is {number!r}: give a whole number of at least 1")
+        if number < at_least:
+            raise ValueError(f"{what} is {number}, below top_k = {at_least}: lower top_k or add experts")
+    return list(value) if per_layer else value
 
 
 def _is_count(value: object) -> bool:

@@ -1,7 +1,8 @@
 """One adapted linear layer: the frozen base layer plus its LoRA experts, all computed together."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
@@ -12,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from .balance_loss import BalanceLoss
 from .config import MolaConfig
-from .experts import RouteSettings, add_experts, route
-from .routing import BalanceLoss
+from .experts import add_experts, hidden_activations, route, top_k_gates
 
 
 class MolaLayer(BaseTunerLayer):
@@ -26,7 +27,7 @@ class MolaLayer(BaseTunerLayer):
 
     adapter_layer_names = ("mola_A", "mola_B", "mola_router")
     frozen_names = ("mola_start_A", "mola_start_B")
-    other_param_names = (*frozen_names, "config")
+    other_param_names = (*frozen_names, "config", "rank")
 
     def __init__(self, base_layer: nn.Module, name: str, block: str, balance: BalanceLoss) -> None:
         self.base_layer = base_layer
@@ -39,26 +40,26 @@ class MolaLayer(BaseTunerLayer):
         self.mola_start_A = BufferDict(persistent=True)
         self.mola_start_B = BufferDict(persistent=True)
         self.config: dict[str, MolaConfig] = {}
+        self.rank: dict[str, int] = {}
         self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())
 
-    def update_layer(self, adapter_name: str, config: MolaConfig, num_experts: int) -> None:
-        """Add an adapter of `num_experts` experts. Initial values as in the authors' code: B is zero."""
-        rank = num_experts * config.r
-        self.config[adapter_name] = config
-        self.mola_A[adapter_name] = nn.Parameter(torch.empty(rank, self.in_features))
-        self.mola_B[adapter_name] = nn.Parameter(torch.zeros(self.out_features, rank))
+    def update_layer(self, adapter_name: str, config: MolaConfig, num_experts: int, rank: int) -> None:
+        """Add an adapter of `num_experts` experts of rank `rank`. Initial values as in the authors' code: B is zero."""
+        self.config[adapter_name], self.rank[adapter_name] = config, rank
+        self.mola_A[adapter_name] = nn.Parameter(torch.empty(num_experts * rank, self.in_features))
+        self.mola_B[adapter_name] = nn.Parameter(torch.zeros(self.out_features, num_experts * rank))
         self.mola_router[adapter_name] = nn.Parameter(torch.empty(num_experts, self.in_features))
         for weight in (self.mola_A[adapter_name], self.mola_router[adapter_name]):
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
         if not config.init_lora_weights:
             nn.init.kaiming_uniform_(self.mola_B[adapter_name], a=math.sqrt(5))
         if config.init_lora_weights == "pissa":
-            self.start_at_leading_directions(adapter_name, config, num_experts)
+            self.start_at_leading_directions(adapter_name, num_experts)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     @torch.no_grad()
-    def start_at_leading_directions(self, adapter_name: str, config: MolaConfig, num_experts: int) -> None:
+    def start_at_leading_directions(self, adapter_name: str, num_experts: int) -> None:
         """PiSSA (Meng et al., 2024) for experts: all start as the same B0 A0, `lora_alpha / r * B0 A0` being the best
         approximation of the base weight of rank r, and the base keeps the rest.
 
@@ -71,29 +72,31 @@ class MolaLayer(BaseTunerLayer):
         """
         weight = dequantize_module_weight(self.get_base_layer())
         weight = weight.T if isinstance(self.get_base_layer(), Conv1D) else weight
-        if config.r > min(weight.shape):
-            raise ValueError(
-                f"r is {config.r}, above the {min(weight.shape)} singular directions of {self.name}"
-            )
+        rank = self.rank[adapter_name]
+        if rank > min(weight.shape):
+            raise ValueError(f"r is {rank}, above the {min(weight.shape)} singular directions of {self.name}")
         if weight.is_meta:
-            A, B = weight.new_empty(config.r, weight.shape[1]), weight.new_empty(weight.shape[0], config.r)
+            A, B = weight.new_empty(rank, weight.shape[1]), weight.new_empty(weight.shape[0], rank)
         else:
             # Unchanged function needs no exact directions, only that the same ones are added and taken away.
-            size = min(config.r + 8, *weight.shape)
+            size = min(rank + 8, *weight.shape)
             left, values, right = torch.svd_lowrank(weight.float(), q=size, niter=16)
-            root = (values[: config.r] * config.r / config.lora_alpha).sqrt()
-            A, B = root[:, None] * right.T[: config.r], left[:, : config.r] * root
+            root = (values[:rank] / self.scaling(adapter_name)).sqrt()
+            A, B = root[:, None] * right.T[:rank], left[:, :rank] * root
         self.mola_start_A[adapter_name], self.mola_start_B[adapter_name] = A.contiguous(), B.contiguous()
         self.mola_A[adapter_name] = nn.Parameter(A.repeat(num_experts, 1))
         self.mola_B[adapter_name] = nn.Parameter(B.repeat(1, num_experts))
+
+    def scaling(self, adapter: str) -> float:
+        """What the experts' output is multiplied with: `lora_alpha / r`."""
+        return self.config[adapter].lora_alpha / self.rank[adapter]
 
     def _start(self, adapter: str, x: Tensor) -> Tensor:
         """What the experts of `adapter` started with, shape (..., d_out)."""
         A, B = self.mola_start_A[adapter], self.mola_start_B[adapter]
         if not torch.is_autocast_enabled(x.device.type):
             x = self._cast_input_dtype(x, A.dtype)
-        config = self.config[adapter]
-        return F.linear(F.linear(x, A), B) * (config.lora_alpha / config.r)
+        return F.linear(F.linear(x, A), B) * self.scaling(adapter)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> NoReturn:
         """Raises ValueError: which experts run depends on the input, so no single weight can stand for them."""
@@ -108,8 +111,7 @@ class MolaLinear(nn.Module, MolaLayer):
     """`y = base(x) + B (gate * (A dropout(x))) * lora_alpha / r`, the sum of what each adapter adds to the base.
 
     `gate` is the top-k of the softmax over all experts, scaled to sum to 1, so experts not chosen add nothing: the
-    sum over the chosen experts, in two matrix products and without a gather. One dropout mask serves all experts of
-    a module, and of the modules that read the same input (`SharedInput`).
+    sum over the chosen experts, in two matrix products and without a gather. One dropout mask serves all experts.
     """
 
     def __init__(
@@ -118,117 +120,86 @@ class MolaLinear(nn.Module, MolaLayer):
         adapter_name: str,
         config: MolaConfig,
         num_experts: int,
+        rank: int,
         name: str,
         block: str,
         balance: BalanceLoss,
-        shared: "SharedInput",
     ) -> None:
         nn.Module.__init__(self)
         MolaLayer.__init__(self, base_layer, name, block, balance)
         self._active_adapter = adapter_name
-        self.update_layer(adapter_name, config, num_experts)
-        self.shared = shared
-        shared.add(self)
-        # Overwriting its output saves a pass over it; other layers may hand out a view of something they keep.
-        self.owns_output = type(base_layer) is nn.Linear
+        self.update_layer(adapter_name, config, num_experts, rank)
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Shape (..., d_in) to (..., d_out), in the type that the base layer returns."""
+    def forward(
+        self, x: Tensor, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any
+    ) -> Tensor:
+        """Shape (..., d_in) to (..., d_out), in the type that the base layer returns.
+
+        Args:
+            adapter_names: The adapter of each row of x, or "__base__" for none, instead of the active ones.
+
+        Raises:
+            ValueError: `adapter_names` has not one name for each row.
+        """
         y = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters:
             return y
+        if adapter_names is not None:
+            return self._mixed(x, y, adapter_names)
         for adapter in self.active_adapters:
-            if adapter in self.mola_start_A:
-                y = y - self._start(adapter, x).to(y.dtype)
             if adapter in self.mola_A:
-                z = self.shared.route(self, adapter, x)
-                in_place = self.owns_output and not y._is_view() and not self.base_layer._forward_hooks
-                y = add_experts(y, z, self.mola_B[adapter].to(z.dtype), in_place)
+                y = self._adapted(adapter, x, y)
         return y
+
+    def _mixed(self, x: Tensor, y: Tensor, names: Sequence[str]) -> Tensor:
+        if len(names) != len(x):
+            raise ValueError(
+                f"adapter_names has {len(names)} names for an input of {len(x)} rows: give one for each row"
+            )
+        for adapter in dict.fromkeys(names):
+            if adapter in self.mola_A:
+                rows = torch.tensor([i for i, name in enumerate(names) if name == adapter], device=x.device)
+                y = y.index_copy(0, rows, self._adapted(adapter, x[rows], y[rows]))
+        return y
+
+    def _adapted(self, adapter: str, x: Tensor, y: Tensor) -> Tensor:
+        offloaded = [module for module in self._modules.values() if "_hf_hook" in module.__dict__]
+        if not offloaded:
+            return self._with_experts(adapter, x, y)
+        with _on_device(offloaded, self.base_layer):
+            return self._with_experts(adapter, x, y)
+
+    def _with_experts(self, adapter: str, x: Tensor, y: Tensor) -> Tensor:
+        config = self.config[adapter]
+        if adapter in self.mola_start_A:
+            y = y - self._start(adapter, x).to(y.dtype)
+        A, B, router = (weights[adapter] for weights in (self.mola_A, self.mola_B, self.mola_router))
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else A.dtype
+        tokens, x = x.shape[:-1], x.reshape(-1, self.in_features).to(dtype)
+        logits = route(x, router.to(dtype))
+        gates, chosen = top_k_gates(logits, config.top_k, dim=1)
+        alone = None
+        if config.router_aux_loss_coef > 0:
+            alone = self.balance.observe(self, adapter, tokens, logits, chosen)
+        dropout = config.lora_dropout if self.training else 0.0
+        hidden = hidden_activations(x, A.to(dtype), gates, self.scaling(adapter), dropout)
+        y = add_experts(y, hidden, B.to(dtype))
+        return y if alone is None else self.balance.finish(alone, self, y)
 
     def __repr__(self) -> str:
         return "mola." + super().__repr__()
 
 
-@dataclass
-class _Ready:
-    """What `SharedInput.route` has computed ahead, and for which call."""
-
-    x: Tensor
-    hidden: dict[MolaLinear, tuple[tuple[Any, ...], Tensor]]
-    """For each layer that has not come for it, the stamp of its call and its hidden activations."""
-
-
-class SharedInput:
-    """Modules of one block that read the same tensor, as q, k and v do.
-
-    Their experts are routed together when the first of them is called: one dropout mask and two matrix products
-    instead of one for each. The others take their part if they are then called with that very tensor, and compute
-    for themselves if not.
-    """
-
-    def __init__(self, names: tuple[str, ...] = ()) -> None:
-        self.names = names
-        """The modules' names in the order in which they are called."""
-        self.members: list[MolaLinear] = []
-        self._ready: dict[str, _Ready] = {}
-
-    def add(self, layer: MolaLinear) -> None:
-        self.members.append(layer)
-        if self.names:
-            self.members.sort(key=lambda member: self.names.index(member.name.rpartition(".")[2]))
-
-    def route(self, layer: MolaLinear, adapter: str, x: Tensor) -> Tensor:
-        """Hidden activations of the layer's experts (`experts.route`), shape (E * r, tokens)."""
-        ready = self._ready.get(adapter)
-        if ready and ready.x is x and layer in ready.hidden:
-            stamp, hidden = ready.hidden.pop(layer)
-            if not ready.hidden:
-                del self._ready[adapter]
-            if stamp == _stamp(layer, adapter, x):
-                return hidden
-        layers = [m for m in self.members if adapter in m.active_adapters and adapter in m.mola_A]
-        if layer is not layers[0]:
-            return _route([layer], adapter, x)[0]
-        mine, *others = _route(layers, adapter, x)
-        if others:
-            stamps = [_stamp(m, adapter, x) for m in layers[1:]]
-            self._ready[adapter] = _Ready(
-                x, dict(zip(layers[1:], zip(stamps, others, strict=True), strict=True))
-            )
-        return mine
-
-
-def _stamp(layer: MolaLinear, adapter: str, x: Tensor) -> tuple[Any, ...]:
-    """Differs between calls that must not share: parameters or input changed in place, another mode."""
-    weights = (layer.mola_A[adapter], layer.mola_router[adapter])
-    versions = [None if t.is_inference() else t._version for t in (x, *weights)]
-    return layer.training, torch.is_grad_enabled(), *versions
-
-
-def _route(layers: list[MolaLinear], adapter: str, x: Tensor) -> tuple[Tensor, ...]:
-    first = layers[0]
-    config = first.config[adapter]
-    A = [layer.mola_A[adapter] for layer in layers]
-    routers = [layer.mola_router[adapter] for layer in layers]
-    tokens = x.shape[:-1]
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else A[0].dtype
-    observation = None
-    if config.router_aux_loss_coef > 0:
-        observation = first.balance.observe(
-            (first.block, adapter),
-            {layer.name for layer in layers},
-            tokens,
-            config.router_aux_loss_coef,
-            config.router_aux_loss_mask_padding,
-        )
-    settings = RouteSettings(
-        rank=config.r,
-        top_k=config.top_k,
-        scaling=config.lora_alpha / config.r,
-        dropout=config.lora_dropout if first.training else 0.0,
-        observation=observation,
-    )
-    x = x.reshape(tokens.numel(), -1).to(dtype).contiguous()
-    return route(x, [w.to(dtype) for w in A], [w.to(dtype) for w in routers], settings)
+@contextmanager
+def _on_device(modules: list[nn.Module], base_layer: nn.Module) -> Iterator[None]:
+    """With the parameters that accelerate has offloaded at hand: it fetches those of a module that is called, but the
+    dictionaries of an adapter's are read, not called."""
+    modules = [module for module in modules if module is not base_layer]
+    for module in modules:
+        module._hf_hook.pre_forward(module)
+    try:
+        yield
+    finally:
+        for module in modules:
+            module._hf_hook.post_forward(module, None)

@@ -1,28 +1,27 @@
 """The tuner: puts MoLA layers into a model, adds the balance loss, and refuses incomplete adapters."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, NoReturn
 
 from peft.tuners.tuners_utils import BaseTuner
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from .balance_loss import BalanceLoss
 from .config import MolaConfig
-from .layer import MolaLayer, MolaLinear, SharedInput
-from .routing import BalanceLoss
-
-IGNORED = -100
-"""Label of a token without loss (PyTorch's `ignore_index`)."""
-SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("query", "key", "value"))
-"""Names of modules that read the same tensor, in the order of their calls, where they have the same parent."""
+from .layer import MolaLayer, MolaLinear
+from .shape import block_of, built_shape, experts_and_rank
 
 
 class MolaModel(BaseTuner):
     """A model whose target modules carry LoRA experts, layer by layer as `MolaConfig.num_experts` says.
 
     Raises:
-        ValueError: the config does not fit the model: the list of experts has not one entry for each layer, or a
-            target module is not there or is not a linear layer.
+        ValueError: the config does not fit the model: a list has not one entry for each layer, a name of num_experts
+            is no target module's, or a target module is not there or is not a linear layer.
     """
 
     prefix = "mola_"
@@ -30,11 +29,26 @@ class MolaModel(BaseTuner):
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     balance: BalanceLoss
-    shared_inputs: dict[str, SharedInput]
 
-    def _pre_injection_hook(self, model: nn.Module, config: MolaConfig, adapter_name: str) -> None:
-        self.balance = BalanceLoss()
-        self.shared_inputs = {}
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """As PEFT does it; then reads back what was built and compares it with what was asked for."""
+        # Adapters that are added one by one, as transformers' `add_adapter` does, share the balance loss.
+        found = (module.balance for module in model.modules() if isinstance(module, MolaLayer))
+        self.balance = next(found, None) or BalanceLoss()
+        config = self.peft_config[adapter_name]
+        self.balance.configs[adapter_name] = config
+        if config.router_aux_loss_coef > 0:
+            self.balance.watch_model(model)
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        shape = built_shape(model, adapter_name)
+        for name, built in shape.items():
+            asked = experts_and_rank(config, name, *block_of(model, name)[1:])
+            if built != asked:
+                raise ValueError(f"{name} has experts and rank {built}, asked for were {asked}")
+        if isinstance(config.num_experts, dict):
+            unused = [k for k in config.num_experts if not any(n == k or n.endswith(f".{k}") for n in shape)]
+            if unused:
+                raise ValueError(f"num_experts {unused} not found among the target modules")
 
     def _prepare_model(self, peft_config: MolaConfig, model: nn.Module) -> None:
         """PEFT is silent when only some of the names are found; a misspelt one would go untrained."""
@@ -64,78 +78,68 @@ class MolaModel(BaseTuner):
             raise ValueError(
                 f"target module {current_key} is a {type(base).__name__}: name linear layers in target_modules"
             )
-        block, experts = self._block_and_experts(peft_config, current_key)
+        block, layer, layers = block_of(self.model, current_key)
+        experts, rank = experts_and_rank(peft_config, current_key, layer, layers)
+        masked = peft_config.router_aux_loss_mask_padding and peft_config.router_aux_loss_coef > 0
+        if masked and getattr(getattr(self.model, "config", None), "is_encoder_decoder", False):
+            raise ValueError(
+                "router_aux_loss_mask_padding cannot tell the padding of encoder and decoder apart: turn it off"
+            )
+        self.balance.members.setdefault(block, set()).add(current_key)
+        if peft_config.router_aux_loss_coef > 0 and layer is not None and block != current_key:
+            self.balance.watch_layer(self.model.get_submodule(block), block)
         if isinstance(target, MolaLayer):
-            target.update_layer(adapter_name, peft_config, experts)
+            target.update_layer(adapter_name, peft_config, experts, rank)
             return
-        shared = self._shared_input(current_key)
-        layer = MolaLinear(
-            target, adapter_name, peft_config, experts, current_key, block, self.balance, shared
-        )
+        new = MolaLinear(target, adapter_name, peft_config, experts, rank, current_key, block, self.balance)
         if adapter_name not in self.active_adapters:
-            layer.requires_grad_(False)
-        self._replace_module(parent, target_name, layer, target)
-
-    def _shared_input(self, key: str) -> SharedInput:
-        """The modules that read the same input as module `key`: one object for all of them."""
-        parent, _, name = key.rpartition(".")
-        for group in SAME_INPUT:
-            if name in group:
-                return self.shared_inputs.setdefault(f"{parent}.{group}", SharedInput(group))
-        return SharedInput()
-
-    def _block_and_experts(self, config: MolaConfig, key: str) -> tuple[str, int]:
-        """The layer of the model that holds module `key`, and the number of its experts.
-
-        The layers are the entries of the outermost `ModuleList` on the way to the module.
-        """
-        parts = key.split(".")
-        for end in range(len(parts)):
-            blocks = self.model.get_submodule(".".join(parts[:end]))
-            if isinstance(blocks, nn.ModuleList):
-                break
-        else:
-            if isinstance(config.num_experts, int):
-                return key, config.num_experts
-            raise ValueError(
-                f"target module {key} is in no layer of the model, so num_experts has no entry for it: "
-                f"leave it out of target_modules or give num_experts as a single number"
-            )
-        block = ".".join(parts[: end + 1])
-        if isinstance(config.num_experts, int):
-            return block, config.num_experts
-        if len(config.num_experts) != len(blocks):
-            raise ValueError(
-                f"num_experts has {len(config.num_experts)} entries, the model has {len(blocks)} layers: "
-                f"give one number for each layer"
-            )
-        return block, config.num_experts[int(parts[end])]
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's forward; with `router_aux_loss_coef` its loss includes the balance loss.
-
-        With `num_items_in_batch`, as the Trainer gives it where several passes make one batch, the balance loss is
-        weighted by the pass's share of the batch's loss tokens, as the loss itself is: the coefficient means the same
-        however a batch is cut.
-        """
-        if not any(self.peft_config[name].router_aux_loss_coef > 0 for name in self.active_adapters):
-            return self.model(*args, **kwargs)
-        with self.balance.watch(kwargs.get("attention_mask")):
-            outputs = self.model(*args, **kwargs)
-        labels, items = kwargs.get("labels"), kwargs.get("num_items_in_batch")
-        share = 1.0 if labels is None or items is None else (labels != IGNORED).sum() / items
-        if isinstance(getattr(outputs, "loss", None), Tensor):
-            outputs.loss = self.add_balance_loss(outputs.loss, share)
-        elif isinstance(outputs, tuple) and labels is not None:
-            outputs = (self.add_balance_loss(outputs[0], share), *outputs[1:])
-        return outputs
+            new.requires_grad_(False)
+        self._replace_module(parent, target_name, new, target)
 
     def add_balance_loss(self, loss: Tensor, share: Tensor | float = 1.0) -> Tensor:
         """`loss` plus `share` times the balance loss of the last forward pass, for a loss computed outside the model.
 
-        Returns `loss` itself where there is none to add, or where the model has added it already.
+        Without it the balance loss's gradient is there all the same, but not scaled as `loss` is afterwards, and its
+        value is not part of `loss`. Returns `loss` itself where there is none to add, or where it has been added.
         """
-        return self.balance.attach(loss, share)
+        return self.balance.add(loss, share)
+
+    def unload(self) -> nn.Module:
+        """The base model, without the adapters and without a trace of them."""
+        self.balance.unwatch(self.model)
+        return super().unload()
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Hands `adapter_names`, the adapter of each row of the batch, to the layers while the context lasts.
+
+        Raises ValueError in training mode, and for an adapter that is not there.
+        """
+        names = kwargs.get("adapter_names")
+        if names is None:
+            yield
+            return
+        if self.training:
+            raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
+        unknown = sorted(set(names) - {"__base__"} - self.peft_config.keys())
+        if unknown:
+            raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}")
+        beams = kwargs.get("num_beams") or 1
+        repeated = [name for name in names for _ in range(beams)]
+        encoder = self.model.get_encoder() if beams > 1 and hasattr(self.model, "get_encoder") else None
+        once = set() if encoder in (None, self.model) else set(encoder.modules())  # before the beams part
+        handles = [
+            module.register_forward_pre_hook(
+                partial(_name_adapters, names=names if module in once else repeated), with_kwargs=True
+            )
+            for module in self.modules()
+            if isinstance(module, MolaLayer | AuxiliaryTrainingWrapper)
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _check_merge_allowed(self) -> NoReturn:
         MolaLayer.merge(self)
@@ -191,3 +195,7 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D) or (
         hasattr(module, "in_features") and hasattr(module, "out_features")
     )
+
+
+def _name_adapters(module: nn.Module, args: tuple, kwargs: dict[str, Any], names: list[str]) -> tuple:
+    return args, kwargs | {"adapter_names": names}
