@@ -33,10 +33,12 @@ def _layout(arguments: argparse.Namespace) -> Layout:
 
 
 def _own(layout: Layout) -> Layout:
-    """The layout, after its folder was noted to belong to this study's file."""
+    """The layout, after its folder was noted to belong to this study's file, and what the study states was recorded."""
+    from mola_core.analysis.looks import Record
     from mola_core.runs.state import claim
 
     claim(layout)
+    Record(layout.folder).state(layout.study.verdict)
     return layout
 
 
@@ -259,9 +261,9 @@ def verdict(arguments: argparse.Namespace) -> None:
         layout.folder / "scores.parquet",
         out,
         layout.study.verdict,
-        shapes=recorded_experts(every) | dict.fromkeys(variants),
-        parameters=cells["trainable_parameters"].dropna().astype(int).to_dict(),
-        floors=majority.to_dict(),
+        shapes={**recorded_experts(every), **dict.fromkeys(variants)},
+        parameters={str(name): int(count) for name, count in cells["trainable_parameters"].dropna().items()},
+        floors={str(task): float(share) for task, share in majority.items()},
         first_cell=str(every["finished"].min()),
         stand_in=layout.study.stand_in,
     )

@@ -53,9 +53,11 @@ def parse_method(settings: MethodSettings) -> Method:
     if (name == "mola") != (settings.experts is not None):
         raise ValueError(f"method {name!r}: `experts` goes with method `mola`, one count for each layer")
     kind, match = matches[0]
-    groups = {key: value for key, value in match.groupdict().items() if value is not None}
-    numbers = {key: int(groups.pop(key)) for key in ("rank", "budget", "draw") if key in groups}
-    return Method(kind, **numbers, **groups)
+    groups: dict[str, Any] = match.groupdict()
+    numbers = ("rank", "budget", "draw")
+    return Method(
+        kind, **{key: int(text) if text and key in numbers else text for key, text in groups.items()}
+    )
 
 
 def family_of(settings: MethodSettings) -> Family:

@@ -19,7 +19,7 @@ def write_verdict(
     out: str | Path,
     settings: VerdictSettings | None = None,
     *,
-    shapes: Mapping[str, Sequence[int] | None] | None = None,
+    shapes: Mapping[str, Sequence[float] | None] | None = None,
     parameters: Mapping[str, int] | None = None,
     floors: Mapping[str, float] | None = None,
     first_cell: str | None = None,
