@@ -5,6 +5,9 @@
 """
 
 import importlib
+import importlib.util
+import sys
+from unittest import mock
 
 import pytest
 
@@ -23,6 +26,10 @@ DESELECTED = {"merge": "a MoLA adapter cannot be merged: its routing depends on 
 
 
 def pytest_configure(config):
+    if importlib.util.find_spec("diffusers") is None:
+        sys.modules["diffusers"] = (
+            mock.MagicMock()
+        )  # imported by their helpers for image models, not used here
     utils = importlib.import_module("tests.testing_utils")
     theirs = utils.set_init_weights_false
 
