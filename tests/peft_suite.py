@@ -22,7 +22,7 @@ CASES = [
     ("Vanilla MLP 6 MoLA", "MLP", MolaConfig, {"target_modules": ["lin0"], "router_aux_loss_coef": 0.1}),
     ("Embedding + transformers Conv1D MoLA", "EmbConv1D", MolaConfig, {"target_modules": ["conv1d"]}),
 ]
-DESELECTED = {"merge": "a MoLA adapter cannot be merged: its routing depends on the input"}
+DESELECTED = {"merg": "a MoLA adapter cannot be merged: its routing depends on the input"}
 
 
 def pytest_configure(config):
