@@ -22,7 +22,12 @@ CASES = [
     ("Vanilla MLP 6 MoLA", "MLP", MolaConfig, {"target_modules": ["lin0"], "router_aux_loss_coef": 0.1}),
     ("Embedding + transformers Conv1D MoLA", "EmbConv1D", MolaConfig, {"target_modules": ["conv1d"]}),
 ]
-DESELECTED = {"merg": "a MoLA adapter cannot be merged: its routing depends on the input"}
+CANNOT_MERGE = "a MoLA adapter cannot be merged: its routing depends on the input"
+DESELECTED = {
+    "merg": CANNOT_MERGE,
+    "test_forward_float16": f"ends with a merge; {CANNOT_MERGE}",
+    "test_forward_bfloat16": f"ends with a merge; {CANNOT_MERGE}",
+}
 
 
 def pytest_configure(config):
