@@ -5,6 +5,9 @@
 """
 
 import importlib
+import importlib.util
+import sys
+from unittest import mock
 
 import pytest
 
@@ -19,10 +22,19 @@ CASES = [
     ("Vanilla MLP 6 MoLA", "MLP", MolaConfig, {"target_modules": ["lin0"], "router_aux_loss_coef": 0.1}),
     ("Embedding + transformers Conv1D MoLA", "EmbConv1D", MolaConfig, {"target_modules": ["conv1d"]}),
 ]
-DESELECTED = {"merge": "a MoLA adapter cannot be merged: its routing depends on the input"}
+CANNOT_MERGE = "a MoLA adapter cannot be merged: its routing depends on the input"
+DESELECTED = {
+    "merg": CANNOT_MERGE,
+    "test_forward_float16": f"ends with a merge; {CANNOT_MERGE}",
+    "test_forward_bfloat16": f"ends with a merge; {CANNOT_MERGE}",
+}
 
 
 def pytest_configure(config):
+    if importlib.util.find_spec("diffusers") is None:
+        sys.modules["diffusers"] = (
+            mock.MagicMock()
+        )  # imported by their helpers for image models, not used here
     utils = importlib.import_module("tests.testing_utils")
     theirs = utils.set_init_weights_false
 
