@@ -11,8 +11,8 @@ import pytest
 from simulated_study import make_study, simulate
 
 from mola_core.analysis import collect, score_writer
-from mola_core.analysis.scores import COLUMNS, score_matrix
 from mola_core.analysis.score_files import load_scores
+from mola_core.analysis.scores import COLUMNS, score_matrix
 from mola_core.errors import MolaError
 from mola_core.files import read_json, sha256_file
 from mola_core.records import read_record, write_record

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from peft import PeftModel, get_peft_model
 
 from mola_core.adapter import MolaConfig
-from mola_core.analysis.statistics.decide import decide
-from mola_core.analysis.scores import COLUMNS
 from mola_core.analysis.score_files import load_scores
+from mola_core.analysis.scores import COLUMNS
+from mola_core.analysis.statistics.decide import decide
 from mola_core.errors import MolaError
 from mola_core.models.weights import load_adapter
 from mola_core.shapes import budget, experts_per_layer

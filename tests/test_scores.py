@@ -9,10 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mola_core.analysis.calibration.simulation import SHAPES, Scenario
-from mola_core.analysis.score_files import CONTENT_KEY, expected_content
+from mola_core.analysis.score_files import CONTENT_KEY, expected_content, load_scores
 from mola_core.analysis.score_writer import SCHEMA, write_scores
 from mola_core.analysis.scores import COLUMNS, score_matrix
-from mola_core.analysis.score_files import load_scores
 from mola_core.errors import MolaError
 
 SMALL = Scenario("small", documents=(12, 7), accuracy=(0.8, 0.6), run_noise=(0.1, 0.1), seeds=2)

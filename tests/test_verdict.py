@@ -12,9 +12,9 @@ from scipy import stats
 from mola_core.analysis.calibration.simulation import SHAPES, Scenario
 from mola_core.analysis.figures.verdict import FIGURES
 from mola_core.analysis.looks import FILE, Record
-from mola_core.analysis.statistics.decide import decide
 from mola_core.analysis.pages.verdict import write_verdict
 from mola_core.analysis.scores import score_matrix
+from mola_core.analysis.statistics.decide import decide
 from mola_core.analysis.statistics.questions import find_shapes, possible_questions
 from mola_core.cli import main
 from mola_core.errors import MolaError

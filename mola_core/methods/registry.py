@@ -54,10 +54,9 @@ def parse_method(settings: MethodSettings) -> Method:
         raise ValueError(f"method {name!r}: `experts` goes with method `mola`, one count for each layer")
     kind, match = matches[0]
     groups: dict[str, Any] = match.groupdict()
-    numbers = ("rank", "budget", "draw")
-    return Method(
-        kind, **{key: int(text) if text and key in numbers else text for key, text in groups.items()}
-    )
+    for number in {"rank", "budget", "draw"} & groups.keys():
+        groups[number] = groups[number] and int(groups[number])
+    return Method(kind, **groups)
 
 
 def family_of(settings: MethodSettings) -> Family:

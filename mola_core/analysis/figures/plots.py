@@ -15,8 +15,8 @@ from mola_core.analysis.figures.style import COLUMN, TEXT, Style, study_styles
 from mola_core.analysis.paper.numbers import task_title
 from mola_core.analysis.scores import ScoreMatrix
 from mola_core.analysis.statistics.estimates import combine, components
-from mola_core.methods.registry import layer_experts, parse_method
-from mola_core.shapes import parse_shape, quarters
+from mola_core.methods.registry import family_of, layer_experts, parse_method
+from mola_core.shapes import budget, quarters
 from mola_core.study.study import Study
 
 LEVEL = 0.05
@@ -180,7 +180,9 @@ def experts_per_layer(
         if depth:
             experts = (chosen or {}).get(label) if method.budget else layer_experts(settings, depth)
         # A matched LoRA has its shape's profile; it is drawn once, as the shape.
-        if experts and (method.kind == "mola" or f"mola-{method.shape}" not in study.method_by_label):
+        if experts and (
+            family_of(settings).role == "routed" or f"mola-{method.shape}" not in study.method_by_label
+        ):
             shapes[label] = (experts, styles[label])
     if not shapes:
         return _nothing_to_draw("No method of this study has experts per layer.")
@@ -210,13 +212,13 @@ def _shape(axis: Axes, label: str, experts: Sequence[float], style: Style, study
     left = -np.asarray(experts) / 2
     axis.barh(layers, experts, left=left, height=1.0, color=style.colour, edgecolor="white", linewidth=0.4)
     method = parse_method(study.method_by_label[label])
-    size = sum(parse_shape(method.shape)) if method.shape else method.budget
-    budget = f"budget {size}, " if size else ""
+    size = budget(method.shape) if method.shape else method.budget
+    sized = f"budget {size}, " if size else ""
     axis.set_title(f"{label}\n", pad=2)
     axis.text(
         0.5,
         1.02,
-        f"{budget}{round(sum(experts))} experts",
+        f"{sized}{round(sum(experts))} experts",
         transform=axis.transAxes,
         ha="center",
         va="bottom",

@@ -7,6 +7,7 @@ router, a hollow one is the plain LoRA of the same ranks.
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,9 +16,9 @@ import matplotlib.pyplot as plt
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.path import Path as MarkerPath
 
-from mola_core.methods.registry import parse_method
+from mola_core.methods.registry import family_of, parse_method
 from mola_core.methods.settings import MethodSettings
-from mola_core.shapes import parse_shape
+from mola_core.shapes import QUARTERS, budget, parse_shape
 from mola_core.study.study import Study
 
 COLUMN = 3.4
@@ -37,16 +38,6 @@ PROFILES: dict[str, tuple[str, str | MarkerPath]] = {
     "peak-3": ("#56B4E9", "P"),
     "peak-4": ("#56B4E9", ">"),
     "other": ("#8C564B", "p"),
-}
-KINDS: dict[str, tuple[str, str]] = {
-    "base": ("#7F7F7F", "_"),
-    "lora": ("#000000", "o"),
-    "full": ("#000000", "*"),
-    "prompt-tuning": ("#7F7F7F", "d"),
-    "llama-adapter": ("#7F7F7F", "X"),
-    "alphalora": ("#8C564B", "p"),
-    "sensitivity": ("#6A3D9A", "h"),
-    "random": ("#7F7F7F", "8"),
 }
 SPARE_MARKERS = ("X", "P", "d", "8", "<", ">", "p", "h")
 NOTICE_COLOUR = "#A03000"
@@ -99,7 +90,9 @@ class Style:
 
 
 def profile(shape: str) -> str:
-    """Which of `PROFILES` a shape has along the depth."""
+    """Which of `PROFILES` a shape has along the depth; of a shape that is not one of quarters `other`."""
+    if not re.fullmatch(QUARTERS, shape):
+        return "other"
     first, second, third, fourth = quarters = parse_shape(shape)
     low, high = min(quarters), max(quarters)
     if low == high:
@@ -126,12 +119,13 @@ def method_style(settings: MethodSettings) -> Style:
     """The look of one method by itself."""
     method = parse_method(settings)
     if method.shape is None:
-        colour, marker = KINDS.get(method.allocation or method.kind, PROFILES["other"])
+        family = family_of(settings)
+        colour, marker = family.colour, family.marker
         return Style(colour, marker, line=":" if method.kind == "base" else "-")
     colour, marker = PROFILES[profile(method.shape)]
     if not profile(method.shape).startswith("peak"):
-        colour = _shade(colour, sum(parse_shape(method.shape)))
-    routed = method.kind == "mola"
+        colour = _shade(colour, budget(method.shape))
+    routed = family_of(settings).role == "routed"
     return Style(colour, marker, routed, "-" if routed else "--")
 
 
