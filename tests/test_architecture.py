@@ -25,13 +25,15 @@ FLOORS = [
 ]
 """Each folder or module imports from floors above it in this list only; those of one floor not from each other."""
 ANALYSIS = [
-    {"notices", "scores"},
-    {"statistics"},
+    {"reference", "notices", "score_files"},
+    {"scores", "likelihoods", "score_writer"},
+    {"looks", "statistics"},
     {"collect", "verify"},
     {"tables"},
     {"figures"},
     {"calibration", "paper", "experts"},
     {"pages"},
+    {"notebook"},
 ]
 LIGHT = [
     "study.loading",

@@ -12,7 +12,7 @@ from mola_core.analysis.figures import plots
 from mola_core.analysis.figures import study as figures
 from mola_core.analysis.figures.drawing import KINDS
 from mola_core.analysis.figures.style import figure_style, method_style, profile, study_styles
-from mola_core.analysis.paper import numbers as reference
+from mola_core.analysis.reference import numbers as reference
 from mola_core.analysis.score_files import load_scores
 from mola_core.analysis.scores import score_matrix
 from mola_core.methods.settings import MethodSettings

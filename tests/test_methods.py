@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mola_core.analysis.paper import numbers as reference
+from mola_core.analysis.reference import numbers as reference
 from mola_core.errors import MolaError
 from mola_core.evaluation.harness import check_adapter_acts
 from mola_core.methods.registry import peft_config

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from mola_core.analysis.paper import numbers as reference
 from mola_core.analysis.paper.reanalysis import ask, reanalyse, seed_noise, sources
+from mola_core.analysis.reference import numbers as reference
 
 
 @pytest.fixture(scope="module")

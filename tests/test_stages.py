@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from smoke_study import smoke
 
 from mola_core.analysis import collect
-from mola_core.analysis.paper import continual
+from mola_core.analysis.statistics import continual
 from mola_core.errors import MolaError, OutOfTime
 from mola_core.files import read_json
 from mola_core.models.tokens import encode_text

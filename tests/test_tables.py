@@ -10,10 +10,10 @@ from simulated_study import make_study, simulate
 from mola_core.analysis import collect
 from mola_core.analysis.notices import notices
 from mola_core.analysis.pages import summary
-from mola_core.analysis.paper import continual
-from mola_core.analysis.paper import numbers as reference
 from mola_core.analysis.paper import tables as paper_tables
 from mola_core.analysis.paper.coverage import reproduce
+from mola_core.analysis.reference import numbers as reference
+from mola_core.analysis.statistics import continual
 from mola_core.analysis.tables import accuracy as tables
 from mola_core.analysis.tables.parameters import closed_form, layer_matrices
 from mola_core.analysis.tables.render import KINDS, latex, percent, points

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mola_core.analysis.paper import continual
 from mola_core.analysis.score_writer import SCHEMA, likelihood_columns, repeat, write_scores
+from mola_core.analysis.statistics import continual
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write, sha256_file, write_json
 from mola_core.records import read_record

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from mola_core.analysis.experts.redundancy import ATTENTION
-from mola_core.analysis.paper.numbers import FOLDER
+from mola_core.analysis.reference.numbers import FOLDER
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write, read_json
 from mola_core.runs.layout import Layout

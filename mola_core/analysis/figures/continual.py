@@ -9,7 +9,7 @@ from matplotlib.image import AxesImage
 
 from mola_core.analysis.figures.drawing import heading, save_figure
 from mola_core.analysis.figures.style import TEXT, figure_style
-from mola_core.analysis.paper import continual
+from mola_core.analysis.statistics import continual
 
 FIGURE = "continual"
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mola_core.analysis.figures.style import COLUMN, TEXT, Style, study_styles
-from mola_core.analysis.paper.numbers import task_title
+from mola_core.analysis.reference.numbers import task_title
 from mola_core.analysis.scores import ScoreMatrix
 from mola_core.analysis.statistics.estimates import combine, components
 from mola_core.methods.registry import family_of, layer_experts, parse_method

@@ -8,7 +8,7 @@ import pandas as pd
 from mola_core.analysis.collect import read_cells
 from mola_core.analysis.figures.study import FIGURES
 from mola_core.analysis.notices import missing_cells, notices
-from mola_core.analysis.paper.numbers import task_title
+from mola_core.analysis.reference.numbers import task_title
 from mola_core.analysis.tables.accuracy import TABLES, accuracy_notes, accuracy_table, shown_accuracy
 from mola_core.analysis.tables.render import EMPTY, percent, pipe_table, points
 from mola_core.files import write_text

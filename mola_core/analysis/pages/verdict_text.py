@@ -3,6 +3,7 @@
 from typing import Any
 
 from mola_core.analysis.statistics.planner import MOST_SEEDS
+from mola_core.analysis.tables.render import p_value
 
 TITLE = "Do higher layers need more experts here?"
 UNITS = {"accuracy": "points", "likelihood": "points of probability"}
@@ -174,10 +175,6 @@ def _row(question: dict[str, Any]) -> str:
         seeds if question["noise_from"] else "–",
     ]
     return "| " + " | ".join(cells) + " |"
-
-
-def p_value(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _methods(verdict: dict[str, Any]) -> str:

@@ -7,8 +7,6 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from mola_core.analysis.collect import evaluation_state
-from mola_core.analysis.paper import continual
-from mola_core.analysis.paper import numbers as reference
 from mola_core.analysis.paper.tables import (
     ACCURACY_TABLES,
     CONTINUAL_TABLES,
@@ -16,6 +14,8 @@ from mola_core.analysis.paper.tables import (
     stands_for,
     study_labels,
 )
+from mola_core.analysis.reference import numbers as reference
+from mola_core.analysis.statistics import continual
 from mola_core.runs.layout import Layout
 from mola_core.study.study import Cell
 

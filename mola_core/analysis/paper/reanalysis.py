@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from mola_core.analysis.paper import numbers as reference
+from mola_core.analysis.reference import numbers as reference
 from mola_core.analysis.statistics.estimates import Components, between_tasks, holm
 from mola_core.analysis.statistics.planner import Planner
 from mola_core.analysis.statistics.questions import Question, find_shapes, named_pair, possible_questions

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from mola_core.analysis.pages.verdict_text import p_value
+from mola_core.analysis.tables.render import p_value
 
 GROUPS = {
     "2468-vs-8642": "2468 − 8642",

@@ -13,8 +13,8 @@ import pandas as pd
 
 from mola_core.analysis.collect import read_cells
 from mola_core.analysis.notices import missing_cells, notices
-from mola_core.analysis.paper import continual
-from mola_core.analysis.paper import numbers as reference
+from mola_core.analysis.reference import numbers as reference
+from mola_core.analysis.statistics import continual
 from mola_core.analysis.tables.render import EMPTY, count, percent, points, write_table
 from mola_core.runs.layout import Layout
 from mola_core.study.study import Study

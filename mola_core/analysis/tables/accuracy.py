@@ -9,7 +9,7 @@ import pandas as pd
 
 from mola_core.analysis.collect import read_cells, recorded_experts
 from mola_core.analysis.notices import missing_cells, notices
-from mola_core.analysis.paper import numbers as reference
+from mola_core.analysis.reference import numbers as reference
 from mola_core.analysis.tables.parameters import Sizes, closed_form, layer_matrices
 from mola_core.analysis.tables.render import EMPTY, count, percent, write_table
 from mola_core.errors import MolaError

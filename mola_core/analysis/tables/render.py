@@ -99,3 +99,7 @@ def points(value: float | None) -> str:
 
 def count(value: int | None) -> str:
     return EMPTY if value is None or pd.isna(value) else f"{int(value):,}"
+
+
+def p_value(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

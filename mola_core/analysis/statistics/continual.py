@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from mola_core.analysis.paper.numbers import TOPIC_DOCUMENTS
+from mola_core.analysis.reference.numbers import TOPIC_DOCUMENTS
 from mola_core.errors import MolaError
 
 COLUMNS = ("method", "seed", "trained_up_to", "tested_on", "accuracy")

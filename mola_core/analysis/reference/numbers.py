@@ -1,4 +1,4 @@
-"""The published numbers: the MoLA paper's tables, read from `mola_core/reference/*.csv`, in this project's names."""
+"""The published numbers: the MoLA paper's tables, read from the CSV files beside this one, in this project's names."""
 
 import functools
 import re
@@ -10,7 +10,7 @@ import pandas as pd
 from mola_core.methods.settings import AdapterSettings
 from mola_core.study.study import Study
 
-FOLDER = Path(__file__).parent / "reference"
+FOLDER = Path(__file__).parent
 
 PAPER = "the MoLA paper (Findings of NAACL 2025)"
 TASKS = {
