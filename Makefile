@@ -17,8 +17,9 @@ study: $(BIN)/.ready
 	snakemake --cores $(CORES) --config study=$(STUDY)
 	@mola where --study $(STUDY)
 
+# A process for each core, each with one thread.
 test: $(BIN)/.ready
-	python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile
 
 # PEFT's own tests of custom models and configs, from its source distribution, on MoLA (tests/peft_suite.py).
 peft-suite: $(BIN)/.ready

@@ -26,7 +26,8 @@ FLOORS = [
 """Each folder or module imports from floors above it in this list only; those of one floor not from each other."""
 ANALYSIS = [
     {"reference", "notices", "score_files"},
-    {"scores", "likelihoods", "score_writer"},
+    {"scores", "likelihoods"},
+    {"score_writer"},
     {"looks", "statistics"},
     {"collect", "verify"},
     {"tables"},

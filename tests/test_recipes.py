@@ -114,6 +114,33 @@ def test_a_method_is_one_file(package, tmp_path):
     assert str(built["trainable_parameters"]) in line
 
 
+FIGURE = '''
+"""Documents of each task: a figure made up by a test."""
+from matplotlib import pyplot as plt
+
+
+def draw(collected):
+    figure, axis = plt.subplots()
+    axis.bar([0], [len(collected.cells)])
+    axis.set_title("made up by a test")
+    return figure
+'''
+
+
+def test_a_figure_is_one_file(package, tmp_path):
+    copy, mola = package
+    study = tmp_path / "recipes.yaml"
+    study.write_text(BUILT_IN.format())
+    (copy / "analysis" / "figures" / "of_study" / "documents.py").write_text(FIGURE)
+    options = ["--study", study, "--results", tmp_path / "results"]
+    mola("run", *options)
+    for verb in ("collect", "figures", "tables", "verdict", "summary"):
+        mola(verb, *options)
+    figure = tmp_path / "results/recipes/figures/documents.svg"
+    assert "stand-in" in figure.read_text().lower(), "notices stand on it as on the others"
+    assert "figures/documents." in (tmp_path / "results/recipes/summary.md").read_text()
+
+
 def test_a_half_added_method_is_an_error_and_no_other_method(package, tmp_path):
     copy, _ = package
     (copy / "methods" / "families" / "half.py").write_text(METHOD.replace(", parameters),", "),"))

@@ -1,13 +1,16 @@
-"""The study's own figures, from its collected files.
+"""The study's own figures, one module each in `of_study/`: found by their files, drawn from what `collect` wrote.
 
 What draws is imported where it is needed: the workflow reads `FIGURES` from here and needs nothing else.
 """
 
+import importlib
+import pkgutil
 from pathlib import Path
 
+from mola_core.analysis.figures import of_study
 from mola_core.runs.layout import Layout
 
-FIGURES = ("accuracy_parameters", "experts_per_layer", "training_loss")
+FIGURES = tuple(sorted(module.name for module in pkgutil.iter_modules(of_study.__path__)))
 """Figures of every study: `figures/<name>.{svg,png}`."""
 
 
@@ -16,26 +19,15 @@ def write(layout: Layout, out_dir: Path | None = None) -> None:
 
     Raises `MolaError` where those are missing.
     """
-    from mola_core.analysis.collect import read_cells, read_curves, recorded_experts
-    from mola_core.analysis.figures import plots
+    from mola_core.analysis.figures.collected import Collected
     from mola_core.analysis.figures.drawing import heading, save_figure
     from mola_core.analysis.figures.style import figure_style
     from mola_core.analysis.notices import missing_cells, notices
-    from mola_core.analysis.score_files import load_scores
-    from mola_core.analysis.scores import score_matrix
-    from mola_core.analysis.tables.accuracy import model_depth
-    from mola_core.analysis.tables.parameters import layer_matrices
 
-    study, folder = layout.study, Path(out_dir or layout.folder)
-    cells = read_cells(folder)
-    matrix = score_matrix(load_scores(folder / "scores.parquet"))
-    depth = model_depth(cells, layer_matrices(layout.model))
+    collected = Collected(layout, Path(out_dir or layout.folder))
+    said = notices(collected.study, missing_cells(collected.study, collected.cells))
     with figure_style():
-        drawn = [
-            plots.accuracy_parameters(study, cells, matrix),
-            plots.experts_per_layer(study, depth, recorded_experts(cells)),
-            plots.training_loss(study, read_curves(folder)),
-        ]
-        for name, figure in zip(FIGURES, drawn, strict=True):
-            heading(figure, notices(study, missing_cells(study, cells)))
-            save_figure(figure, folder / "figures" / name)
+        for name in FIGURES:
+            figure = importlib.import_module(f"{of_study.__name__}.{name}").draw(collected)
+            heading(figure, said)
+            save_figure(figure, collected.folder / "figures" / name)
