@@ -74,7 +74,7 @@ def test_identity_is_the_pin_and_the_code_that_converts(monkeypatch):
     assert before.items() > pins.items() and before.keys() - pins.keys() == {"code"}
     assert model_identity(RANDOM.model_copy(update={"dtype": "bfloat16", "name": "other"})) == before
     assert model_identity(HUB) == {"source": "hub", "id": "a/tiny", "revision": COMMIT}
-    monkeypatch.setattr("mola_core.models.loading.code_digest", lambda parts: "another conversion")
+    monkeypatch.setattr("mola_core.models.loading.code_hash", lambda *entries: "another conversion")
     assert model_identity(RANDOM) != before
 
 
@@ -224,7 +224,7 @@ def test_hashes_are_remembered_until_the_file_changes(copy, tmp_path, monkeypatc
     model_identity(directory(copy), cache)
     assert not cache.exists(), "files changed a moment ago must not be remembered"
     now = time.time_ns()
-    monkeypatch.setattr("mola_core.models.loading.time.time_ns", lambda: now + 10**10)
+    monkeypatch.setattr("mola_core.files.time.time_ns", lambda: now + 10**10)
     first = model_identity(directory(copy), cache)
     monkeypatch.setattr(
         "mola_core.models.loading.sha256_file", lambda file: pytest.fail(f"{file} was hashed again")

@@ -31,7 +31,7 @@ def test_smollm2_on_rte(real_data, tmp_path):
         samples = pd.read_parquet(layout.cell(cell) / "samples.parquet")
         assert len(samples) == 8
         assert manifest["stand_in"] is False
-        assert manifest["data_files"]["splits"]["train"]["known"] is True
+        assert manifest["data_files"]["rte"]["splits"]["train"]["known"] is True
         scores[cell.method] = samples
     training = manifest["training"]
     assert training["experts"] == [2] * 8 + [4] * 7 + [6] * 7 + [8] * 8

@@ -21,7 +21,7 @@ from mola_core.files import atomic_write, sha256_file, write_json
 from mola_core.records import read_record
 from mola_core.runs.key import keys
 from mola_core.runs.layout import Layout
-from mola_core.runs.plan import scores_key
+from mola_core.runs.plan import COLLECTED, scores_key
 from mola_core.study.study import Cell
 
 FILES = ("scores.parquet", "cells.parquet", "cells.csv", "curves.parquet")
@@ -68,7 +68,13 @@ def write(layout: Layout, out_dir: Path | None = None, partial: bool = False) ->
     with atomic_write(out / "cells.csv") as temporary:
         table.to_csv(temporary, index=False)
     chains = continual_rows(layout)
-    write_json(out / "collected.json", {"key": None if partial else scores_key(layout)})
+    write_json(
+        out / COLLECTED,
+        {
+            "key": None if partial else scores_key(layout),
+            "scores_sha256": sha256_file(out / "scores.parquet"),
+        },
+    )
     if len(chains):
         with atomic_write(out / continual.FILE) as temporary:
             chains.to_parquet(temporary, index=False, compression="zstd")

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mola_core.errors import MolaError
-from mola_core.files import sha256_file
+from mola_core.files import read_json, sha256_file
 from mola_core.records import read_record
 from mola_core.runs.layout import Layout
+from mola_core.runs.plan import COLLECTED
 from mola_core.runs.recovery import check_weights
 
 
@@ -35,6 +36,7 @@ def damaged(layout: Layout) -> Iterator[str]:
             yield from _tried(lambda: _check_evaluation(folder))  # noqa: B023
     if (layout.folder / "scores.parquet").is_file():
         yield from _tried(lambda: load_scores(layout.folder / "scores.parquet"))
+        yield from _tried(lambda: _check_scores(layout.folder))
 
 
 def _tried(check: Callable[[], object]) -> Iterator[str]:
@@ -51,6 +53,14 @@ def _check_training(folder: Path, weights: Path) -> None:
     _same(folder / "train.jsonl", record["log_sha256"])
     if weights.is_dir():
         check_weights(weights, record)
+
+
+def _check_scores(folder: Path) -> None:
+    record = folder / COLLECTED
+    if record.is_file() and read_json(record)["scores_sha256"] != sha256_file(folder / "scores.parquet"):
+        raise MolaError(
+            f"{folder / 'scores.parquet'}: altered since it was collected; run `mola collect` again"
+        )
 
 
 def _check_evaluation(folder: Path) -> None:

@@ -65,11 +65,19 @@ def prepare_model(source: ModelSource, folder: str | Path) -> None:
         fingerprint = {
             "model": source.model_dump(),
             "identity": identity,
-            "depth": load_config(target).get_text_config().num_hidden_layers,
+            "depth": _depth(target),
             "files": {file.name: sha256_file(file) for file in model_files(target)},
             "versions": versions(),
         }
         write_json(target / FINGERPRINT, fingerprint)
+
+
+def _depth(folder: Path) -> int | None:
+    """Layers of the model; None where its config cannot be read, which `check_model` says better."""
+    try:
+        return int(load_config(folder).get_text_config().num_hidden_layers)
+    except Exception:  # transformers raises what it likes for damaged files
+        return None
 
 
 def verify_model(folder: str | Path) -> None:

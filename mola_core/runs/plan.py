@@ -23,6 +23,8 @@ from mola_core.tasks.examples import current
 
 OPTIONS = ("study", "data_root", "results")
 """What `--config` may name."""
+COLLECTED = "collected.json"
+"""In a study's folder, beside scores.parquet: the key of what it was gathered from, and its hash."""
 ANALYSED = "analysed.json"
 """In a study's folder, written after tables, figures, verdict and summary: what they were made from."""
 
@@ -79,7 +81,7 @@ class Plan:
     @cached_property
     def collected(self) -> bool:
         """Whether scores.parquet is that of today's cells."""
-        return not self.fresh or self._recorded("collected.json") == scores_key(self.layout, self.standings)
+        return not self.fresh or self._recorded(COLLECTED) == scores_key(self.layout, self.standings)
 
     @cached_property
     def analysed(self) -> bool:
