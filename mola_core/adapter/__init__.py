@@ -13,8 +13,8 @@ from .shape import built_shape, count_parameters
 
 # `peft.utils.register_peft_method` accepts only members of the closed enum PeftType, so the three tables that it
 # would fill are filled here. A dictionary does not tell our one-member string enum from PEFT's.
-mapping.PEFT_TYPE_TO_CONFIG_MAPPING[MOLA] = MolaConfig
-mapping.PEFT_TYPE_TO_TUNER_MAPPING[MOLA] = MolaModel
-mapping.PEFT_TYPE_TO_PREFIX_MAPPING[MOLA] = MolaModel.prefix
+mapping.PEFT_TYPE_TO_CONFIG_MAPPING[MOLA] = MolaConfig  # type: ignore[index]
+mapping.PEFT_TYPE_TO_TUNER_MAPPING[MOLA] = MolaModel  # type: ignore[index]
+mapping.PEFT_TYPE_TO_PREFIX_MAPPING[MOLA] = MolaModel.prefix  # type: ignore[index]
 
 __all__ = ["MolaConfig", "MolaLayer", "MolaLinear", "MolaModel", "built_shape", "count_parameters"]

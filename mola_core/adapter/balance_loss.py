@@ -18,7 +18,7 @@ import inspect
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -108,7 +108,7 @@ class BalanceLoss:
             output = (self.add(output[0], share, this), *output[1:])
         first = _tensors(output)[:1] if torch.is_grad_enabled() else []
         if labels is None and first and first[0].requires_grad:
-            first[0].register_hook(partial(self._resume, this))
+            first[0].register_hook(partial(self._resume, cast("Pass", this)))
         return output
 
     def _resume(self, forward_pass: Pass, gradient: Tensor) -> None:

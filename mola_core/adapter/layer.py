@@ -41,7 +41,10 @@ class MolaLayer(BaseTunerLayer):
         self.mola_start_B = BufferDict(persistent=True)
         self.config: dict[str, MolaConfig] = {}
         self.rank: dict[str, int] = {}
-        self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())
+        sizes = _get_in_out_features(self.get_base_layer())
+        assert sizes[0] is not None and sizes[1] is not None, "only linear layers are adapted"
+        self.in_features: int = sizes[0]
+        self.out_features: int = sizes[1]
 
     def update_layer(self, adapter_name: str, config: MolaConfig, num_experts: int, rank: int) -> None:
         """Add an adapter of `num_experts` experts of rank `rank`. Initial values as in the authors' code: B is zero."""
@@ -70,7 +73,7 @@ class MolaLayer(BaseTunerLayer):
         adapter, which holds these two matrices, belongs to the unmodified base model. As in PEFT's PiSSA only the
         experts see dropout, not what the base keeps.
         """
-        weight = dequantize_module_weight(self.get_base_layer())
+        weight: Tensor = dequantize_module_weight(self.get_base_layer())
         weight = weight.T if isinstance(self.get_base_layer(), Conv1D) else weight
         rank = self.rank[adapter_name]
         if rank > min(weight.shape):
@@ -192,7 +195,7 @@ class MolaLinear(nn.Module, MolaLayer):
 
 
 @contextmanager
-def _on_device(modules: list[nn.Module], base_layer: nn.Module) -> Iterator[None]:
+def _on_device(modules: list[Any], base_layer: nn.Module) -> Iterator[None]:
     """With the parameters that accelerate has offloaded at hand: it fetches those of a module that is called, but the
     dictionaries of an adapter's are read, not called."""
     modules = [module for module in modules if module is not base_layer]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, AuxiliaryTrainingWrapper
@@ -26,7 +26,8 @@ class MolaModel(BaseTuner):
 
     prefix = "mola_"
     tuner_layer_cls = MolaLayer
-    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    # PEFT types it by lists, its own table has other sequences.
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING  # type: ignore[assignment]
 
     balance: BalanceLoss
 
@@ -35,7 +36,7 @@ class MolaModel(BaseTuner):
         # Adapters that are added one by one, as transformers' `add_adapter` does, share the balance loss.
         found = (module.balance for module in model.modules() if isinstance(module, MolaLayer))
         self.balance = next(found, None) or BalanceLoss()
-        config = self.peft_config[adapter_name]
+        config = cast("MolaConfig", self.peft_config[adapter_name])
         self.balance.configs[adapter_name] = config
         if config.router_aux_loss_coef > 0:
             self.balance.watch_model(model)
@@ -50,10 +51,11 @@ class MolaModel(BaseTuner):
             if unused:
                 raise ValueError(f"num_experts {unused} not found among the target modules")
 
-    def _prepare_model(self, peft_config: MolaConfig, model: nn.Module) -> None:
+    # A tuner's methods get its own config, which PEFT's base class cannot say.
+    def _prepare_model(self, peft_config: MolaConfig, model: nn.Module) -> None:  # type: ignore[override]
         """PEFT is silent when only some of the names are found; a misspelt one would go untrained."""
         targets = peft_config.target_modules
-        if isinstance(targets, str):
+        if targets is None or isinstance(targets, str):
             return  # a regular expression or "all-linear"; PEFT raises where it finds nothing
         names = [name for name, _ in model.named_modules()]
         missing = sorted(t for t in targets if not any(n == t or n.endswith(f".{t}") for n in names))
@@ -63,7 +65,7 @@ class MolaModel(BaseTuner):
                 f"target_modules {missing} not found in the base model: its linear modules are {', '.join(known)}"
             )
 
-    def _create_and_replace(
+    def _create_and_replace(  # type: ignore[override]
         self,
         peft_config: MolaConfig,
         adapter_name: str,
@@ -142,10 +144,10 @@ class MolaModel(BaseTuner):
                 handle.remove()
 
     def _check_merge_allowed(self) -> NoReturn:
-        MolaLayer.merge(self)
+        MolaLayer.merge(cast("MolaLayer", self))
 
     @classmethod
-    def _remap_adapter_state_dict_for_load(
+    def _remap_adapter_state_dict_for_load(  # type: ignore[override]
         cls,
         model: nn.Module,
         config: MolaConfig,

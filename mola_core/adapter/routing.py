@@ -84,7 +84,7 @@ class Layer:
 
     def slopes(self) -> dict[tuple[str, str, int], Tensor]:
         """Derivative of the loss by a token's probabilities, shape (E,), for the modules in `detached`."""
-        found = {}
+        found: dict[tuple[str, str, int], Tensor] = {}
         for (adapter, experts), (coefficient, _, choices, _) in self.pools.items():
             total = sum(pool[3] for (name, _), pool in self.pools.items() if name == adapter)
             total = max(total, 1) if isinstance(total, int) else total.clamp(min=1)

@@ -1,6 +1,7 @@
 """One question on one endpoint: estimate, interval, p-values for a difference and for equivalence, and a plan."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from mola_core.analysis.statistics.estimates import Components, between_tasks, c
 from mola_core.analysis.statistics.noise import planning_noise
 from mola_core.analysis.statistics.planner import Planner
 from mola_core.analysis.statistics.questions import Question
-from mola_core.analysis.statistics.records import Answer, Drawn, Exchange
+from mola_core.analysis.statistics.records import Answer, Drawn, Exchange, Worth
 from mola_core.analysis.statistics.summaries import points
 from mola_core.study.verdict import VerdictSettings
 
@@ -50,8 +51,12 @@ def answer_question(
     margin = settings.margin / 100 / question.reach
     _estimate(answer, question, used, contrasts, parts, level, margin)
     if exchange and endpoint == "likelihood":
-        scaled = (answer[key] * exchange["rate"] for key in ("estimate", "low", "high"))
-        answer["worth"] = dict(zip(("estimate", "low", "high"), (round(v, 6) for v in scaled), strict=True))
+        estimate, low, high = answer["estimate"], answer["low"], answer["high"]
+        assert estimate is not None and low is not None and high is not None, "it was just estimated"
+        rate = exchange["rate"]
+        answer["worth"] = Worth(
+            estimate=round(estimate * rate, 6), low=round(low * rate, 6), high=round(high * rate, 6)
+        )
     if endpoint == "accuracy":
         _resampled(answer, question, *resampled, level)
     single = [block.name for block, part in zip(used, parts, strict=True) if part.seeds == 1]
@@ -86,7 +91,7 @@ def _empty(
             f"only {' and '.join(question.moved)} lie off the middle of the depth, so the slope is their difference in "
             f"another unit: the same test as {twin.id}, corrected and answered with it"
         )
-    return {
+    empty: dict[str, Any] = {
         "id": question.id + suffix,
         "endpoint": endpoint,
         "status": "stated" if is_stated else "exploratory",
@@ -116,6 +121,7 @@ def _empty(
         "dropped_tasks": [],
         "reasons": reasons,
     }
+    return cast("Answer", empty)
 
 
 def _estimate(
@@ -146,9 +152,10 @@ def _estimate(
         answer["reasons"].append(f"one task ({used[0].name}): nothing is said about others")
         return
     across = between_tasks([float(part.mean) for part in parts])
-    ends = map(points, across.interval(level))
+    below, above = map(points, across.interval(level))
     answer["drawn"] = Drawn(
-        **dict(zip(("low", "high"), ends, strict=True)),
+        low=below,
+        high=above,
         p=round(float(across.p_value()), 8),
         p_equivalence=round(float(across.p_equivalence(margin)), 8),
     )

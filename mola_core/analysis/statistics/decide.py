@@ -11,7 +11,7 @@ endpoint another: what is explored never moves what is stated.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -218,23 +218,33 @@ def _correct(answers: list[Answer], level: float) -> None:
         members = [a for a in decidable if a["status"] == status]
         tested = {a["same_test_as"] or a["id"]: a for a in members}
         for key in ("p", "p_equivalence"):
-            adjusted = dict(zip(tested, holm([a[key] for a in tested.values()]), strict=True))
+            adjusted = dict(
+                zip(tested, holm([cast("dict[str, float]", a)[key] for a in tested.values()]), strict=True)
+            )
             for answer in members:
-                answer[f"{key}_adjusted"] = round(adjusted[answer["same_test_as"] or answer["id"]], 8)
+                cast("dict[str, float]", answer)[f"{key}_adjusted"] = round(
+                    adjusted[answer["same_test_as"] or answer["id"]], 8
+                )
     for answer in decidable:
         _decide(answer, level)
 
 
 def _decide(answer: Answer, level: float) -> None:
-    answer["within_margin"] = answer["p_equivalence_adjusted"] <= level
-    if answer["p_adjusted"] <= level:
-        answer["answer"] = "supported" if answer["estimate"] > 0 else "contradicted"
+    estimate, p, adjusted = answer["estimate"], answer["p"], answer["p_adjusted"]
+    equivalence = answer["p_equivalence_adjusted"]
+    assert None not in (estimate, p, adjusted, equivalence), "what covers seeds and documents was tested"
+    estimate, p, adjusted, equivalence = map(
+        float, cast("tuple[float, ...]", (estimate, p, adjusted, equivalence))
+    )
+    answer["within_margin"] = equivalence <= level
+    if adjusted <= level:
+        answer["answer"] = "supported" if estimate > 0 else "contradicted"
         smallest = answer["minimum_detectable_effect"]
         if answer["within_margin"]:
             answer["reasons"].append(
                 f"the difference is there, but smaller than the margin of {answer['margin']:g}: of no practical weight"
             )
-        elif smallest is not None and abs(answer["estimate"]) < abs(smallest):
+        elif smallest is not None and abs(estimate) < abs(smallest):
             answer["reasons"].append(
                 "smaller than what such a study finds reliably: a decided effect of this size is probably "
                 "overstated, and more seeds may undo it (Gelman & Carlin 2014)"
@@ -242,7 +252,7 @@ def _decide(answer: Answer, level: float) -> None:
         return
     if answer["within_margin"]:
         answer["answer"] = "equivalent"
-    if answer["p"] <= level:
+    if p <= level:
         answer["reasons"].append(
             f"the interval excludes zero, but not after Holm's correction for {answer['family_size']} questions"
         )

@@ -20,7 +20,7 @@ formula: ranks and the probability of improvement (`bootstrap`).
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import scipy  # its submodules load when used: Snakemake reads this file to plan
@@ -42,7 +42,7 @@ class Components(NamedTuple):
     rest: np.ndarray
     seeds: int
     documents: int
-    seed_df: int
+    seed_df: float
     """Degrees of freedom of `seed`: seeds - 1, or more where it was pooled over methods."""
     clusters: float | None = None
     """Effective number of clusters of documents; None where each document stands for itself."""
@@ -168,7 +168,7 @@ def variance_terms(parts: Sequence[Components]) -> tuple[np.ndarray, np.ndarray]
         )
     with np.errstate(divide="ignore", invalid="ignore"):
         df = np.where(np.asarray(terms) > 0, floored**2 / terms, 1.0)
-    return variance, np.maximum(df, 1.0)
+    return np.asarray(variance), np.maximum(df, 1.0)
 
 
 def documents_alone(parts: Sequence[Components]) -> tuple[np.ndarray, np.ndarray]:
@@ -187,7 +187,7 @@ def combine(parts: Sequence[Components]) -> Estimate:
     """The contrast's mean over tasks, each task counting the same."""
     variance, df = variance_terms(parts)
     mean = sum(part.mean for part in parts) / len(parts)
-    return Estimate(mean, np.sqrt(variance), df, documents_alone(parts))
+    return Estimate(cast("np.ndarray", mean), np.sqrt(variance), df, documents_alone(parts))
 
 
 def between_tasks(means: Sequence[float]) -> Estimate:
@@ -199,7 +199,7 @@ def between_tasks(means: Sequence[float]) -> Estimate:
     """
     values = np.asarray(means, dtype=float)
     error = values.std(ddof=1) / np.sqrt(len(values))
-    return Estimate(values.mean(), error, np.float64(len(values) - 1))
+    return Estimate(values.mean(), error, np.asarray(len(values) - 1.0))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

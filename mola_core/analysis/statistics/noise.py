@@ -71,7 +71,7 @@ def equally_noisy(parts: Sequence[Components], runs: Sequence[np.ndarray], weigh
     for part, run in zip(parts, runs, strict=True):
         methods, seeds = run.shape[-2:]
         if methods < 3:
-            return np.float64(1.0)
+            return np.asarray(1.0)
         own = part.seed / part.documents / np.square(weights).sum()
         df, rest_df = seeds - 1, (methods - 2) * (seeds - 1)
         rest = np.maximum(_interaction(run) - own * df, 0) / rest_df

@@ -96,7 +96,8 @@ def exchange_rate(matrix: ScoreMatrix) -> Exchange | None:
     for fewer than 6 runs or a correlation within tasks below 0.5. It describes these runs: a rate between methods,
     not a promise for another study.
     """
-    x, y = [], []
+    x: list[np.ndarray] = []
+    y: list[np.ndarray] = []
     for block in matrix.blocks:
         rows = [row for row, method in enumerate(block.methods) if method != BASE]
         if block.likelihood is None or not rows:

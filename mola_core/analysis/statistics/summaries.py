@@ -35,7 +35,7 @@ def summarise_methods(
     """Mean accuracy over tasks of every method in all of them, best first, with its interval and ranks."""
     places = ranks(drawn.means()) if drawn is not None else None
     by_name = {shape.method: shape for shape in shapes}
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for method in matrix.methods:
         if any(len(block.common_seeds([method])) == 0 or block.units < 2 for block in matrix.blocks):
             continue
@@ -126,7 +126,7 @@ def depth_lines(
 
 def mcnemar_tests(matrix: ScoreMatrix, questions: Sequence[Question]) -> list[dict[str, Any]]:
     """Exact McNemar for each pair and task where the pair shares one seed."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for question in (question for question in questions if question.is_pair):
         first, second = sorted(question.weights, key=question.weights.__getitem__, reverse=True)
         for block in matrix.blocks:
