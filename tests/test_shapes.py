@@ -72,3 +72,9 @@ def test_the_papers_parameter_counts(names, count):
 
 def test_the_papers_lora_count():
     assert shapes.lora_parameters([64] * 32, LLAMA_2_7B) == 159_907_840
+
+
+def test_the_middle_layer_of_an_odd_depth_is_rounded_up():
+    """Between quarters of three and four experts it has four, and between four and three too: mirrors cost the same."""
+    assert shapes.experts_per_layer("2348", 5) == [2, 3, 4, 4, 8]
+    assert shapes.experts_per_layer("8432", 5) == [8, 4, 4, 3, 2]

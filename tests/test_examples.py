@@ -1,0 +1,91 @@
+"""Examples as files: what they hold, and what is refused where they are made or read."""
+
+import random
+
+import pyarrow.parquet as pq
+import pytest
+
+from mola_core.errors import MolaError
+from mola_core.tasks import examples as module
+from mola_core.tasks import loading, render
+from mola_core.tasks.examples import read_examples, write_examples
+
+
+@pytest.fixture
+def prepared_bench(bench):
+    return bench(tasks=["cola", "scienceqa"], methods=["base"], seeds=[0])
+
+
+def write(runner, folder, task="cola", max_length=256):
+    rows = runner.layout.data(task)
+    return write_examples(task, "choice", rows, folder, runner.base.tokenizer, max_length, "made by a test")
+
+
+@pytest.mark.parametrize("task", ["cola", "scienceqa"])
+def test_examples_are_lm_evals_own(prepared_bench, tmp_path, task):
+    from mola_core.tasks import evaluation_split, load_task
+
+    record = write(prepared_bench, tmp_path / "examples", task)
+    loaded = load_task(task, "choice", prepared_bench.layout.data(task))
+    for part, split in (("train", "train"), ("evaluation", evaluation_split(task))):
+        assert read_examples(tmp_path / "examples", part) == render(loaded, split)
+        assert record["parts"][part]["documents"] == len(render(loaded, split))
+    validated = load_task(task, "choice", prepared_bench.layout.data(task), validated=True)
+    assert read_examples(tmp_path / "examples", "validation") == render(validated, "validation")
+    kept = read_examples(tmp_path / "examples", "train", without_held_out=True)
+    assert kept == render(validated, "train")
+    assert read_examples(tmp_path / "examples", "train", 3) == render(loaded, "train", 3)
+
+
+def test_rows_that_are_drawn_at_random_are_refused(prepared_bench, tmp_path, monkeypatch):
+    """A task that shuffles its options without a seed gives other questions each time that it is loaded."""
+    plain = loading.make_examples
+    random.seed(4)
+
+    def shuffled(task, split, documents):
+        found = plain(task, split, documents)
+        return random.sample(found, len(found)) if split == "train" else found
+
+    monkeypatch.setattr(loading, "make_examples", shuffled)
+    with pytest.raises(MolaError, match="task cola: row [0-9]+ of train differs between two renderings"):
+        write(prepared_bench, tmp_path / "examples")
+    assert not (tmp_path / "examples").exists()
+
+
+def test_documents_in_two_splits_are_counted(prepared_bench, tmp_path, monkeypatch, capsys):
+    plain = loading.make_examples
+    monkeypatch.setattr(
+        loading,
+        "make_examples",
+        lambda task, split, documents: plain(task, "train", documents)[:5] + plain(task, split, documents),
+    )
+    monkeypatch.setattr(module, "_clusters", lambda rows, split, count: [None] * count)
+    record = write(prepared_bench, tmp_path / "examples", "scienceqa")
+    assert record["shared"]["train and evaluation"] == 5
+    assert "5 documents stand in train and evaluation" in capsys.readouterr().err
+
+
+def test_cut_prompts_are_counted_and_long_answers_refused(prepared_bench, tmp_path):
+    longest = max(
+        row["tokens"]
+        for row in pq.read_table(prepared_bench.layout.examples("cola") / "train.parquet").to_pylist()
+    )
+    record = write(prepared_bench, tmp_path / "whole", max_length=longest)
+    assert record["parts"]["train"]["cut"] == 0
+    record = write(prepared_bench, tmp_path / "cut", max_length=longest - 3)
+    rows = pq.read_table(tmp_path / "cut" / "train.parquet").to_pylist()
+    assert [row["cut"] for row in rows] == [max(0, row["tokens"] - longest + 3) for row in rows]
+    assert record["parts"]["train"]["cut"] == sum(row["cut"] > 0 for row in rows) > 0
+    assert record["parts"]["evaluation"]["cut"] == 0, "evaluation cuts nothing before the model's own limit"
+    with pytest.raises(MolaError, match="task cola: row 0 of train: .*raise training.max_length"):
+        write(prepared_bench, tmp_path / "short", max_length=8)
+
+
+def test_a_damaged_file_is_named(prepared_bench, tmp_path):
+    write(prepared_bench, tmp_path / "examples")
+    file = tmp_path / "examples" / "train.parquet"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+    with pytest.raises(MolaError, match=r"train\.parquet: missing or altered"):
+        read_examples(tmp_path / "examples", "train")
