@@ -182,13 +182,15 @@ def _tell_missing(what: str, missing: Sequence[Cell]) -> None:
 
 
 def summary(arguments: argparse.Namespace) -> None:
-    """Write summary.md and summary.html, which a person reads first."""
+    """Write the study's page, index.html, which a person reads first, and summary.md; print the answer."""
+    from mola_core.analysis.pages import study_page
     from mola_core.analysis.pages import summary as own_summary
-    from mola_core.analysis.pages.html import write_page
+    from mola_core.analysis.pages.answer import told
 
     layout = _layout(arguments)
     own_summary.write(layout, layout.folder)
-    write_page(layout.folder / "summary.md")
+    study_page.write(layout, layout.folder)
+    print(told(layout.folder))
 
 
 def reanalyse(arguments: argparse.Namespace) -> None:
@@ -200,22 +202,29 @@ def reanalyse(arguments: argparse.Namespace) -> None:
 
 def verdict(arguments: argparse.Namespace) -> None:
     """Answer the study's questions, or the standard ones of any score file (--scores)."""
-    from mola_core.analysis.pages.html import write_page
+    from mola_core.analysis.pages.answer import answer_sentence
+    from mola_core.analysis.pages.study_page import write_verdict_page
     from mola_core.analysis.pages.verdict import write_verdict
+    from mola_core.analysis.tables.questions import write_questions
 
     if arguments.scores:
         out = Path(arguments.out or Path(arguments.scores).parent)
-        write_verdict(arguments.scores, out)
-        write_page(out / "verdict.md")
+        found = write_verdict(arguments.scores, out)
+        write_questions(found, out / "tables")
+        write_verdict_page(out)
+        print(answer_sentence(found))
         return
     from mola_core.analysis.collect import read_cells, recorded_experts
+    from mola_core.analysis.figures.verdict import draw_verdict
+    from mola_core.analysis.notices import missing_cells, notices
 
     layout = _layout(arguments)
     out = Path(arguments.out or layout.folder)
     every = read_cells(layout.folder)
     cells = every.drop_duplicates("method").set_index("method")
     variants = [method.label for method in layout.study.methods if method.own_settings]
-    write_verdict(
+    said = notices(layout.study, missing_cells(layout.study, every))
+    found = write_verdict(
         layout.folder / "scores.parquet",
         out,
         layout.study.verdict,
@@ -223,7 +232,9 @@ def verdict(arguments: argparse.Namespace) -> None:
         parameters=cells["trainable_parameters"].dropna().astype(int).to_dict(),
         stand_in=layout.study.stand_in,
     )
-    write_page(out / "verdict.md")
+    write_questions(found, out / "tables", said)
+    if said:
+        draw_verdict(found, out / "figures", said)  # again, with what the study must say on each
 
 
 def calibrate(arguments: argparse.Namespace) -> None:
@@ -272,10 +283,14 @@ def benchmark(arguments: argparse.Namespace) -> None:
 
 
 def where(arguments: argparse.Namespace) -> None:
-    """Print where a study's results are."""
+    """Print a study's answer and where its results are."""
+    from mola_core.analysis.pages.answer import told
+
     folder = _layout(arguments).folder
-    print(f"Read first: {folder / 'summary.md'}")
-    print(f"Tables, figures, verdict: {folder / 'tables'}, {folder / 'figures'}, {folder / 'verdict.md'}")
+    answer = told(folder)
+    if answer:
+        print(answer)
+    print(f"Everything: {folder}")
 
 
 def cells(arguments: argparse.Namespace) -> None:

@@ -1,40 +1,47 @@
-"""The study's own figures, from its collected files.
-
-What draws is imported where it is needed: the workflow reads `FIGURES` from here and needs nothing else.
-"""
+"""Draw a study's own figures from its collected files; which there are says the registry."""
 
 from pathlib import Path
 
+from mola_core.analysis.figures import registry
 from mola_core.runs.layout import Layout
 
-FIGURES = ("accuracy_parameters", "experts_per_layer", "training_loss")
+FIGURES = registry.names("study")
 """Figures of every study: `figures/<name>.{svg,png}`."""
 
 
-def write(layout: Layout, out_dir: Path | None = None) -> None:
-    """Draw `FIGURES` from the files that `collect` wrote into `out_dir` (default: the study's folder).
-
-    Raises `MolaError` where those are missing.
-    """
+def study_data(layout: Layout, folder: Path) -> registry.StudyData:
+    """What `collect` wrote into `folder`. Raises `MolaError` where it is missing."""
     from mola_core.analysis.collect import read_cells, read_curves, recorded_experts
-    from mola_core.analysis.figures import plots
-    from mola_core.analysis.figures.drawing import heading, save_figure
-    from mola_core.analysis.figures.style import figure_style
-    from mola_core.analysis.notices import missing_cells, notices
     from mola_core.analysis.scores import load_scores, score_matrix
     from mola_core.analysis.tables.accuracy import model_depth
     from mola_core.analysis.tables.parameters import layer_matrices
 
-    study, folder = layout.study, Path(out_dir or layout.folder)
     cells = read_cells(folder)
-    matrix = score_matrix(load_scores(folder / "scores.parquet"))
-    depth = model_depth(cells, layer_matrices(layout.model))
+    return registry.StudyData(
+        layout.study,
+        cells,
+        score_matrix(load_scores(folder / "scores.parquet")),
+        read_curves(folder),
+        model_depth(cells, layer_matrices(layout.model)),
+        recorded_experts(cells),
+    )
+
+
+def write(layout: Layout, out_dir: Path | None = None) -> None:
+    """Draw the figures of a study from the files that `collect` wrote into `out_dir` (default: the study's folder).
+
+    Raises `MolaError` where those are missing.
+    """
+    from mola_core.analysis.figures.drawing import heading, save_figure
+    from mola_core.analysis.figures.style import figure_style
+    from mola_core.analysis.notices import missing_cells, notices
+
+    study, folder = layout.study, Path(out_dir or layout.folder)
+    data = study_data(layout, folder)
+    said = notices(study, missing_cells(study, data.cells))
     with figure_style():
-        drawn = [
-            plots.accuracy_parameters(study, cells, matrix),
-            plots.experts_per_layer(study, depth, recorded_experts(cells)),
-            plots.training_loss(study, read_curves(folder)),
-        ]
-        for name, figure in zip(FIGURES, drawn, strict=True):
-            heading(figure, notices(study, missing_cells(study, cells)))
-            save_figure(figure, folder / "figures" / name)
+        for entry in registry.entries("study"):
+            figure = entry.draw(data)
+            if figure is not None:
+                heading(figure, said)
+                save_figure(figure, folder / "figures" / entry.name, entry.title, entry.caption(data))
