@@ -9,20 +9,20 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-MOST_SEED = 2**32 - 1
+MAX_SEED = 2**32 - 1
 """numpy's and transformers' random generators take 32 bits."""
-Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 SAFE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
 Name = Annotated[str, Field(pattern=f"^{SAFE_NAME}$", max_length=80)]
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 BatchSize = Annotated[int, Field(ge=1, le=65_536)]
 Few = Annotated[int, Field(ge=1, le=1024)]
-MOST_EXPERTS = 1024
+MAX_EXPERTS = 1024
 """Of a layer."""
-Experts = Annotated[int, Field(ge=1, le=MOST_EXPERTS)]
-MOST_RANK = 65_536
-Rank = Annotated[int, Field(ge=1, le=MOST_RANK)]
+Experts = Annotated[int, Field(ge=1, le=MAX_EXPERTS)]
+MAX_RANK = 65_536
+Rank = Annotated[int, Field(ge=1, le=MAX_RANK)]
 Epochs = Annotated[float, Field(gt=0, le=100_000)]
 Rate = Annotated[float, Field(gt=0, le=1000)]
 Coefficient = Annotated[float, Field(ge=0, le=1_000_000)]

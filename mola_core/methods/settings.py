@@ -7,9 +7,9 @@ from pydantic import Field, model_validator
 
 from mola_core.methods.registry import family_of, parse_method
 from mola_core.section import (
-    MOST_EXPERTS,
-    MOST_RANK,
-    MOST_SEED,
+    MAX_EXPERTS,
+    MAX_RANK,
+    MAX_SEED,
     SAFE_NAME,
     Closed,
     Coefficient,
@@ -81,10 +81,10 @@ class MethodSettings(Closed):
             raise ValueError(f"method {self.method!r}: initialisation pissa is for LoRA and MoLA")
         experts = experts_per_layer(parsed.shape, 64) if parsed.shape else [1]
         for what, number, most in [
-            ("rank", parsed.rank or 1, MOST_RANK),
-            ("experts of a layer", max(experts), MOST_EXPERTS),
-            ("budget", parsed.budget or 1, 4 * MOST_EXPERTS),
-            ("number of the draw", parsed.draw or 0, MOST_SEED),
+            ("rank", parsed.rank or 1, MAX_RANK),
+            ("experts of a layer", max(experts), MAX_EXPERTS),
+            ("budget", parsed.budget or 1, 4 * MAX_EXPERTS),
+            ("number of the draw", parsed.draw or 0, MAX_SEED),
         ]:
             if number > most:
                 raise ValueError(f"method {self.method!r}: {what} at most {most}; lower it")

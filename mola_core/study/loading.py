@@ -11,7 +11,7 @@ from mola_core.study.study import Study
 
 STUDIES = Path(__file__).parents[1] / "studies"
 """The studies that come with the package; `workflow/studies` is a link to them."""
-MOST_VALUES = 100_000
+MAX_VALUES = 100_000
 """Values that a study file may hold, aliases written out."""
 
 
@@ -71,8 +71,8 @@ def _check_size(content: Any) -> None:
     while waiting:
         entry = waiting.pop()
         seen += 1
-        if seen > MOST_VALUES:
-            raise ValueError(f"more than {MOST_VALUES} values; write fewer, or fewer aliases (&, *)")
+        if seen > MAX_VALUES:
+            raise ValueError(f"more than {MAX_VALUES} values; write fewer, or fewer aliases (&, *)")
         if isinstance(entry, dict):
             waiting += [*entry.keys(), *entry.values()]
         elif isinstance(entry, list | tuple | set):

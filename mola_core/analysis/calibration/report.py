@@ -14,7 +14,7 @@ from mola_core.analysis.calibration.constants import (
     CHUNK,
     LEVEL,
     MARGIN,
-    MOST_PLANNED,
+    MAX_PLANNED,
     PILOTS,
     POWER,
     RESAMPLES,
@@ -156,8 +156,8 @@ def check_plan(
     alike = equally_noisy(own, runs, row[0]) >= DOUBT
     pooled = [pool_runs(part, run, row[0]) for part, run in zip(own, runs, strict=True)]
     true = float(row[0] @ scenario.true_accuracy().mean(0))
-    grid = sorted({2, 3, 4, 5, 6, 8, 10, 14, 20, 28, MOST_PLANNED, scenario.seeds})
-    many = Scenario(**{**vars(scenario), "seeds": MOST_PLANNED})
+    grid = sorted({2, 3, 4, 5, 6, 8, 10, 14, 20, 28, MAX_PLANNED, scenario.seeds})
+    many = Scenario(**{**vars(scenario), "seeds": MAX_PLANNED})
     fresh = simulated_components(many, row, matrices, rng, grid)
     found = [_found(combine(fresh[count][0])).mean() for count in grid]
     chosen, promised, measured, at_own = [], [], [], []
@@ -166,7 +166,7 @@ def check_plan(
         pilots = pooled if alike[pilot] else own
         parts = [Components(*(field[pilot] for field in part[:4]), *part[4:]) for part in pilots]
         planner = Planner(parts, LEVEL, POWER)
-        seeds = min(planner.seeds_needed(true) or MOST_PLANNED, MOST_PLANNED)
+        seeds = min(planner.seeds_needed(true) or MAX_PLANNED, MAX_PLANNED)
         chosen.append(seeds)
         promised.append(planner.power(true, seeds))
         measured.append(float(np.interp(seeds, grid, found)))

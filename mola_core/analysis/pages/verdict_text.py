@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mola_core.analysis.statistics.planner import MOST_SEEDS
+from mola_core.analysis.statistics.planner import MAX_SEEDS
 from mola_core.analysis.tables.render import p_value
 
 TITLE = "Do higher layers need more experts here?"
@@ -111,7 +111,7 @@ def _what_would_change_it(verdict: dict[str, Any]) -> str:
 
 
 def _seeds(count: int | None) -> str:
-    return f"more than {MOST_SEEDS} (the documents are the limit)" if count is None else str(count)
+    return f"more than {MAX_SEEDS} (the documents are the limit)" if count is None else str(count)
 
 
 def _answers(verdict: dict[str, Any]) -> str:

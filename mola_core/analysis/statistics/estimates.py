@@ -25,7 +25,7 @@ from typing import NamedTuple, cast
 import numpy as np
 import scipy  # its submodules load when used: Snakemake reads this file to plan
 
-LEAST_SPREAD = 0.05
+MIN_SPREAD = 0.05
 """Range of the shapes' spreads below which no slope on spread is estimated: 5555 lies 0.03 above 2468 and 8642, and to
 conclude from that about both ends or the middle would be to extrapolate. 8228 lies 0.06 above 5555, 2882 0.08 below."""
 
@@ -228,7 +228,7 @@ def slope_weights(centres: Sequence[float], spreads: Sequence[float]) -> np.ndar
 
     With tasks and seeds as blocks and every shape in every block, the regression with block intercepts is the
     mean of the blocks' own regressions, so the slopes are contrasts of the shapes. Where centre and spread
-    cannot be told apart, or spreads lie within `LEAST_SPREAD`, the second row is zero and the first is the slope on
+    cannot be told apart, or spreads lie within `MIN_SPREAD`, the second row is zero and the first is the slope on
     the centre alone. Returns None for fewer than three shapes or equal centres.
     """
     centre = np.asarray(centres, dtype=float) - np.mean(centres)
@@ -236,6 +236,6 @@ def slope_weights(centres: Sequence[float], spreads: Sequence[float]) -> np.ndar
     if len(centre) < 3 or np.ptp(centre) < 1e-6:
         return None
     design = np.stack([centre, spread], axis=1)
-    if np.ptp(spread) >= LEAST_SPREAD and np.linalg.matrix_rank(design, tol=1e-6) == 2:
+    if np.ptp(spread) >= MIN_SPREAD and np.linalg.matrix_rank(design, tol=1e-6) == 2:
         return np.linalg.pinv(design)
     return np.stack([centre / (centre @ centre), np.zeros_like(centre)])

@@ -16,7 +16,7 @@ from scipy import special, stats
 
 from mola_core.analysis.statistics.estimates import Components, documents_alone, variance_terms
 
-MOST_SEEDS = 1000
+MAX_SEEDS = 1000
 _DRAWS = 8
 """Power of two of the number of draws."""
 
@@ -107,11 +107,11 @@ class Planner:
         return self._fewest(lambda seeds: self.power_equivalence(margin, seeds))
 
     def _fewest(self, power: Callable[[int], float]) -> int | None:
-        if power(MOST_SEEDS) < self.target:
+        if power(MAX_SEEDS) < self.target:
             return None
         low, high = 1, 2
         while power(high) < self.target:
-            low, high = high, min(2 * high, MOST_SEEDS)
+            low, high = high, min(2 * high, MAX_SEEDS)
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if power(middle) < self.target else (low, middle)

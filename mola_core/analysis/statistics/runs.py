@@ -12,7 +12,7 @@ from mola_core.analysis.statistics.summaries import BASE, points
 COLLAPSE = 5.0
 """Points below the median of its method's runs, and times their usual distance from it, at which a run is collapsed."""
 FEWEST_RUNS = 6
-LEAST_R = 0.5
+MIN_R = 0.5
 """Correlation of accuracy and likelihood below which a rate between them would mean nothing."""
 
 
@@ -113,7 +113,7 @@ def exchange_rate(matrix: ScoreMatrix) -> Exchange | None:
     if len(likelihood) < FEWEST_RUNS or spread < 1e-15:
         return None
     r = float(likelihood @ accuracy) / max(np.sqrt(spread * float(accuracy @ accuracy)), 1e-15)
-    if r < LEAST_R:
+    if r < MIN_R:
         return None
     return {
         "rate": round(float(likelihood @ accuracy) / spread, 4),
