@@ -15,6 +15,7 @@ from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 
 from mola_core.errors import MolaError
+from mola_core.models.precision import computed_in
 from mola_core.models.tokens import adds_bos, encode
 from mola_core.training.batches import left_pad
 
@@ -147,9 +148,10 @@ def evaluate(
         device=str(next(model.parameters()).device),
     )
     started = time.monotonic()
-    outcome = evaluator.evaluate(
-        language_model, {task_name: task}, limit=settings.documents, bootstrap_iters=0, log_samples=True
-    )
+    with computed_in(model, settings.precision):
+        outcome = evaluator.evaluate(
+            language_model, {task_name: task}, limit=settings.documents, bootstrap_iters=0, log_samples=True
+        )
     seconds = time.monotonic() - started
     samples = outcome["samples"][task_name]
     _compare(task_name, samples, examples)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mola_core.distributed import world_size
+from mola_core.distributed import from_main, is_main, world_size
 from mola_core.errors import MolaError
 from mola_core.files import read_json
+from mola_core.models.kernels import Setting, choose, linear_sizes
 from mola_core.models.loading import (
     load_model,
     load_tokenizer,
@@ -30,16 +32,16 @@ if TYPE_CHECKING:
 class Base:
     """A prepared base model; its files are compared with their hashes when it is first used."""
 
-    def __init__(self, folder: Path, source: ModelSource, threads: int) -> None:
+    def __init__(self, folder: Path, source: ModelSource, threads: int, matmul: Setting = "default") -> None:
         self.folder = folder
         self.source = source
         self.threads = max(1, threads // world_size())
+        self.matmul = matmul
+        self._settled = False
 
     @cached_property
     def model(self) -> PreTrainedModel:
         """The model, on the GPU where there is one. Raises `MolaError` where the folder holds another or a damaged one."""
-        if torch.get_num_threads() != self.threads and not torch.cuda.is_available():
-            torch.set_num_threads(self.threads)
         verify_model(self.folder)
         if read_json(self.folder / "model.json")["identity"] != model_identity(self.source):
             raise MolaError(
@@ -55,7 +57,19 @@ class Base:
         """The model in `folder` (this one, or a fully tuned one), as the study wants it to be held."""
         source = self.source
         model = load_model(folder, dtype=source.dtype, quantization=source.quantization)
+        self.settle(model)
         return model.to("cuda") if torch.cuda.is_available() and source.quantization is None else model
+
+    def settle(self, model: PreTrainedModel) -> None:
+        """Set this process's threads and kernels, once, for `model`; alike in all processes that train a cell together."""
+        if self._settled:
+            return
+        self._settled = True
+        if torch.get_num_threads() != self.threads and not torch.cuda.is_available():
+            torch.set_num_threads(self.threads)
+        record = from_main(lambda: choose(self.matmul, linear_sizes(model)))
+        if not is_main():
+            choose(record["matmul"], Counter())
 
     def lend(self) -> PreTrainedModel:
         """The model to put an adapter on; forgotten until `take_back`, since a failure would leave half of one."""

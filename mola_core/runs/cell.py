@@ -54,7 +54,8 @@ class CellRunner:
     def base(self) -> Base:
         from mola_core.models.base import Base
 
-        return Base(self.layout.model, self.study.model, self.study.compute.threads)
+        compute = self.study.compute
+        return Base(self.layout.model, self.study.model, compute.threads, compute.matmul)
 
     def run(self, cell: Cell) -> None:
         """Train (unless an adapter with this key is there) and evaluate."""
@@ -372,6 +373,7 @@ class CellRunner:
                 )
             self.base.forget()
             model: Any = whole_model(start)
+            self.base.settle(model)
         elif parent:
             model = continued_adapter(self.base.lend(), start)
         else:
@@ -459,15 +461,14 @@ def _environment() -> Environment:
     """What a measurement was taken with and on."""
     import torch
 
-    device = (
-        torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else platform.processor() or platform.machine()
-    )
+    from mola_core.models.kernels import cpu_name, kernels
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
     return {
         "versions": versions(),
         "git": git_state(),
         "device": device,
         "threads": torch.get_num_threads(),
+        "kernels": kernels(),
         "platform": f"{sys.platform} {platform.machine()}",
     }

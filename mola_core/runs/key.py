@@ -98,6 +98,7 @@ def training_parts(layout: Layout, cell: Cell) -> Parts | None:
     if selected:
         parts["validation"] = examples_part(layout, rows, "validation", None, False)
         parts["scoring"] = _scoring(layout, [rows])
+        parts["precision_of_scoring"] = study.evaluation.precision
     parent = study.parent(cell)
     if parent:
         before = training_parts(layout, parent)

@@ -14,6 +14,8 @@ class Environment(TypedDict):
     """Commit of the project, and whether tracked files differed from it; empty outside a checkout."""
     device: str
     threads: int
+    kernels: dict[str, Any]
+    """What computed float32 products: CPU, capability, kernel, and the times and errors that it was chosen by."""
     platform: str
 
 

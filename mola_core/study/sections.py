@@ -241,6 +241,9 @@ class EvaluationSettings(Closed):
     batch_size: BatchSize = 16
     documents: Count | None = None
     """Evaluate only the first so many documents (recorded in every table)."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Mixed precision of the forward pass, as `training.precision` is that of training. bf16 moves single answers where
+    two options are nearly alike; the README says how many."""
     every_epoch: bool = False
     """Where `training.epochs` is a list, evaluate each of these epochs, not only the one chosen on validation. The
     manifest then also says what choosing on the evaluation set itself, probably the paper's way, would give."""
@@ -250,6 +253,11 @@ class ComputeSettings(Closed):
     """What one cell asks of the machine; never changes a result beyond rounding (and, on several cards, dropout)."""
 
     threads: Few = 2
+    matmul: Literal["auto", "default", "onednn"] = "auto"
+    """Library of float32 products on a CPU. `default` is PyTorch's choice (MKL), `onednn` is twice as fast on AMD processors
+    with AVX-512; `auto` measures both at the start and takes the faster of those that are accurate to float32 (2e-6).
+    Sums round differently, as with another number of threads: results are equal bit for bit at equal threads and equal
+    kernels. The records name the kernel and the measurement."""
     gpus: Annotated[int, Field(ge=0, le=1024)] = 0
     """Cards that train one cell: with several, a process for each by torchrun. Where a cell fits one card, cells beside
     each other finish a study sooner. Evaluation takes one."""

@@ -26,7 +26,9 @@ from transformers import (
 from mola_core.distributed import from_main, is_main, wait_for_all, world_size
 from mola_core.errors import MolaError, OutOfTime
 from mola_core.files import read_json, remove, write_json, write_text
+from mola_core.models.kernels import tell_slow_bf16
 from mola_core.models.memory import peak_memory
+from mola_core.models.precision import frozen_in
 from mola_core.models.tokens import Encoded
 from mola_core.training.batches import Collator, LengthGrouped, Packer
 
@@ -234,7 +236,8 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)
     model.config.use_cache = False
-    with _stopped_by_sigterm(progress):
+    tell_slow_bf16(settings.precision)
+    with _stopped_by_sigterm(progress), frozen_in(model, settings.precision):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if progress.out_of_time:
         raise OutOfTime(f"{label}: stopped at step {trainer.state.global_step} of {steps}")

@@ -1,0 +1,53 @@
+"""Mixed precision: autocast of the forward pass, with frozen weights held in its type meanwhile.
+
+Autocast converts a frozen weight anew in every forward pass (it remembers trained ones only). Converted once beforehand it
+is the same number, so results are equal bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import nn
+
+Precision = Literal["fp32", "bf16", "fp16"]
+TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@contextlib.contextmanager
+def frozen_in(model: nn.Module, precision: Precision) -> Iterator[None]:
+    """Hold the frozen float32 weights of linear modules in the autocast type of `precision` during the block.
+
+    On a CPU only: a card that just holds the model has no room for a second copy, and converts quickly.
+    """
+    dtype = TYPES.get(precision)
+    held: list[tuple[nn.Linear, nn.Parameter]] = []
+    try:
+        for module in model.modules() if dtype else ():
+            if type(module) is not nn.Linear:  # what libraries derive from it has a forward pass of its own
+                continue
+            weight = module.weight
+            if weight.requires_grad or weight.dtype != torch.float32 or weight.device.type != "cpu":
+                continue
+            held.append((module, weight))
+            # A parameter of its own: an embedding that is tied to the output layer stays in float32.
+            module.weight = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+        yield
+    finally:
+        for module, weight in held:
+            module.weight = weight
+
+
+@contextlib.contextmanager
+def computed_in(model: nn.Module, precision: Precision) -> Iterator[None]:
+    """Forward passes in the block are computed in `precision`, as those of the Trainer's are."""
+    dtype = TYPES.get(precision)
+    if dtype is None:
+        yield
+        return
+    device = next(model.parameters()).device.type
+    with frozen_in(model, precision), torch.autocast(device, dtype=dtype):
+        yield

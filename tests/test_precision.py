@@ -1,0 +1,132 @@
+"""Mixed precision: frozen weights converted once are what autocast converts each time; evaluation has a precision of its own."""
+
+import copy
+
+import pytest
+import torch
+
+from mola_core.methods.registry import peft_config
+from mola_core.methods.settings import SEVEN_MODULES, AdapterSettings, MethodSettings
+from mola_core.models.precision import computed_in, frozen_in
+
+
+def adapted(base, method):
+    from peft import get_peft_model
+
+    torch.manual_seed(0)
+    settings = AdapterSettings(dropout=0.0, target_modules=SEVEN_MODULES)
+    model = get_peft_model(copy.deepcopy(base), peft_config(MethodSettings(method=method), settings, 4))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter += 0.01 * torch.randn(
+                    parameter.shape, generator=torch.Generator().manual_seed(len(name))
+                )
+    return model
+
+
+def loss_and_gradients(model, block):
+    ids = torch.arange(24).reshape(2, 12) % 64
+    model.zero_grad()
+    with block, torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+    return loss, [p.grad.clone() for p in model.parameters() if p.requires_grad]
+
+
+@pytest.mark.parametrize("method", ["mola-2468", "lora-r4", "lora-matched-2468"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_converted_once_give_the_same_bits(tiny_llama, method, tied):
+    model = adapted(tiny_llama(tie_word_embeddings=tied), method)
+    plain = loss_and_gradients(model, frozen_in(model, "fp32"))
+    held = loss_and_gradients(model, frozen_in(model, "bf16"))
+    assert torch.equal(plain[0], held[0])
+    assert len(plain[1]) > 0 and all(torch.equal(a, b) for a, b in zip(plain[1], held[1], strict=True))
+
+
+def test_what_is_held_and_what_is_not(tiny_llama):
+    model = adapted(tiny_llama(tie_word_embeddings=True), "lora-r4")
+    before = {name: (id(p), p.dtype) for name, p in model.named_parameters(remove_duplicate=False)}
+    with frozen_in(model, "bf16"):
+        inside = {name: p.dtype for name, p in model.named_parameters(remove_duplicate=False)}
+        frozen = [name for name, dtype in inside.items() if dtype == torch.bfloat16]
+        assert any("q_proj.base_layer" in name for name in frozen) and any(
+            "lm_head" in name for name in frozen
+        )
+        assert not any("embed_tokens" in name or "norm" in name or "lora_" in name for name in frozen)
+    assert before == {name: (id(p), p.dtype) for name, p in model.named_parameters(remove_duplicate=False)}
+
+
+def test_weights_come_back_after_an_error(tiny_llama):
+    model = tiny_llama().requires_grad_(False)
+    with pytest.raises(RuntimeError), frozen_in(model, "bf16"):
+        raise RuntimeError
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_a_model_that_is_trained_whole_keeps_its_weights(tiny_llama):
+    model = tiny_llama().requires_grad_(True)
+    with frozen_in(model, "bf16"):
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_forward_passes_are_computed_as_asked(tiny_llama):
+    model = tiny_llama().requires_grad_(False)
+    ids = torch.arange(12).unsqueeze(0)
+    exact = model(ids).logits
+    with computed_in(model, "fp32"):
+        assert torch.equal(model(ids).logits, exact)
+    with computed_in(model, "bf16"):
+        rounded = model(ids).logits
+    assert rounded.dtype == torch.bfloat16
+    assert 0 < (rounded.float() - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+def test_evaluation_in_bf16_is_another_key_and_other_likelihoods(bench):
+    import pandas as pd
+
+    from mola_core.runs.key import keys
+
+    likelihoods, found = {}, {}
+    for precision in ("fp32", "bf16"):
+        runner = bench(tasks=["cola"], methods=["mola-2468"], seeds=[0], evaluation={"precision": precision})
+        [cell] = runner.study.cells()
+        runner.run(cell)
+        found[precision] = keys(runner.layout, cell)
+        frame = pd.read_parquet(runner.layout.cell(cell) / "samples.parquet")
+        likelihoods[precision] = [value for values in frame["loglikelihoods"] for value in values]
+    assert found["fp32"].training == found["bf16"].training
+    assert found["fp32"].evaluation != found["bf16"].evaluation
+    assert likelihoods["fp32"] != likelihoods["bf16"]
+    assert likelihoods["fp32"] == pytest.approx(likelihoods["bf16"], abs=0.5)
+
+
+def test_the_precision_of_evaluation_counts_where_it_chooses_an_epoch(bench):
+    from mola_core.runs.key import keys
+
+    found = {
+        precision: keys(runner.layout, runner.study.cells()[0]).training
+        for precision in ("fp32", "bf16")
+        for runner in [
+            bench(
+                tasks=["cola"],
+                methods=["mola-2468"],
+                seeds=[0],
+                training={"epochs": [1, 2]},
+                evaluation={"precision": precision},
+            )
+        ]
+    }
+    assert None not in found.values() and found["fp32"] != found["bf16"]
+
+
+@pytest.mark.parametrize("method", ["mola-2468", "lora-r4"])
+def test_an_adapter_that_is_evaluated_gives_the_same_bits_too(tiny_llama, method):
+    """Its own weights are frozen then, and LoRA's are linear modules."""
+    model = adapted(tiny_llama(), method).requires_grad_(False).eval()
+    ids = torch.arange(12).unsqueeze(0)
+    with torch.inference_mode():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            plain = model(ids).logits
+        with computed_in(model, "bf16"):
+            assert torch.equal(model(ids).logits, plain)
