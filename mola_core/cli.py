@@ -25,10 +25,13 @@ BENCHMARKS = ("layers", "steps", "memory", "large", "evaluation", "prefix", "pad
 
 
 def _layout(arguments: argparse.Namespace) -> Layout:
+    from mola_core.models.loading import leave_out_bitsandbytes
     from mola_core.runs.layout import Layout
     from mola_core.study.loading import load_study, study_file
 
     study = load_study(arguments.study, arguments.data_root)
+    if arguments.own_process and study.model.quantization is None:
+        leave_out_bitsandbytes()
     return Layout(study, Path(arguments.results), file=study_file(arguments.study))
 
 
@@ -107,6 +110,20 @@ def evaluate(arguments: argparse.Namespace) -> None:
     layout, cell = _cell(arguments)
     with gpu_slot(layout.study.compute.cells_per_gpu):
         CellRunner(layout).evaluate(cell)
+
+
+def cell(arguments: argparse.Namespace) -> None:
+    """Train and evaluate cells in this process, one after another, on one copy of the base model."""
+    from mola_core.runs.cell import CellRunner
+    from mola_core.runs.gpus import gpu_slot
+    from mola_core.runs.several import run_in_turn
+
+    layout = _own(_layout(arguments))
+    cells = [layout.study.cell(*named) for named in arguments.cell]
+    if layout.study.compute.gpus > 1:
+        raise MolaError("compute.gpus: several cards train a cell; use `mola train`, then `mola evaluate`")
+    with gpu_slot(layout.study.compute.cells_per_gpu):
+        run_in_turn(CellRunner(layout), cells)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -419,6 +436,14 @@ def _parser() -> argparse.ArgumentParser:
         verb(action, _study_options).add_argument("--task", help="only this task")
     verb(train, _cell_options)
     verb(evaluate, _cell_options)
+    verb(cell, _study_options).add_argument(
+        "--cell",
+        nargs=3,
+        action="append",
+        required=True,
+        metavar=("TASK", "METHOD", "SEED"),
+        help="a cell of the study (repeatable)",
+    )
     listing = verb(cells, _study_options)
     listing.add_argument("--format", choices=["text", "json"], default="text", help="json: one object a cell")
     listing.add_argument(
@@ -506,6 +531,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     exit code 1, and a training stopped by SIGTERM, with 143."""
     parsed = _parser().parse_args(arguments)
     parsed.command = list(sys.argv[1:] if arguments is None else arguments)
+    parsed.own_process = arguments is None  # else a program's that goes on after this verb
     # Progress is told in lines that a log can hold; bars and chatter of the libraries would bury them.
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -1,7 +1,7 @@
 """Load: `python tests/load.py [planning dag aggregation worker]` prints seconds and memory. No test: takes minutes.
 
 planning     `snakemake -n` on a study of 1,000 cells, none of them done
-dag          the same study run to its summary by Snakemake: 2,000 jobs whose training and evaluation copy records that
+dag          the same study run to its summary by Snakemake: 1,000 jobs whose training and evaluation copy records that
              were simulated before, collecting and the rest as always; memory and open files of Snakemake on the way
 aggregation  10 million score rows (1,000 simulated cells of 10,000 documents): gathering, and the verdict
 worker       30 tiny cells in one process: memory and open files after each
@@ -25,14 +25,17 @@ STAND_IN = """\
 import os, runpy, shutil, sys
 from pathlib import Path
 
-FILES = {"train": ["train.jsonl", "training.json"], "evaluate": ["samples.parquet", "manifest.json"]}
-if __name__ == "__main__" and sys.argv[1] in FILES:
-    given = dict(zip(sys.argv[2::2], sys.argv[3::2]))
-    cell = Path("thousand/cells", given["--task"], given["--method"], "seed" + given["--seed"])
-    target = Path(given["--results"], cell)
+FILES = ["train.jsonl", "training.json", "samples.parquet", "manifest.json"]
+if __name__ == "__main__" and sys.argv[1] == "cell":
+    results, place = sys.argv[sys.argv.index("--results") + 1], sys.argv.index("--cell")
+    task, method, seed = sys.argv[place + 1 : place + 4]
+    cell = Path("thousand/cells", task, method, "seed" + seed)
+    target = Path(results, cell)
     target.mkdir(parents=True, exist_ok=True)
-    for name in FILES[sys.argv[1]]:
+    for name in FILES:
         shutil.copy(Path(os.environ["SIMULATED"], cell, name), target)
+    for name in ("training.key", "evaluation.key"):
+        (target / name).touch()
 elif __name__ == "__main__" and sys.argv[1] == "model":
     results = sys.argv[sys.argv.index("--results") + 1]
     shutil.copytree(Path(os.environ["SIMULATED"], "models"), Path(results, "models"), dirs_exist_ok=True)

@@ -100,13 +100,13 @@ HF_HUB_OFFLINE=1 "$python" -m snakemake --profile workflow/profiles/slurm --late
 run=$!
 
 # Kill one training on its way, as a failing node would; the profile's retries start it again.
-victim=$results/small/logs/train/cola/mola-2468/seed0.log
+victim=$results/small/logs/cell/cola/mola-2468/seed0.log
 for _ in $(seq 600); do
     kill -0 "$run" 2>/dev/null || break
     grep -q "step " "$victim" 2>/dev/null && break
     sleep 0.5
 done
-process=$(pgrep -f "mola_core.cli train .*$place.*mola-2468" | head -n 1)
+process=$(pgrep -f "mola_core.cli cell .*$place.*mola-2468" | head -n 1)
 kill -KILL "$process"
 echo "killed the training of mola-2468 (process $process)"
 

@@ -52,7 +52,7 @@ def finished(tmp_path_factory):
     study.write_text(STUDY)
     assert main(["run", "--study", str(study), "--results", str(folder / "results")]) == 0
     jobs = planned(folder / "results", study)
-    assert jobs and not {"train", "evaluate"} & set(jobs), "what `mola run` made is taken as it is"
+    assert jobs and not {"cell", "evaluate"} & set(jobs), "what `mola run` made is taken as it is"
     said = snakemake("--cores", "2", results=folder / "results", study=study)
     assert planned(folder / "results", study) == {}, said
     return folder / "results", study
@@ -67,7 +67,7 @@ def copied(finished, tmp_path):
     return tmp_path / "results", tmp_path / "planned.yaml"
 
 
-CELLS = {"train": 2, "evaluate": 3}
+CELLS = {"cell": 2, "evaluate": 1}
 
 
 def test_a_copy_is_taken_as_it_is(copied):
@@ -90,12 +90,12 @@ def test_a_lost_memory_of_snakemake_is_no_matter(finished, tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "jobs"),
     [
-        ("1.0e-2", "2.0e-2", {"train": 2, "evaluate": 2}),
-        ("warmup_steps: 0", "warmup_steps: 1", {"train": 2, "evaluate": 2}),
-        ("seeds: [0]", "seeds: [0]\nadapter: {top_k: 1}", {"train": 1, "evaluate": 1}),
-        ("seeds: [0]", "seeds: [0]\nevaluation: {documents: 4}", {"evaluate": 3}),
+        ("1.0e-2", "2.0e-2", {"cell": 2}),
+        ("warmup_steps: 0", "warmup_steps: 1", {"cell": 2}),
+        ("seeds: [0]", "seeds: [0]\nadapter: {top_k: 1}", {"cell": 1}),
+        ("seeds: [0]", "seeds: [0]\nevaluation: {documents: 4}", {"cell": 2, "evaluate": 1}),
         ("seeds: [0]", "seeds: [0]\nverdict: {power: 0.9}", {}),
-        ("seeds: [0]", "seeds: [0, 1]", {"train": 2, "evaluate": 2}),
+        ("seeds: [0]", "seeds: [0, 1]", {"cell": 2}),
     ],
 )  # fmt: skip
 def test_a_changed_study_is_compared_with_what_is_there(copied, old, new, jobs):
@@ -113,10 +113,10 @@ def test_a_changed_study_is_compared_with_what_is_there(copied, old, new, jobs):
         ("tables", {"tables"}),
         ("figures", {"figures", "verdict"}),
         ("verdict.json", {"verdict"}),
-        ("cells", {"train", "evaluate", "collect"}),
-        ("cells/cola/lora-r4/seed0/manifest.json", {"evaluate", "collect"}),
-        ("cells/cola/lora-r4/seed0/samples.parquet", {"evaluate", "collect"}),
-        ("cells/cola/lora-r4/seed0/training.json", {"train"}),
+        ("cells", {"cell", "evaluate", "collect"}),
+        ("cells/cola/lora-r4/seed0/manifest.json", {"cell", "collect"}),
+        ("cells/cola/lora-r4/seed0/samples.parquet", {"cell", "collect"}),
+        ("cells/cola/lora-r4/seed0/training.json", {"cell"}),
         ("summary.md", {"summary"}),
         ("examples", {"collect"}),
         ("../data", {"data"}),
@@ -155,7 +155,7 @@ def test_weights_that_are_gone_are_made_again_where_they_are_needed(copied):
     assert planned(results, study) == {}
     (results / "planned/cells/cola/lora-r4/seed0/samples.parquet").unlink()
     found = planned(results, study)
-    assert (found["train"], found["evaluate"]) == (1, 1)
+    assert found["cell"] == 1
 
 
 def test_another_study_of_the_same_name_is_refused(finished, tmp_path):

@@ -503,7 +503,7 @@ def test_a_killed_snakemake_continues_by_being_started_again(undisturbed, fresh)
     command = [sys.executable, "-m", "snakemake", "--cores", "1", str(target)]
     command += ["--config", f"study={fresh.root.parent / 'small.yaml'}", f"results={fresh.root}"]
     first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    log = fresh.folder / "logs/train/cola/mola-2468/seed0.log"
+    log = fresh.folder / "logs/cell/cola/mola-2468/seed0.log"
     while not (log.is_file() and "step " in log.read_text()):
         assert first.poll() is None
         time.sleep(0.1)

@@ -67,7 +67,7 @@ def test_everything_then_nothing_then_what_changed(tmp_path):
     for name in ("summary.md", "scores.parquet", "verdict.json", "verdict.md", "tables/accuracy.tex"):
         assert (folder / name).stat().st_size > 0
     assert "stand-in" in (folder / "summary.md").read_text().lower()
-    assert "step 6/6" in (folder / "logs/train/cola/mola-2468/seed0.log").read_text()
+    assert "step 6/6" in (folder / "logs/cell/cola/mola-2468/seed0.log").read_text()
 
     second = snakemake("--cores", "2", study=study, results=results)
     assert second.returncode == 0, second.stderr
@@ -76,7 +76,7 @@ def test_everything_then_nothing_then_what_changed(tmp_path):
     small(tmp_path, methods=["base", {"method": "lora-r4", "dropout": 0.1}, "mola-2468"])
     third = snakemake("-n", study=study, results=results)
     planned = jobs(third.stdout)
-    assert planned["train"] == planned["evaluate"] == 1
+    assert planned["cell"] == 1
     assert "model" not in planned
     assert "data" not in planned
     assert {"collect", "tables", "figures", "verdict", "summary"} <= set(planned)

@@ -7,6 +7,7 @@ torch and transformers are imported where they are needed: the workflow reads `m
 import contextlib
 import importlib.util
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,6 +104,12 @@ def verify_model(folder: str | Path) -> None:
         actual = sha256_file(folder / name)
         if actual != expected:
             raise MolaError(f"{folder / name}: altered or cut short (sha256 {actual}, not {expected}); {fix}")
+
+
+def leave_out_bitsandbytes() -> None:
+    """For the rest of this process: PEFT imports bitsandbytes wherever it is installed, which takes a second and prints
+    what it lacks. A process whose model is not quantised has no use for it; where it is imported already it stays."""
+    sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]  # what importlib takes as "not there"
 
 
 def load_model(

@@ -118,6 +118,8 @@ def save_weights(model: Any, folder: Path, base: str, dtype: str, scratch: Path)
         )
         # Set afterwards: PEFT would look up any name that is no local folder on the hub.
         config = read_json(temporary / "adapter_config.json") | {"base_model_name_or_path": base}
+        if isinstance(config.get("target_modules"), list):
+            config["target_modules"].sort()  # PEFT writes a set, whose order is another in each process
         write_json(temporary / "adapter_config.json", config)
         # PEFT's model card would name this machine's paths.
         remove(temporary / "README.md")

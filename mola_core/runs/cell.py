@@ -284,11 +284,7 @@ class CellRunner:
 
         if not is_main():
             return
-        study, rows = self.study, self.study.evaluated_on(cell)
-        trained: Cell | None = cell
-        while trained:
-            rows, trained = [*rows, study.trained_on(trained)], study.parent(trained)
-        for name in dict.fromkeys(rows):
+        for name in self.study.rows_of([cell]):
             prepare_examples(self.layout, name, lambda: self.base.tokenizer)
 
     def _keys(self, cell: Cell) -> Keys:

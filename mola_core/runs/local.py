@@ -25,6 +25,7 @@ from mola_core.errors import MolaError, OutOfTime
 from mola_core.files import remove
 from mola_core.methods.registry import parse_method
 from mola_core.models.layer_quality import layer_quality
+from mola_core.models.loading import leave_out_bitsandbytes
 from mola_core.runs.cell import EVALUATED, TRAINED, CellRunner
 from mola_core.runs.layout import Layout
 from mola_core.runs.prepare import prepare_all
@@ -50,6 +51,8 @@ _busy = False
 def _open(layout: Layout, deadline: float | None, parent: int) -> None:
     global _bench
     warnings.simplefilter("ignore", FutureWarning)  # a new process has none of its parent's filters
+    if layout.study.model.quantization is None:
+        leave_out_bitsandbytes()
     _bench = CellRunner(layout, deadline)
     signal.signal(signal.SIGTERM, _stop)
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()

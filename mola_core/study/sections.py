@@ -263,6 +263,9 @@ class ComputeSettings(Closed):
     each other finish a study sooner. Evaluation takes one."""
     cells_per_gpu: Few = 1
     """Cells that share one card."""
+    cells_per_job: Few = 1
+    """Cells that one job trains and evaluates one after another, on one copy of the base model: they pay for imports and
+    loading once. More is for many short cells; a job that fails runs again and finds the finished ones done."""
     memory_gb: Annotated[float, Field(gt=0, le=1_000_000)] = 4
     hours: Annotated[float, Field(gt=0, le=100_000)] = 4
     """Wall time to ask a cluster for."""

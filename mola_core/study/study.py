@@ -204,6 +204,40 @@ class Study(Closed):
             return []
         return [cell.task] if self._continual_place(cell) is None else self.continual.tasks  # type: ignore[union-attr]
 
+    def in_one_job(self) -> list[Cell]:
+        """The cells that one process trains and evaluates: not those that are only evaluated, or that another cell
+        continues from while they are evaluated, nor any where torchrun trains on several cards."""
+        if self.compute.gpus > 1:
+            return []
+        cells = self.all_cells()
+        parents = {self.parent(cell) for cell in cells}
+        return [
+            cell
+            for cell in cells
+            if self.evaluated_on(cell)
+            and cell not in parents
+            and self.method_by_label[cell.method].method != "base"
+        ]
+
+    def jobs(self) -> list[list[Cell]]:
+        """`in_one_job`, `compute.cells_per_job` at a time: decided by the study alone, whatever is finished."""
+        cells, size = self.in_one_job(), self.compute.cells_per_job
+        return [cells[start : start + size] for start in range(0, len(cells), size)]
+
+    def rows_of_training(self, cell: Cell) -> list[str]:
+        """What the cell and those before it, whose training it goes on from, are trained on."""
+        parent = self.parent(cell)
+        return [self.trained_on(cell), *(self.rows_of_training(parent) if parent else [])]
+
+    def rows_of(self, cells: Sequence[Cell]) -> list[str]:
+        """Everything that `cells` are trained and evaluated on."""
+        found = [rows for cell in cells for rows in (*self.rows_of_training(cell), *self.evaluated_on(cell))]
+        return list(dict.fromkeys(found))
+
+    def parents_of(self, cells: Sequence[Cell]) -> list[Cell]:
+        """The cells that some of `cells` go on from."""
+        return [parent for parent in dict.fromkeys(map(self.parent, cells)) if parent]
+
     def training_seed(self, cell: Cell) -> int:
         """What the random numbers of a cell's training start from: initial adapter, order of documents, dropout."""
         if not self.seeds_by_task:

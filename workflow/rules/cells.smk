@@ -1,6 +1,8 @@
 # A cell is one (task, method, seed); instead of a task it may have the name of a stage: instruction,
 # continual-1-biology, ... Each job makes a small file with the key that the cell then has; the records beside it are not
 # declared, since Snakemake deletes what is declared before a job: so a job whose work is there already ends at once.
+# One process trains and evaluates a cell (rule cell, or cells_0, cells_1, ... for several cells each); what is only trained,
+# only evaluated, trained on several cards, or continued from has jobs of its own (rules train and evaluate).
 from mola_core.methods.registry import parse_method
 from mola_core.runs.cell import EVALUATED, TRAINED
 
@@ -27,21 +29,113 @@ def examples_of(rows):
 
 
 def trained_on(wildcards):
-    cell, found = named_cell(wildcards), []
-    while cell:
-        found.append(examples_of(study.trained_on(cell)))
-        cell = study.parent(cell)
-    return found
+    return [examples_of(rows) for rows in study.rows_of_training(named_cell(wildcards))]
 
 
 def evaluated_on(wildcards):
     return [examples_of(task) for task in study.evaluated_on(named_cell(wildcards))]
 
 
+def by_quality(cell):
+    """Whether the scores of the base model's layers decide the experts; nothing else waits for them."""
+    method = parse_method(study.method_by_label[cell.method])
+    return method.allocation == "alphalora"
+
+
 def quality_of(wildcards):
-    """The scores of the base model's layers, where they decide the experts; nothing else waits for them."""
-    method = parse_method(study.method_by_label[wildcards.method])
-    return ancient(layout.quality) if method.allocation == "alphalora" else []
+    return ancient(layout.quality) if by_quality(named_cell(wildcards)) else []
+
+
+def current(cell):
+    return planned.trained(cell) and planned.evaluated(cell)
+
+
+def keys_of(cells):
+    """The files that say that cells are trained and evaluated."""
+    return [
+        str(layout.cell(cell) / name) for cell in cells for name in (TRAINED, EVALUATED)
+    ]
+
+
+def named(cells):
+    return " ".join(f"--cell {cell.task} {cell.method} {cell.seed}" for cell in cells)
+
+
+together = study.in_one_job()
+
+
+if compute.cells_per_job == 1:
+
+    # Where there is no such cell the constraints match nothing.
+    rule cell:
+        input:
+            model=ancient(layout.model / "model.json"),
+            examples=lambda wildcards: trained_on(wildcards) + evaluated_on(wildcards),
+            parent=parent_of,
+            quality=quality_of,
+            needed=lambda wildcards: unless(current(named_cell(wildcards))),
+        output:
+            folder("cells/{task}/{method}/seed{seed}/" + TRAINED),
+            folder("cells/{task}/{method}/seed{seed}/" + EVALUATED),
+        log:
+            folder("logs/cell/{task}/{method}/seed{seed}.log"),
+        benchmark:
+            folder("benchmarks/cell/{task}/{method}/seed{seed}.tsv")
+        wildcard_constraints:
+            task="|".join(sorted({cell.task for cell in together})) or "(?!)",
+            method="|".join(sorted({cell.method for cell in together})) or "(?!)",
+        threads: compute.threads
+        resources:
+            mem_mb=lambda wildcards, attempt: int(1024 * compute.memory_gb * attempt),
+            runtime=lambda wildcards, attempt: int(60 * compute.hours * attempt),
+            gpu=compute.gpus,
+        shell:
+            "{mola} cell {options} --cell {wildcards.task} {wildcards.method} {wildcards.seed}"
+            " 2>&1 | tee {log:q}"
+
+    ruleorder: cell > train > evaluate
+
+else:
+    # Alike in every process of a run, whatever is finished by then: jobs on a cluster read this file again.
+    for number, batch in enumerate(study.jobs()):
+
+        rule:
+            name:
+                f"cells_{number}"
+            input:
+                model=ancient(layout.model / "model.json"),
+                examples=[examples_of(rows) for rows in study.rows_of(batch)],
+                parents=[
+                    once_made(
+                        str(layout.cell(parent) / TRAINED), planned.trained(parent)
+                    )
+                    for parent in study.parents_of(batch)
+                ],
+                quality=(
+                    [ancient(layout.quality)]
+                    if any(by_quality(cell) for cell in batch)
+                    else []
+                ),
+                needed=unless(all(current(cell) for cell in batch)),
+            output:
+                keys_of(batch),
+            log:
+                folder(f"logs/cells/{number}.log"),
+            benchmark:
+                folder(f"benchmarks/cells/{number}.tsv")
+            threads: compute.threads
+            resources:
+                mem_mb=lambda wildcards, attempt: int(
+                    1024 * compute.memory_gb * attempt
+                ),
+                runtime=lambda wildcards, attempt, cells=len(batch): int(
+                    60 * compute.hours * cells * attempt
+                ),
+                gpu=compute.gpus,
+            params:
+                cells=named(batch),
+            shell:
+                "{mola} cell {options} {params.cells} 2>&1 | tee {log:q}"
 
 
 rule train:
