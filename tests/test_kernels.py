@@ -72,7 +72,11 @@ def test_measuring_leaves_random_numbers_and_precision_as_they_were():
 def test_small_models_and_the_default_are_not_measured(monkeypatch):
     monkeypatch.setattr(kernels, "measure", lambda sizes: pytest.fail("nothing to gain"))
     assert kernels.choose("auto", Counter({(32, 64): 28}))["matmul"] == "default"
-    assert kernels.choose("default", SIZES) == {"setting": "default", "matmul": "default"}
+    assert kernels.choose("default", SIZES) == {
+        "setting": "default",
+        "matmul": "default",
+        "attention": "fused",
+    }
 
 
 def test_onednn_is_taken_when_asked_for_and_its_error_is_recorded():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from mola_core.distributed import from_main, is_main, world_size
 from mola_core.errors import MolaError
 from mola_core.files import read_json
-from mola_core.models.kernels import Setting, choose, linear_sizes
+from mola_core.models.kernels import Setting, attention_heads, choose, follow, linear_sizes
 from mola_core.models.loading import (
     load_model,
     load_tokenizer,
@@ -67,9 +66,9 @@ class Base:
         self._settled = True
         if torch.get_num_threads() != self.threads and not torch.cuda.is_available():
             torch.set_num_threads(self.threads)
-        record = from_main(lambda: choose(self.matmul, linear_sizes(model)))
+        record = from_main(lambda: choose(self.matmul, linear_sizes(model), attention_heads(model)))
         if not is_main():
-            choose(record["matmul"], Counter())
+            follow(record)
 
     def lend(self) -> PreTrainedModel:
         """The model to put an adapter on; forgotten until `take_back`, since a failure would leave half of one."""

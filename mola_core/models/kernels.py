@@ -1,4 +1,4 @@
-"""Kernels of float32 products: which library computes them, measured at the start of a process and recorded.
+"""Kernels on a CPU: which library computes float32 products, measured at the start of a process and recorded.
 
 PyTorch's CPU build carries two, MKL (its default) and oneDNN. On AMD processors MKL leaves AVX-512 unused, and oneDNN is
 twice as fast. PyTorch hands float32 products to oneDNN only where reduced precision is allowed to it
@@ -20,6 +20,8 @@ from typing import Any, Literal
 import torch
 from torch.nn import functional as F
 
+from mola_core.models import attention
+
 Setting = Literal["auto", "default", "onednn"]
 MAX_ERROR = 2e-6
 """Largest error of a float32 product against float64, as a share of the largest entry. Float32's own is 3e-7 to 1e-6,
@@ -37,12 +39,14 @@ _PRECISION = {"default": "highest", "onednn": "medium"}
 _chosen: dict[str, Any] = {}
 
 
-def choose(setting: Setting, sizes: Counter[tuple[int, int]]) -> dict[str, Any]:
-    """Set the kernel of this process's float32 products on a CPU, and return what `kernels` then records.
+def choose(
+    setting: Setting, sizes: Counter[tuple[int, int]], heads: tuple[int, int] | None = None
+) -> dict[str, Any]:
+    """Set the kernels of this process's float32 products and attention on a CPU, and return what `kernels` then records.
 
     `sizes` are (d_in, d_out) of the model's linear modules and how many there are of each. With `auto` the fastest is
     taken of those whose error is at most `MAX_ERROR` in every size measured; `onednn` is taken as it is, with its error
-    recorded. On a GPU nothing is changed.
+    recorded. `heads` are their number and width. On a GPU nothing is changed.
     """
     if torch.cuda.is_available():
         return _keep({"setting": setting, "matmul": "default"})
@@ -52,7 +56,21 @@ def choose(setting: Setting, sizes: Counter[tuple[int, int]]) -> dict[str, Any]:
     measured = measure(largest[:3]) if largest and setting != "default" else {}
     matmul = fastest(measured) if setting == "auto" else setting
     torch.set_float32_matmul_precision(_PRECISION[matmul])
-    return _keep({"setting": setting, "matmul": matmul} | ({"measured": measured} if measured else {}))
+    record = {"setting": setting, "matmul": matmul, "attention": "fused"}
+    if measured and heads and matmul == "onednn":
+        found = attention.measure(*heads)
+        record["attention"] = "products" if _better(found["products"], found["fused"]) else "fused"
+        measured |= {f"attention, {name}": entry for name, entry in found.items()}
+    attention.install(record["attention"])
+    return _keep(record | ({"measured": measured} if measured else {}))
+
+
+def follow(record: dict[str, Any]) -> None:
+    """Take the kernels that another process chose."""
+    if not torch.cuda.is_available():
+        torch.set_float32_matmul_precision(_PRECISION[record["matmul"]])
+        attention.install(record["attention"])
+    _keep(record)
 
 
 def kernels() -> dict[str, Any]:
@@ -64,9 +82,11 @@ def fastest(measured: dict[str, dict[str, float]]) -> str:
     """The kernel to take: oneDNN where it is clearly faster and accurate to float32."""
     if not measured:
         return "default"
-    default, onednn = measured["default"], measured["onednn"]
-    gain = onednn["milliseconds"] <= MIN_GAIN * default["milliseconds"]
-    return "onednn" if gain and onednn["error"] <= MAX_ERROR else "default"
+    return "onednn" if _better(measured["onednn"], measured["default"]) else "default"
+
+
+def _better(one: dict[str, float], other: dict[str, float]) -> bool:
+    return one["error"] <= MAX_ERROR and one["milliseconds"] <= MIN_GAIN * other["milliseconds"]
 
 
 def measure(sizes: Sequence[tuple[int, int]]) -> dict[str, dict[str, float]]:
@@ -125,6 +145,13 @@ def _in_turn(left: torch.Tensor, right: torch.Tensor) -> dict[str, tuple[float, 
             if turn:  # the first call builds the kernel
                 seconds[name].append(time.process_time() - started)
     return {name: (statistics.median(seconds[name]), results[name]) for name in calls}
+
+
+def attention_heads(model: Any) -> tuple[int, int]:
+    """Number and width of the model's attention heads."""
+    config = model.config.get_text_config()
+    heads = int(config.num_attention_heads)
+    return heads, int(getattr(config, "head_dim", None) or config.hidden_size // heads)
 
 
 def linear_sizes(model: torch.nn.Module) -> Counter[tuple[int, int]]:
