@@ -83,7 +83,7 @@ def test_dropout_and_large_batches_are_left_to_the_fused_kernel(module, monkeypa
     with pytest.raises(pytest.fail.Exception):
         attention.attention(module, *inputs(), None)
     attention.attention(module, *inputs(), None, dropout=0.1)
-    monkeypatch.setattr(attention, "LARGEST", 3 * 4 * 7 * 7 - 1)
+    monkeypatch.setattr(attention, "MAX_SCORES", 3 * 4 * 7 * 7 - 1)
     attention.attention(module, *inputs(), None)
 
 

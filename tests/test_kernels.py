@@ -104,7 +104,7 @@ def test_slow_bf16_is_said(monkeypatch, capsys):
 
 def test_records_name_cpu_kernel_and_measurement(bench, monkeypatch):
     monkeypatch.setattr(kernels, "measure", lambda sizes: measured(10.0, 4.5, 1e-6))
-    monkeypatch.setattr(kernels, "LEAST_WORK", 1)
+    monkeypatch.setattr(kernels, "MIN_WORK", 1)
     runner = bench(tasks=["cola"], methods=["mola-2468"], seeds=[0])
     [cell] = runner.study.cells()
     runner.run(cell)

@@ -130,3 +130,13 @@ def test_an_adapter_that_is_evaluated_gives_the_same_bits_too(tiny_llama, method
             plain = model(ids).logits
         with computed_in(model, "bf16"):
             assert torch.equal(model(ids).logits, plain)
+
+
+def test_experts_are_held_too_where_they_are_frozen(tiny_llama):
+    model = adapted(tiny_llama(), "mola-2468")
+    for frozen in (False, True):
+        model.requires_grad_(not frozen)
+        with frozen_in(model, "bf16"):
+            held = {p.dtype for name, p in model.named_parameters() if ".mola_" in name}
+        assert held == {torch.bfloat16 if frozen else torch.float32}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Kernel = Literal["fused", "products"]
-LARGEST = 2**21
+MAX_SCORES = 2**21
 """Scores of a layer (rows x heads x queries x keys) up to which products are taken: 8 MB, kept for the backward pass."""
 ROWS, LENGTH, REPEATS = 2, 96, 3
 """What is measured: a small batch of prompts of usual length."""
@@ -57,7 +57,7 @@ def attention(
         if attention_mask is not None and attention_mask.is_floating_point():
             attention_mask = attention_mask.to(query.dtype)
         scores = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2]
-        if _kernel == "fused" or scores > LARGEST or options.get("dropout"):
+        if _kernel == "fused" or scores > MAX_SCORES or options.get("dropout"):
             output = sdpa_attention_forward(module, query, key, value, attention_mask, **options)[0]
         else:
             causal = options.get("is_causal")

@@ -29,9 +29,9 @@ that of bfloat16 products 1e-3."""
 MIN_GAIN = 0.8
 """Share of the default's time below which another kernel is chosen. Kernels differ by a factor or not at all; the room
 between keeps a process from choosing otherwise than the one before it on the same machine."""
-ROWS, WIDEST = 256, 512
+ROWS, MAX_WIDTH = 256, 512
 """Tokens, and columns at most, of a product that is measured."""
-LEAST_WORK = 10_000_000
+MIN_WORK = 10_000_000
 """Multiplications of a product below which nothing is measured: it would be noise, and nothing is to be gained."""
 REPEATS = 5
 
@@ -50,8 +50,8 @@ def choose(
     """
     if torch.cuda.is_available():
         return _keep({"setting": setting, "matmul": "default"})
-    largest = [(d_in, min(d_out, WIDEST)) for (d_in, d_out), _ in sizes.most_common()]
-    largest = [size for size in dict.fromkeys(largest) if ROWS * size[0] * size[1] >= LEAST_WORK]
+    largest = [(d_in, min(d_out, MAX_WIDTH)) for (d_in, d_out), _ in sizes.most_common()]
+    largest = [size for size in dict.fromkeys(largest) if ROWS * size[0] * size[1] >= MIN_WORK]
     # By share of the model's work; three sizes are most of it in any transformer.
     measured = measure(largest[:3]) if largest and setting != "default" else {}
     matmul = fastest(measured) if setting == "auto" else setting
