@@ -1,16 +1,22 @@
-# Each target sets up .venv first. PYTHON picks the interpreter (3.11 or 3.12).
+# Each target sets up .venv first. PYTHON picks the interpreter (3.11 to 3.14).
 PYTHON ?= python3
 STUDY ?= quickstart
 CORES ?= all
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: study test peft-suite fuzz load slurm-test lint report publish published clean
+.PHONY: study test docs peft-suite fuzz load slurm-test lint report publish published clean
 .DEFAULT_GOAL := study
+
+INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 $(BIN)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	$(BIN)/python $(INSTALL) -e ".[harness]"
+	touch $@
+
+$(BIN)/.ready-to-test: $(BIN)/.ready
+	$(BIN)/python $(INSTALL) -e ".[test,docs]"
 	touch $@
 
 study: $(BIN)/.ready
@@ -18,11 +24,11 @@ study: $(BIN)/.ready
 	@mola where --study $(STUDY)
 
 # A process for each core, each with one thread.
-test: $(BIN)/.ready
+test: $(BIN)/.ready-to-test
 	OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile
 
 # PEFT's own tests of custom models and configs, from its source distribution, on MoLA (tests/peft_suite.py).
-peft-suite: $(BIN)/.ready
+peft-suite: $(BIN)/.ready-to-test
 	mkdir -p build/peft-suite
 	pip download --quiet --no-deps --no-binary :all: -d build/peft-suite "peft==$$(python -c 'import peft; print(peft.__version__)')"
 	tar xzf build/peft-suite/peft-*.tar.gz -C build/peft-suite --strip-components 1
@@ -30,24 +36,28 @@ peft-suite: $(BIN)/.ready
 	cd build/peft-suite && PYTHONPATH=.:$(CURDIR)/tests python -m pytest -c /dev/null --rootdir . -p peft_suite -q tests/test_custom_models.py
 
 # Thousands of cases of every kind of bad input; `make test` tries some dozens.
-fuzz: $(BIN)/.ready
+fuzz: $(BIN)/.ready-to-test
 	HYPOTHESIS_PROFILE=fuzz python -m pytest tests/test_fuzz.py
 
 # Seconds and memory of large studies.
-load: $(BIN)/.ready
+load: $(BIN)/.ready-to-test
 	python tests/load.py
 
 # Needs root and Debian's slurm-wlm and munge: a Slurm controller on this machine runs a study, a killed job included.
-slurm-test: $(BIN)/.ready
-	python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[slurm]"
+slurm-test: $(BIN)/.ready-to-test
+	python $(INSTALL) -e ".[slurm]"
 	PYTHON=python tests/slurm.sh
 
-lint: $(BIN)/.ready
+lint: $(BIN)/.ready-to-test
 	ruff check .
 	ruff format --check .
 	snakefmt --check Snakefile workflow
 	mypy
 	mola schema | diff - workflow/schemas/study.json
+
+# The documentation as a web site in build/site; a broken link or a page outside the navigation is an error.
+docs: $(BIN)/.ready-to-test
+	mkdocs build --strict --quiet
 
 report: $(BIN)/.ready
 	snakemake --cores 1 --config study=$(STUDY) --report results/$(STUDY)/report.html

@@ -10,6 +10,8 @@ from typing import Any
 
 import wrapt
 
+__version__ = "0.2.0"
+
 
 @wrapt.when_imported("peft")
 def _register_tuner(_peft: ModuleType) -> None:

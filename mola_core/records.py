@@ -13,7 +13,17 @@ from typing import Any
 from mola_core.errors import MolaError
 from mola_core.files import read_json, write_json
 
-PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets", "accelerate", "tokenizers", "numpy")
+PACKAGES = (
+    "mola-core",
+    "torch",
+    "transformers",
+    "peft",
+    "lm_eval",
+    "datasets",
+    "accelerate",
+    "tokenizers",
+    "numpy",
+)
 
 
 def digest(content: Any) -> str:
@@ -52,13 +62,17 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def git_state() -> dict[str, Any]:
-    """Commit of the project and whether tracked files differ from it; empty outside a git checkout."""
+    """Commit of the project and whether tracked files differ from it; empty where it is installed from a wheel, also
+    into an environment that lies in the checkout of another project."""
+    project = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        command = ["git", "-C", str(project), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
     try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != project:
+            return {}
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
     except (OSError, subprocess.SubprocessError):
         return {}

@@ -172,7 +172,9 @@ def test_environment_yml_has_the_bounds_of_pyproject():
     listed = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
     listed += next(entry for entry in environment["dependencies"] if isinstance(entry, dict))["pip"]
     python = f"python{project['requires-python']}"
-    expected = [python, *project["dependencies"], *project["optional-dependencies"]["test"]]
+    extras = project["optional-dependencies"]
+    expected = [python, *project["dependencies"], *extras["harness"], *extras["test"], *extras["docs"]]
+    expected.remove("mola-core[harness]")
     canonical = {
         entry.replace("_", "-").lower().replace("pytorch", "torch") for entry in listed if entry != "-e ."
     }

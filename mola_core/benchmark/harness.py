@@ -13,10 +13,10 @@ import yaml
 from mola_core.benchmark.steps import adapted, step
 from mola_core.benchmark.timing import Row, device, in_turn, ratio
 from mola_core.files import read_json
+from mola_core.locations import STUDIES, snakefile
 from mola_core.models.tokens import encode
 from mola_core.runs.cell import CellRunner
 from mola_core.runs.layout import Layout
-from mola_core.study.loading import STUDIES
 from mola_core.study.study import Study
 from mola_core.tasks import render
 from mola_core.training.batches import Collator, LengthGrouped, Packer
@@ -175,10 +175,10 @@ def planning() -> list[Row]:
             "--quiet",
             "all",
             "--snakefile",
-            str(STUDIES.parents[1] / "Snakefile"),
+            str(snakefile()),
         ]
         command += ["--config", f"study={study}", f"results={folder}/results"]
         started = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True, cwd=STUDIES.parents[1])
+        subprocess.run(command, check=True, capture_output=True, cwd=folder)
         seconds = time.perf_counter() - started
     return [Row("planning", "snakemake -n on a study of 1,000 cells", seconds, 15, unit="s")]

@@ -7,10 +7,9 @@ import yaml
 from pydantic import ValidationError
 
 from mola_core.errors import MolaError
+from mola_core.locations import STUDIES
 from mola_core.study.study import Study
 
-STUDIES = Path(__file__).parents[1] / "studies"
-"""The studies that come with the package; `workflow/studies` is a link to them."""
 MAX_VALUES = 100_000
 """Values that a study file may hold, aliases written out."""
 
