@@ -4,14 +4,15 @@ import copy
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mola_core.analysis.reference import numbers as reference
 from mola_core.errors import MolaError
 from mola_core.evaluation.harness import check_adapter_acts
-from mola_core.methods.registry import peft_config
+from mola_core.methods.registry import adapter_config
 from mola_core.methods.settings import AdapterSettings, MethodSettings
+from mola_core.models.building import build
 from mola_core.models.tokens import Encoded
 from mola_core.models.weights import (
     check_model_differs,
@@ -63,8 +64,8 @@ def test_the_papers_parameter_counts(llama2_on_meta, row):
         assert llama2_on_meta.num_parameters() == row.trainable_parameters
         return
     with torch.device("meta"):
-        config = peft_config(settings(row.method), AdapterSettings(), 32)
-        model = get_peft_model(copy.copy(llama2_on_meta), config)
+        config = adapter_config(settings(row.method), AdapterSettings(), 32)
+        model = build(copy.copy(llama2_on_meta), config)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if row.method == "llama-adapter":
         model.base_model.disable_adapter_layers()

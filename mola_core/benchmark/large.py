@@ -5,12 +5,12 @@ from __future__ import annotations
 from unittest import mock
 
 import torch
-from peft import get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mola_core.benchmark.timing import Row
-from mola_core.methods.registry import peft_config
+from mola_core.methods.registry import adapter_config
 from mola_core.methods.settings import SEVEN_MODULES, AdapterSettings, MethodSettings
+from mola_core.models.building import build
 
 LAYERS, BATCH, LENGTH = 32, 8, 256
 LLAMA = {
@@ -64,7 +64,9 @@ def _saved(depth: int, method: str, checkpointing: bool) -> tuple[int, int]:
         config = LlamaConfig(num_hidden_layers=depth, **LLAMA)
         model = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16)
         settings = AdapterSettings(dropout=0.0, target_modules=SEVEN_MODULES)
-        model = get_peft_model(model, peft_config(MethodSettings(method=method), settings, depth)).train()
+        chosen = adapter_config(MethodSettings(method=method), settings, depth)
+        assert chosen is not None, "an adapter is benchmarked"
+        model = build(model, chosen).train()
         model.enable_input_require_grads()
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})

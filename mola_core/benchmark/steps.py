@@ -14,8 +14,9 @@ from torch import nn
 
 from mola_core.benchmark.loop import as_released
 from mola_core.benchmark.timing import Row, device, in_turn, ratio
-from mola_core.methods.registry import peft_config
+from mola_core.methods.registry import adapter_config
 from mola_core.methods.settings import SEVEN_MODULES, AdapterSettings, MethodSettings
+from mola_core.models.building import build, check_built, resolved
 from mola_core.models.loading import load_model, module_dimensions
 from mola_core.shapes import experts_per_layer, lora_parameters, mola_parameters
 
@@ -135,18 +136,18 @@ class _Blocks(nn.Module):
 
 
 def adapted(base: nn.Module, method: str, dropout: float, modules: list[str] | None = None) -> nn.Module:
-    from peft import get_peft_model, inject_adapter_in_model
+    from peft import inject_adapter_in_model
 
     settings = AdapterSettings(dropout=dropout, target_modules=modules or SEVEN_MODULES)
     torch.manual_seed(0)
-    if modules:
-        config = peft_config(MethodSettings(method=method), settings, 4)
-        model = inject_adapter_in_model(config, copy.deepcopy(base))
-    else:
-        depth = base.config.get_text_config().num_hidden_layers
-        model = get_peft_model(
-            copy.deepcopy(base), peft_config(MethodSettings(method=method), settings, depth)
-        )
+    model = copy.deepcopy(base)
+    depth = 4 if modules else base.config.get_text_config().num_hidden_layers
+    config = adapter_config(MethodSettings(method=method), settings, depth)
+    assert config is not None, "an adapter is benchmarked"
+    if not modules:
+        return build(model, config).train()
+    model = inject_adapter_in_model(resolved(model, config), model)
+    check_built(model, config)
     return model.train()
 
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 Role = Literal["untrained", "routed", "matched", "baseline"]
 """Part in a study's questions: the untrained model, experts with a router, the same ranks without one, anything else."""
+LAYER_RANKS = "layer_ranks"
+"""In a LoRA's config: the rank of each layer, first layer first; turned into PEFT's patterns when the model is known."""
 LayerSizes = Sequence[Sequence[tuple[int, int]]]
 """(d_in, d_out) of the adapted matrices of each layer, first layer first."""
 
@@ -48,11 +50,6 @@ class Request:
     """Of each layer, first layer first; None for methods without, and where data are yet to choose them."""
 
     @property
-    def scale(self) -> float:
-        """Of every update: alpha / rank of the study."""
-        return self.adapter.alpha / self.adapter.rank
-
-    @property
     def lora_common(self) -> dict[str, Any]:
         """What LoRA's and MoLA's configs share."""
         return {
@@ -60,6 +57,11 @@ class Request:
             "target_modules": list(self.adapter.target_modules),
             "lora_dropout": self.adapter.dropout,
         }
+
+    def known_rank(self) -> int:
+        """The rank in the method's name."""
+        assert self.method.rank is not None
+        return self.method.rank
 
     def known_experts(self) -> list[int]:
         """The experts of each layer. Raises `MolaError` where the method has none."""
@@ -89,5 +91,5 @@ class Family:
     code: tuple[str, ...] = ()
     """Code of this project that PEFT or the Trainer calls back when such a method is trained: entry points for
     `code_hash`, beside those of every training."""
-    pissa: bool = False
-    """Whether it can start at the leading singular directions of the base weights."""
+    takes: tuple[str, ...] = ()
+    """Fields of `MethodSettings` that mean something to it, beside `name` and, where it is trained, `learning_rate`."""

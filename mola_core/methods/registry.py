@@ -17,8 +17,6 @@ from mola_core.methods.family import Family, LayerSizes, Method, Request
 from mola_core.shapes import experts_per_layer, parse_shape
 
 if TYPE_CHECKING:
-    from peft import PeftConfig
-
     from mola_core.methods.settings import AdapterSettings, MethodSettings
 
 
@@ -85,9 +83,9 @@ def adapter_config(
 ) -> dict[str, Any] | None:
     """The PEFT config of a method on a model `depth` layers deep, as JSON; None where no adapter is trained.
 
-    `experts` are those of each layer where data have chosen them. The scale of every update is the study's alpha / rank.
-    MoLA adds the weighted mean of its chosen experts, LoRA all of its ranks at once: shapes differ in placement alone,
-    MoLA and LoRA in the size of the update too. Raises ValueError where the settings do not fit together.
+    `experts` are those of each layer where data have chosen them. MoLA adds the weighted mean of its chosen experts, each
+    at the scale alpha / rank, a matched LoRA the plain mean of as many; plain LoRA adds all of its ranks at the scale
+    alpha / rank, so its first steps are larger. Raises ValueError where the settings do not fit together.
     """
     return family_of(settings).config(_request(settings, adapter, depth, experts))
 
@@ -102,17 +100,3 @@ def _request(
 ) -> Request:
     known = experts or layer_experts(settings, depth)
     return Request(parse_method(settings), settings, adapter, depth, known)
-
-
-def peft_config(
-    settings: MethodSettings, adapter: AdapterSettings, depth: int, experts: list[int] | None = None
-) -> PeftConfig | None:
-    """`adapter_config` as PEFT's own object."""
-    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
-
-    import mola_core.adapter  # noqa: F401 - makes MoLA known to PEFT
-
-    config = adapter_config(settings, adapter, depth, experts)
-    if config is None:
-        return None
-    return PEFT_TYPE_TO_CONFIG_MAPPING[config.pop("peft_type")](**config)

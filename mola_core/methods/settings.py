@@ -30,7 +30,8 @@ class AdapterSettings(Closed):
     rank: Rank = 8
     """Rank of each expert."""
     alpha: Annotated[float, Field(gt=0, le=1_000_000)] = 16
-    """Scale of the update is alpha / rank. Plain LoRA of rank k keeps the ratio: its alpha is k · alpha / rank."""
+    """The scale of an expert is alpha / rank; MoLA adds the weighted mean of those chosen. A matched LoRA has alpha over
+    the rank of its layer. Plain LoRA of rank k has the scale of one expert, so k · alpha / rank for its own alpha."""
     dropout: Share = 0.05
     top_k: Experts = 2
     balance_loss: Coefficient = 0.0
@@ -53,6 +54,9 @@ class MethodSettings(Closed):
     """Experts of each layer, for `method: mola`."""
     rank: Rank | None = None
     alpha: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
+    """The method's own: of a plain LoRA what PEFT calls `lora_alpha`, so that its scale is alpha / k."""
+    rslora: bool | None = None
+    """Of a plain LoRA: the scale is alpha / √k (rsLoRA) instead of alpha / k."""
     dropout: Share | None = None
     top_k: Experts | None = None
     balance_loss: Coefficient | None = None
@@ -74,11 +78,23 @@ class MethodSettings(Closed):
         own = {key: getattr(self, key) for key in AdapterSettings.model_fields}
         return defaults.model_copy(update={key: value for key, value in own.items() if value is not None})
 
+    def _check_taken(self) -> None:
+        """Raise ValueError for a setting that would say something and change nothing."""
+        family = family_of(self)
+        if self.initialisation == "pissa" and "initialisation" not in family.takes:
+            raise ValueError(f"method {self.method!r}: initialisation pissa is for LoRA and MoLA")
+        taken = {*family.takes, *(() if family.role == "untrained" else ("learning_rate",))}
+        ignored = sorted(set(self.own_settings) - taken)
+        if ignored:
+            raise ValueError(
+                f"method {self.method!r}: {ignored[0]} means nothing to it; remove it"
+                + (f" (it takes {', '.join(sorted(taken))})" if taken else "")
+            )
+
     @model_validator(mode="after")
     def _check(self) -> "MethodSettings":
         parsed = parse_method(self)
-        if self.initialisation == "pissa" and not family_of(self).pissa:
-            raise ValueError(f"method {self.method!r}: initialisation pissa is for LoRA and MoLA")
+        self._check_taken()
         experts = experts_per_layer(parsed.shape, 64) if parsed.shape else [1]
         for what, number, most in [
             ("rank", parsed.rank or 1, MAX_RANK),

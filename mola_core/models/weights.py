@@ -16,7 +16,8 @@ import mola_core.adapter  # noqa: F401 - makes MoLA known to PEFT
 from mola_core.distributed import is_main
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write, read_json, remove, sha256_file, write_json
-from mola_core.methods.registry import peft_config
+from mola_core.methods.registry import adapter_config
+from mola_core.models.building import build
 from mola_core.models.loading import load_model
 from mola_core.models.sources import one_line
 from mola_core.records import digest
@@ -45,10 +46,10 @@ def new_adapter(
     """
     depth = base.config.get_text_config().num_hidden_layers
     try:
-        config = peft_config(settings, adapter, depth, experts)
+        config = adapter_config(settings, adapter, depth, experts)
         if config is None:
             raise ValueError("the base model is not trained")
-        model = get_peft_model(base, config)
+        model = build(base, config)
     except ValueError as error:
         raise MolaError(f"method {settings.label}: {error}") from None
     if _changes_base(model) and is_main():

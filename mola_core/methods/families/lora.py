@@ -1,8 +1,8 @@
-"""LoRA of one rank in every layer (`lora-r<k>`), and with a rank for each layer that a MoLA's experts have together."""
+"""LoRA of one rank in every layer (`lora-r<k>`), and with the ranks that a MoLA's experts have together, layer by layer."""
 
 from typing import Any
 
-from mola_core.methods.family import Family, LayerSizes, Request
+from mola_core.methods.family import LAYER_RANKS, Family, LayerSizes, Request
 from mola_core.shapes import SHAPE_PATTERN, lora_parameters
 
 
@@ -16,31 +16,29 @@ def _start(request: Request) -> dict[str, Any]:
     }
 
 
-def _plain(request: Request) -> dict[str, Any]:
-    rank = request.method.rank
-    assert rank is not None
-    return _start(request) | {"r": rank, "lora_alpha": rank * request.scale}
+def plain(request: Request) -> dict[str, Any]:
+    """One rank k everywhere, at the scale of one expert: alpha = k · study's alpha / rank, or the method's own alpha.
+
+    With `rslora` the scale is alpha / √k (Kalajdzievski, 2023), alpha the method's own or the study's as it stands.
+    """
+    rank, adapter, settings = request.known_rank(), request.adapter, request.settings
+    if settings.rslora:
+        alpha = adapter.alpha
+    else:
+        alpha = rank * adapter.alpha / adapter.rank if settings.alpha is None else settings.alpha
+    stable = {"use_rslora": True} if settings.rslora else {}
+    return _start(request) | {"r": rank, "lora_alpha": alpha, **stable}
 
 
 def _matched(request: Request) -> dict[str, Any]:
-    """Rank × experts in each layer, at the scale of the plain LoRA: the same capacity in the same place, no routing."""
+    """Rank r·E and scale alpha / (r·E) in a layer of E experts: MoLA with every gate at 1/E, so without routing."""
     adapter = request.adapter
-    # PEFT matches these keys against whole module names; the layer's number is the only numeric part of one.
-    ranks = {
-        rf"\D+\.{layer}\.\D+": adapter.rank * count for layer, count in enumerate(request.known_experts())
-    }
-    return _start(request) | {
-        "r": adapter.rank,
-        "lora_alpha": adapter.alpha,
-        "rank_pattern": ranks,
-        "alpha_pattern": {key: rank * request.scale for key, rank in ranks.items()},
-    }
+    ranks = [adapter.rank * count for count in request.known_experts()]
+    return _start(request) | {"r": adapter.rank, "lora_alpha": adapter.alpha, LAYER_RANKS: ranks}
 
 
-def _plain_parameters(request: Request, sizes: LayerSizes) -> int:
-    rank = request.method.rank
-    assert rank is not None
-    return sum(lora_parameters([rank], layer) for layer in sizes)
+def plain_parameters(request: Request, sizes: LayerSizes) -> int:
+    return sum(lora_parameters([request.known_rank()], layer) for layer in sizes)
 
 
 def _matched_parameters(request: Request, sizes: LayerSizes) -> int:
@@ -51,13 +49,16 @@ def _matched_parameters(request: Request, sizes: LayerSizes) -> int:
     )
 
 
+_MATCHED = ("rank", "alpha", "dropout", "target_modules", "initialisation")
+_PLAIN = ("alpha", "rslora", "dropout", "target_modules", "initialisation")
+
 FAMILIES = (
     Family(
         "lora", (r"lora-r(?P<rank>[1-9]\d*)",), "lora-r<k>", "baseline",
-        "#000000", "o", _plain, _plain_parameters, pissa=True,
+        "#000000", "o", plain, plain_parameters, takes=_PLAIN,
     ),
     Family(
         "lora-matched", (rf"lora-matched-(?P<shape>{SHAPE_PATTERN})",), "lora-matched-<shape>", "matched",
-        "#000000", "s", _matched, _matched_parameters, pissa=True,
+        "#000000", "s", _matched, _matched_parameters, takes=_MATCHED,
     ),
 )  # fmt: skip

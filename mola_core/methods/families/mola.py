@@ -40,24 +40,25 @@ def _parameters(request: Request, sizes: LayerSizes) -> int | None:
     return sum(mola_parameters([count], layer, rank) for count, layer in zip(experts, sizes, strict=True))
 
 
+_TAKES = ("rank", "alpha", "dropout", "top_k", "balance_loss", "target_modules", "initialisation")
 _MODULES = ("mola_core.adapter",)
 _ALLOCATED = (*_MODULES, "mola_core.training.allocate:allocate")
 
 FAMILIES = (
     Family(
         "mola", (rf"mola(?:-(?P<shape>{SHAPE_PATTERN}))?",), "mola-<shape>", "routed",
-        "#4D4D4D", "v", _config, _parameters, _MODULES, pissa=True,
+        "#4D4D4D", "v", _config, _parameters, _MODULES, takes=_TAKES,
     ),
     Family(
         "alphalora", (r"(?P<allocation>alphalora)-(?P<budget>[1-9]\d*)",), "alphalora-<budget>", "routed",
-        "#8C564B", "p", _config, _parameters, _ALLOCATED, pissa=True,
+        "#8C564B", "p", _config, _parameters, _ALLOCATED, takes=_TAKES,
     ),
     Family(
         "sensitivity", (r"(?P<allocation>sensitivity)-(?P<budget>[1-9]\d*)",), "sensitivity-<budget>", "routed",
-        "#6A3D9A", "h", _config, _parameters, _ALLOCATED, pissa=True,
+        "#6A3D9A", "h", _config, _parameters, _ALLOCATED, takes=_TAKES,
     ),
     Family(
         "random", (r"(?P<allocation>random)-(?P<budget>[1-9]\d*)-(?P<draw>\d+)",), "random-<budget>-<n>", "routed",
-        "#7F7F7F", "8", _config, _parameters, _ALLOCATED, pissa=True,
+        "#7F7F7F", "8", _config, _parameters, _ALLOCATED, takes=_TAKES,
     ),
 )  # fmt: skip
