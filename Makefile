@@ -5,7 +5,7 @@ CORES ?= all
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: study test docs peft-suite fuzz load slurm-test lint report publish published clean
+.PHONY: study test docs schema peft-suite fuzz load slurm-test lint report publish published clean
 .DEFAULT_GOAL := study
 
 INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -58,6 +58,12 @@ lint: $(BIN)/.ready-to-test
 # The documentation as a web site in build/site; a broken link or a page outside the navigation is an error.
 docs: $(BIN)/.ready-to-test
 	mkdocs build --strict --quiet
+
+# The JSON schema of study files, from the study's sections and the methods' names: after a change of either.
+schema: $(BIN)/.ready
+	mkdir -p build
+	mola schema > build/study.json
+	mv build/study.json workflow/schemas/study.json
 
 report: $(BIN)/.ready
 	snakemake --cores 1 --config study=$(STUDY) --report results/$(STUDY)/report.html

@@ -3,14 +3,17 @@
 import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from mola_core.cli import main
 from mola_core.errors import MolaError
 from mola_core.study.loading import STUDIES, load_study
 from mola_core.study.study import Cell, Study
 
+ROOT = Path(__file__).parents[1]
 SHIPPED = sorted(file.stem for file in STUDIES.glob("*.yaml"))
 
 
@@ -23,13 +26,75 @@ def test_shipped_studies_are_valid(name):
 
 
 def test_the_schema_is_in_step():
-    schema = json.loads((Path(__file__).parents[1] / "workflow" / "schemas" / "study.json").read_text())
+    schema = json.loads((ROOT / "workflow" / "schemas" / "study.json").read_text())
     assert schema == Study.model_json_schema()
     assert all(
         section.get("additionalProperties") is False
         for section in [schema, *schema["$defs"].values()]
         if section.get("type") == "object"
     )
+
+
+def editor(file: Path) -> jsonschema.Draft202012Validator:
+    """What an editor checks a study file with: the schema that its first line names."""
+    line = file.read_text(encoding="utf-8").splitlines()[0]
+    name = line.removeprefix("# yaml-language-server: $schema=")
+    assert name != line, f"{file}: names no schema"
+    schema = json.loads((file.parent / name).read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
+@pytest.mark.parametrize("folder", [STUDIES, ROOT / "workflow" / "studies"], ids=["package", "link"])
+@pytest.mark.parametrize("name", SHIPPED)
+def test_an_editor_accepts_the_shipped_studies(name, folder):
+    file = folder / f"{name}.yaml"
+    assert list(editor(file).iter_errors(yaml.safe_load(file.read_text()))) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"colour": "red"}, []),
+        ({"training__learningrate": 0.1}, ["training"]),
+        ({"training__learning_rate": "fast"}, ["training", "learning_rate"]),
+        ({"training__scheduler": "step"}, ["training", "scheduler"]),
+        ({"methods": ["base", "mola-24x8"]}, ["methods", 1]),
+        ({"methods": ["base", "lora"]}, ["methods", 1]),
+        ({"methods": [{"name": "mine"}]}, ["methods", 0]),
+        ({"seeds": [-1]}, ["seeds", 0]),
+        ({"model": {"name": "x", "source": "hub", "id": "a/b"}}, ["model"]),
+        ({"tasks": []}, ["tasks"]),
+    ],
+)
+def test_an_editor_marks_what_is_wrong(changes, field):
+    content = change(**changes)
+    with pytest.raises((ValidationError, MolaError)):
+        Study.model_validate(content)
+    errors = list(editor(STUDIES / "smoke.yaml").iter_errors(content))
+    assert [list(error.absolute_path) for error in errors] == [field]
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["base", "full", "prompt-tuning", "llama-adapter", "lora-r8", "lora-matched-2468", "mola-10-2-2-2"]
+    + ["alphalora-20", "sensitivity-20", "random-20-1", "pissa-mola-2468", {"method": "lora-r4", "rank": 2}],
+)
+def test_an_editor_accepts_every_form_of_a_method(method):
+    content = change(methods=["base", method] if method != "base" else ["base"])
+    Study.model_validate(content)
+    assert list(editor(STUDIES / "smoke.yaml").iter_errors(content)) == []
+
+
+def test_every_setting_is_described():
+    schema = Study.model_json_schema()
+    bare = [
+        f"{section.get('title')}.{name}"
+        for section in [schema, *schema["$defs"].values()]
+        for name, setting in section.get("properties", {}).items()
+        if len(setting.get("description", "")) < 5
+    ]
+    assert bare == []
 
 
 def test_the_base_model_is_one_cell_a_task():
@@ -166,9 +231,8 @@ def test_a_study_that_does_not_exist_names_those_that_do():
 def test_environment_yml_has_the_bounds_of_pyproject():
     import tomllib
 
-    root = Path(__file__).parent.parent
-    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
-    environment = yaml.safe_load((root / "environment.yml").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     listed = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
     listed += next(entry for entry in environment["dependencies"] if isinstance(entry, dict))["pip"]
     python = f"python{project['requires-python']}"

