@@ -22,7 +22,7 @@ CELLS = {"tasks": ["cola", "scienceqa"], "methods": ["mola-2468", "mola-8642"], 
 
 
 STAND_IN = """\
-import os, runpy, shutil, sys
+import os, shutil, sys
 from pathlib import Path
 
 FILES = ["train.jsonl", "training.json", "samples.parquet", "manifest.json"]
@@ -42,7 +42,12 @@ elif __name__ == "__main__" and sys.argv[1] == "model":
     for folder in Path(results, "models").iterdir():
         folder.joinpath("model.json").write_text("{}")
 elif __name__ == "__main__":
-    runpy.run_path(os.environ["MOLA"] + "/cli.py", run_name="__main__")
+    import mola_core
+
+    mola_core.__path__.pop(0)
+    from mola_core.cli import main
+
+    sys.exit(main())
 """
 """Takes the place of `mola_core.cli` in the jobs of `dag`."""
 
@@ -62,7 +67,7 @@ def dag(folder: Path) -> None:
     command = [sys.executable, "-m", "snakemake", "--cores", "2", "--quiet", "all"]
     command += ["--snakefile", str(ROOT / "Snakefile"), "--profile", str(ROOT / "workflow/profiles/default")]
     command += ["--config", f"study={file}", f"results={folder / 'results'}"]
-    paths = {"PYTHONPATH": str(package.parent), "SIMULATED": str(folder / "simulated"), "MOLA": str(real)}
+    paths = {"PYTHONPATH": str(package.parent), "SIMULATED": str(folder / "simulated")}
     started, manifests = time.monotonic(), folder / "results/thousand/cells"
     run = subprocess.Popen(command, cwd=folder / "work", env=os.environ | paths)
     marks = [100, 250, 500, 750, 1000]

@@ -1,0 +1,70 @@
+"""`mola <verb>`: every step of a study by itself. Snakemake's rules are calls of these verbs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from mola_core.cli import benchmark, cells, prepare, results, verdict
+from mola_core.cli.options import Verbs
+from mola_core.errors import MolaError, OutOfTime
+from mola_core.files import storage_problem
+
+
+def schema(arguments: argparse.Namespace) -> None:
+    """Print the JSON schema of study files."""
+    from mola_core.study.study import Study
+
+    print(json.dumps(Study.model_json_schema(), indent=2))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mola", description=__doc__)
+    verbs = Verbs(parser)
+    for group in (prepare, cells, results, verdict, benchmark):
+        group.declare(verbs)
+    verbs.add(schema)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb. Bad input is one line on standard error and exit code 2; so is a disk that takes no more, with
+    exit code 1, and a training stopped by SIGTERM, with 143."""
+    parsed = _parser().parse_args(arguments)
+    parsed.command = list(sys.argv[1:] if arguments is None else arguments)
+    parsed.own_process = arguments is None  # else a program's that goes on after this verb
+    # Progress is told in lines that a log can hold; bars and chatter of the libraries would bury them.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("LMEVAL_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.simplefilter("ignore", FutureWarning)
+    try:
+        parsed.action(parsed)
+        sys.stdout.flush()
+    except (
+        BrokenPipeError
+    ):  # who reads has seen enough (`mola cells | head`); the interpreter must not flush again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except MolaError as error:
+        print(f"mola {parsed.verb}: {error}", file=sys.stderr)
+        return 2
+    except OutOfTime as stop:
+        print(f"mola {parsed.verb}: {stop}; the same command goes on from its checkpoint", file=sys.stderr)
+        return 143
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        problem = storage_problem(error)
+        if problem is None:
+            raise
+        print(
+            f"mola {parsed.verb}: {problem}; nothing is half-written, mend it and run again", file=sys.stderr
+        )
+        return 1
+    return 0

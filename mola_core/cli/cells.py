@@ -1,0 +1,136 @@
+"""Verbs on cells: train, evaluate, run without Snakemake, list."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from mola_core.cli.options import (
+    Verbs,
+    at_least,
+    cell_options,
+    named_cell,
+    owned,
+    study_layout,
+    study_options,
+)
+from mola_core.errors import MolaError, OutOfTime
+from mola_core.files import atomic_write
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train the adapter of one cell."""
+    from mola_core.distributed import become_torchrun, world_size
+    from mola_core.runs.cell import CellRunner
+    from mola_core.runs.gpus import gpu_slot
+
+    layout, cell = named_cell(arguments)
+    compute = layout.study.compute
+    if world_size() > 1:
+        CellRunner(layout).train(cell)  # one of torchrun's processes
+        return
+    with gpu_slot(compute.cells_per_gpu, max(1, compute.gpus)):
+        if compute.gpus > 1:
+            become_torchrun(compute.gpus, arguments.command)
+        CellRunner(layout).train(cell)
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Evaluate one cell through lm-evaluation-harness."""
+    from mola_core.runs.cell import CellRunner
+    from mola_core.runs.gpus import gpu_slot
+
+    layout, cell = named_cell(arguments)
+    with gpu_slot(layout.study.compute.cells_per_gpu):
+        CellRunner(layout).evaluate(cell)
+
+
+def cell(arguments: argparse.Namespace) -> None:
+    """Train and evaluate cells in this process, one after another, on one copy of the base model."""
+    from mola_core.runs.cell import CellRunner
+    from mola_core.runs.gpus import gpu_slot
+    from mola_core.runs.several import run_in_turn
+
+    layout = owned(study_layout(arguments))
+    cells = [layout.study.cell(*named) for named in arguments.cell]
+    if layout.study.compute.gpus > 1:
+        raise MolaError("compute.gpus: several cards train a cell; use `mola train`, then `mola evaluate`")
+    with gpu_slot(layout.study.compute.cells_per_gpu):
+        run_in_turn(CellRunner(layout), cells)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run a study's cells on this machine without Snakemake: several at once, on one card, within a time budget.
+
+    The exit code is 143 where the time was up before all cells were complete: the same command goes on.
+    """
+    import tarfile
+
+    from mola_core.runs.local import results_of
+    from mola_core.runs.local import run as run_cells
+
+    layout = owned(study_layout(arguments))
+    if arguments.archive and Path(arguments.archive).is_dir():
+        raise MolaError(f"--archive {arguments.archive}: is a folder; name a file in it")
+    if arguments.model_dir:
+        layout = dataclasses.replace(layout, model_folder=Path(arguments.model_dir))
+    outcomes = run_cells(layout, arguments.parallel, arguments.time_budget, not arguments.drop_adapters)
+    if arguments.archive:
+        with atomic_write(arguments.archive) as temporary, tarfile.open(temporary, "w:gz") as archive:
+            for file in results_of(layout):
+                archive.add(file, file.relative_to(layout.root))
+    failed = [outcome.cell.path for outcome in outcomes if outcome.state == "failed"]
+    if failed:
+        raise MolaError(f"{len(failed)} cells failed, the first is {failed[0]}; the finished ones are kept")
+    late = [outcome.cell.path for outcome in outcomes if outcome.state == "out of time"]
+    if late:
+        raise OutOfTime(f"out of time with {len(late)} cells to go, the first is {late[0]}")
+
+
+def cells(arguments: argparse.Namespace) -> None:
+    """List a study's cells and which of them are complete; with --why what differs from the record of one."""
+    from mola_core.runs.key import differences
+    from mola_core.runs.state import as_json, cell_state, standing
+
+    layout = study_layout(arguments)
+    if arguments.why:
+        cell = layout.study.cell(*arguments.why)
+        print("\n".join(differences(layout, cell)) or "nothing differs")
+        return
+    for cell in layout.study.all_cells():
+        found = standing(layout, cell)
+        state = cell_state(layout, cell, found)
+        print(as_json(cell, state, found.keys) if arguments.format == "json" else f"{state:9} {cell.path}")
+
+
+def declare(verbs: Verbs) -> None:
+    verbs.add(train, cell_options)
+    verbs.add(evaluate, cell_options)
+    verbs.add(cell, study_options).add_argument(
+        "--cell",
+        nargs=3,
+        action="append",
+        required=True,
+        metavar=("TASK", "METHOD", "SEED"),
+        help="a cell of the study (repeatable)",
+    )
+    listing = verbs.add(cells, study_options)
+    listing.add_argument("--format", choices=["text", "json"], default="text", help="json: one object a cell")
+    listing.add_argument(
+        "--why", nargs=3, metavar=("TASK", "METHOD", "SEED"), help="what of its keys differs"
+    )
+    running = verbs.add(run, study_options)
+    running.add_argument(
+        "--model-dir", help="an already prepared base model (the folder that holds model.json)"
+    )
+    running.add_argument(
+        "--parallel", type=at_least(1), default=1, help="cells at once (default: %(default)s)"
+    )
+    running.add_argument(
+        "--time-budget",
+        type=at_least(0, float),
+        help="seconds after which nothing is begun and no training goes on",
+    )
+    running.add_argument("--drop-adapters", action="store_true", help="keep scores and records only")
+    running.add_argument("--archive", help="pack the finished cells' small files into this .tar.gz")

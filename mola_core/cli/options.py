@@ -1,0 +1,85 @@
+"""What the verbs share: a study's layout from the command line, options, and how a verb is declared."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mola_core.runs.layout import Layout
+    from mola_core.study.study import Cell
+
+
+def study_layout(arguments: argparse.Namespace) -> Layout:
+    from mola_core.models.loading import leave_out_bitsandbytes
+    from mola_core.runs.layout import Layout
+    from mola_core.study.loading import load_study, study_file
+
+    study = load_study(arguments.study, arguments.data_root)
+    if arguments.own_process and study.model.quantization is None:
+        leave_out_bitsandbytes()
+    return Layout(study, Path(arguments.results), file=study_file(arguments.study))
+
+
+def owned(layout: Layout) -> Layout:
+    """The layout, after its folder was noted to belong to this study's file, and what the study states was recorded."""
+    from mola_core.analysis.looks import Record
+    from mola_core.runs.state import claim
+
+    claim(layout)
+    Record(layout.folder).state(layout.study.verdict)
+    return layout
+
+
+def named_cell(arguments: argparse.Namespace) -> tuple[Layout, Cell]:
+    layout = owned(study_layout(arguments))
+    return layout, layout.study.cell(arguments.task, arguments.method, arguments.seed)
+
+
+def at_least(least: int, kind: Callable[[str], float] = int) -> Callable[[str], float]:
+    """The type of an option that is a number of at least `least`."""
+
+    def number(text: str) -> float:
+        value = kind(text)
+        if not least <= value < math.inf:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, not {text}")
+        return value
+
+    number.__name__ = kind.__name__  # argparse names it where the text is no number
+    return number
+
+
+def study_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--study", default="quickstart", help="name in workflow/studies/, or a file")
+    parser.add_argument("--data-root", help="read the tasks' rows from this folder of parquet files")
+    parser.add_argument("--results", default="results", help="folder of all results (default: %(default)s)")
+
+
+def cell_options(parser: argparse.ArgumentParser) -> None:
+    study_options(parser)
+    parser.add_argument("--task", required=True, help="task of the cell, a task or stage of the study")
+    parser.add_argument("--method", required=True, help="the method's name in the study")
+    parser.add_argument("--seed", required=True, type=int, help="one of the study's seeds")
+
+
+class Verbs:
+    """The verbs of the command line, each a function whose docstring is its help."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self._parsers = parser.add_subparsers(dest="verb", required=True, metavar="verb")
+
+    def add(
+        self,
+        action: Callable[[argparse.Namespace], None],
+        *options: Callable[[argparse.ArgumentParser], None],
+    ) -> argparse.ArgumentParser:
+        """The parser of the verb `action`, called as the function is, with these groups of options."""
+        summary = (action.__doc__ or "").strip().splitlines()[0]
+        parser = self._parsers.add_parser(action.__name__, help=summary, description=action.__doc__)
+        for group in options:
+            group(parser)
+        parser.set_defaults(action=action)
+        return parser

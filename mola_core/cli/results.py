@@ -1,0 +1,132 @@
+"""Verbs on a study's results: collect, tables, figures, pages, checks."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mola_core.cli.options import Verbs, named_cell, study_layout, study_options
+from mola_core.errors import MolaError
+from mola_core.files import write_json
+
+if TYPE_CHECKING:
+    from mola_core.study.study import Cell
+
+
+def collect(arguments: argparse.Namespace) -> None:
+    """Gather the scores of a study's cells, all of which must be complete: scores.parquet and cells.csv."""
+    from mola_core.analysis import collect as collection
+
+    layout = study_layout(arguments)
+    collection.write(layout, layout.folder, partial=arguments.partial)
+
+
+def tables(arguments: argparse.Namespace) -> None:
+    """Write the accuracy and parameter tables, and the paper's tables beside ours."""
+    from mola_core.analysis.paper import tables as paper_tables
+    from mola_core.analysis.tables import accuracy as own_tables
+
+    layout = study_layout(arguments)
+    own_tables.write(layout, layout.folder)
+    paper_tables.write(layout, layout.folder)
+
+
+def figures(arguments: argparse.Namespace) -> None:
+    """Draw accuracy against parameters, the shapes and the training losses."""
+    from mola_core.analysis.figures import study as own_figures
+
+    layout = study_layout(arguments)
+    own_figures.write(layout, layout.folder)
+
+
+def routing(arguments: argparse.Namespace) -> None:
+    """Count which experts a cell's routers choose; without a cell, gather and draw what has been counted."""
+    named = [arguments.task, arguments.method, arguments.seed]
+    if any(value is not None for value in named):
+        if any(value is None for value in named):
+            raise MolaError("a cell needs --task, --method and --seed; without any the study is gathered")
+        from mola_core.runs.cell import CellRunner
+        from mola_core.runs.gpus import gpu_slot
+
+        layout, cell = named_cell(arguments)
+        with gpu_slot(layout.study.compute.cells_per_gpu):
+            CellRunner(layout).count_routing(cell)
+        return
+    from mola_core.analysis.experts import routing as statistics
+
+    _tell_missing("router statistics", statistics.write(study_layout(arguments)))
+
+
+def redundancy(arguments: argparse.Namespace) -> None:
+    """Measure how different the experts of the study's trained adapters are, and draw it by layer."""
+    from mola_core.analysis.experts import redundancy as own_redundancy
+
+    _tell_missing("adapters", own_redundancy.write(study_layout(arguments)))
+
+
+def layers(arguments: argparse.Namespace) -> None:
+    """Score the base model's layers (PL_Alpha_Hill) and correlate the scores with the experts' redundancy."""
+    from mola_core.analysis.experts import quality
+    from mola_core.models.layer_quality import layer_quality
+    from mola_core.runs.gpus import gpu_slot
+
+    layout = study_layout(arguments)
+    with gpu_slot(layout.study.compute.cells_per_gpu):
+        layer_quality(layout.model, layout.quality)
+    if not arguments.scores_only:
+        quality.write(layout)
+
+
+def _tell_missing(what: str, missing: Sequence[Cell]) -> None:
+    if missing:
+        print(f"no {what} here of {len(missing)} cells, the first is {missing[0].path}", file=sys.stderr)
+
+
+def summary(arguments: argparse.Namespace) -> None:
+    """Write summary.md and summary.html, which a person reads first."""
+    from mola_core.analysis.pages import summary as own_summary
+    from mola_core.analysis.pages.html import write_page
+    from mola_core.runs.plan import ANALYSED, analysis_key
+
+    layout = study_layout(arguments)
+    own_summary.write(layout, layout.folder)
+    write_page(layout.folder / "summary.md")
+    write_json(layout.folder / ANALYSED, {"key": analysis_key(layout)})
+
+
+def where(arguments: argparse.Namespace) -> None:
+    """Print where a study's results are."""
+    folder = study_layout(arguments).folder
+    print(f"Read first: {folder / 'summary.md'}")
+    print(f"Tables, figures, verdict: {folder / 'tables'}, {folder / 'figures'}, {folder / 'verdict.md'}")
+
+
+def verify(arguments: argparse.Namespace) -> None:
+    """Compare everything of a study with its recorded hash: model, rows, examples, adapters, records, scores."""
+    from mola_core.analysis.verify import damaged
+
+    found = list(damaged(study_layout(arguments)))
+    for line in found:
+        print(line)
+    if found:
+        raise MolaError(f"{len(found)} things are damaged; the first is above")
+    print("everything there is as it was recorded")
+
+
+def declare(verbs: Verbs) -> None:
+    verbs.add(verify, study_options)
+    verbs.add(collect, study_options).add_argument(
+        "--partial", action="store_true", help="leave out the open cells"
+    )
+    of_cell = verbs.add(routing, study_options)
+    of_cell.add_argument("--task", help="of the cell to count; a model is loaded")
+    of_cell.add_argument("--method", help="the method's name in the study")
+    of_cell.add_argument("--seed", type=int)
+    verbs.add(redundancy, study_options)
+    verbs.add(layers, study_options).add_argument(
+        "--scores-only", action="store_true", help="only measure the base model, for all studies that use it"
+    )
+    for action in (tables, figures, summary, where):
+        verbs.add(action, study_options)

@@ -1,0 +1,134 @@
+"""Verbs of the verdict: answer, calibrate, re-analyse and reproduce the paper."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mola_core.cli.options import Verbs, at_least, study_layout, study_options
+from mola_core.errors import MolaError
+
+if TYPE_CHECKING:
+    from mola_core.study.verdict import VerdictSettings
+
+
+def verdict(arguments: argparse.Namespace) -> None:
+    """Answer the study's questions, or the standard ones of any score file (--scores)."""
+    from mola_core.analysis.pages.html import write_page
+    from mola_core.analysis.pages.verdict import write_verdict
+
+    if arguments.scores:
+        if arguments.state:
+            raise MolaError(
+                "--state is for a study's own results; scores that exist cannot be stated beforehand"
+            )
+        out = Path(arguments.out or Path(arguments.scores).parent)
+        write_verdict(arguments.scores, out, _verdict_settings(arguments))
+        write_page(out / "verdict.md")
+        return
+    from mola_core.analysis.collect import read_cells, recorded_experts
+
+    layout = study_layout(arguments)
+    out = Path(arguments.out or layout.folder)
+    if arguments.state:
+        from mola_core.analysis.looks import Record
+
+        Record(out).state(layout.study.verdict)
+        return
+    if any(getattr(arguments, name) is not None for name in ("pair", "margin", "endpoint", "looks")):
+        raise MolaError(
+            "--pair, --margin, --endpoint and --looks go with --scores; a study states them in its file"
+        )
+    every = read_cells(layout.folder)
+    cells = every.drop_duplicates("method").set_index("method")
+    variants = [method.label for method in layout.study.methods if method.own_settings]
+    majority = (every["majority"] / every["documents"]).groupby(every["task"]).first()
+    write_verdict(
+        layout.folder / "scores.parquet",
+        out,
+        layout.study.verdict,
+        shapes={**recorded_experts(every), **dict.fromkeys(variants)},
+        parameters={str(name): int(count) for name, count in cells["trainable_parameters"].dropna().items()},
+        floors={str(task): float(share) for task, share in majority.items()},
+        first_cell=str(every["finished"].min()),
+        stand_in=layout.study.stand_in,
+    )
+    write_page(out / "verdict.md")
+
+
+def _verdict_settings(arguments: argparse.Namespace) -> VerdictSettings:
+    from pydantic import ValidationError
+
+    from mola_core.study.verdict import VerdictSettings
+
+    given = {"pairs": arguments.pair, "margin": arguments.margin, "endpoint": arguments.endpoint}
+    given |= {"looks": arguments.looks}
+    try:
+        return VerdictSettings.model_validate(
+            {name: value for name, value in given.items() if value is not None}
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = {"pairs": "pair"}.get(str(first["loc"][0]), str(first["loc"][0]))
+        raise MolaError(f"--{option}: {first['msg']}") from None
+
+
+def calibrate(arguments: argparse.Namespace) -> None:
+    """Show on simulated scores that the verdict's error rates and intervals are what they claim."""
+    from mola_core.analysis.calibration.report import calibrate as calibrate_verdict
+
+    calibrate_verdict(arguments.out, arguments.simulations, arguments.seed)
+
+
+def reanalyse(arguments: argparse.Namespace) -> None:
+    """Put the verdict's questions to the paper's own published numbers and to the reruns."""
+    from mola_core.analysis.paper.reanalysis import reanalyse as reanalyse_published
+
+    reanalyse_published(arguments.out)
+
+
+def reproduce(arguments: argparse.Namespace) -> None:
+    """List every table and figure of the paper with its state: done, partly or not started."""
+    from mola_core.analysis.paper.coverage import reproduce as reproduce_paper
+
+    print(reproduce_paper(study_layout(arguments)).to_string(index=False))
+
+
+def declare(verbs: Verbs) -> None:
+    judging = verbs.add(verdict, study_options)
+    judging.add_argument("--scores", help="any score matrix, Parquet or CSV, instead of a study's")
+    judging.add_argument(
+        "--out", help="folder for verdict.json, verdict.md and figures (default: beside the scores)"
+    )
+    judging.add_argument(
+        "--pair",
+        nargs=2,
+        action="append",
+        metavar=("A", "B"),
+        help="with --scores: ask whether A beats B, any two methods",
+    )
+    judging.add_argument(
+        "--margin",
+        type=float,
+        help="with --scores: largest difference, in points, that makes none (default: 1)",
+    )
+    judging.add_argument(
+        "--endpoint",
+        choices=("accuracy", "likelihood"),
+        help="with --scores: what the claim is about (default: accuracy)",
+    )
+    judging.add_argument(
+        "--looks", type=at_least(1), help="with --scores: looks planned, which share the level (default: 1)"
+    )
+    judging.add_argument(
+        "--state", action="store_true", help="only record the study's hypotheses, before there are results"
+    )
+    simulating = verbs.add(calibrate)
+    simulating.add_argument("--out", required=True, help="folder for the table and figure")
+    simulating.add_argument(
+        "--simulations", type=at_least(2), default=1000, help="studies a scenario (default: %(default)s)"
+    )
+    simulating.add_argument("--seed", type=at_least(0), default=0)
+    verbs.add(reanalyse).add_argument("--out", required=True, help="folder for the page, table and figure")
+    verbs.add(reproduce, study_options)
