@@ -78,7 +78,7 @@ def test_an_editor_marks_what_is_wrong(changes, field):
 @pytest.mark.parametrize(
     "method",
     ["base", "full", "prompt-tuning", "llama-adapter", "lora-r8", "lora-matched-2468", "mola-10-2-2-2"]
-    + ["alphalora-20", "sensitivity-20", "random-20-1", "pissa-mola-2468", {"method": "lora-r4", "rank": 2}],
+    + ["alphalora-20", "sensitivity-20", "random-20-1", "pissa-mola-2468", {"method": "lora-r4", "alpha": 2}],
 )
 def test_an_editor_accepts_every_form_of_a_method(method):
     content = change(methods=["base", method] if method != "base" else ["base"])
