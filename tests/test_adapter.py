@@ -548,7 +548,7 @@ def test_merging_is_refused(tiny_llama):
         ({"lora_dropout": 1.0}, "lora_dropout is 1.0"),
         ({"lora_dropout": -0.1}, "lora_dropout is -0.1"),
         ({"router_aux_loss_coef": -1.0}, "router_aux_loss_coef is -1.0"),
-        ({"target_modules": ["q_proj", "query"]}, r"target_modules \['query'\] not found .* q_proj"),
+        ({"target_modules": ["q_proj", "query"]}, r"Target modules \['query'\] not found .* q_proj"),
         ({"target_modules": "query"}, "query"),
         ({"target_modules": ["q_proj", "lm_head"]}, "lm_head is in no layer"),
         ({"target_modules": ["embed_tokens"], "num_experts": 2}, "embed_tokens is a Embedding"),

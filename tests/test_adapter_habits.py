@@ -1,11 +1,27 @@
-"""The adapter in its users' habits: losses made elsewhere, mixed batches, plain modules, shapes per module."""
+"""The adapter in its users' habits: losses made elsewhere, encoder-decoders, mixed batches, threads, offloading."""
 
+import copy
+import pickle
+import threading
+from collections import OrderedDict
+
+import accelerate
+import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
+from reference import balance_loss, loop_over_experts
 from torch import nn
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    T5Config,
+    T5ForConditionalGeneration,
+    Trainer,
+    TrainingArguments,
+)
 
-from mola_core.adapter import MolaConfig, built_shape, count_parameters
+from mola_core.adapter import MolaConfig, MolaLinear, built_shape, count_parameters
 
 IDS = torch.randint(0, 64, (3, 7), generator=torch.Generator().manual_seed(1))
 
@@ -85,5 +101,289 @@ def test_shape_per_module_and_rank_per_layer_are_built_and_counted(tiny_llama, t
         adapted(tiny_llama(), num_experts={"q_proj": 2, "down_proj": 2, "quux": 2})
 
 
-def test_lora_is_untouched(tiny_llama):
-    get_peft_model(tiny_llama(), LoraConfig(target_modules=["q_proj"]))(input_ids=IDS)
+# ---- the balance loss, against its formula computed from the modules' inputs ----------------------------------
+
+
+def balance_of(model, forward, block_of, top_k=2):
+    """The balance loss of `forward()` by its formula: from what each module was given, in autograd, pooled by block."""
+    routed, handles = {}, []
+    for name, module in model.named_modules():
+        if isinstance(module, MolaLinear):
+
+            def record(module, args, name=name):
+                weights = module.mola_A["default"], module.mola_B["default"], module.mola_router["default"]
+                _, probabilities, chosen = loop_over_experts(args[0], *weights, top_k, 1.0)
+                routed.setdefault(block_of(name), []).append((probabilities, chosen))
+
+            handles.append(module.register_forward_pre_hook(record))
+    forward()
+    for handle in handles:
+        handle.remove()
+    losses = []
+    for block in routed.values():
+        losses.append(balance_loss(*(list(column) for column in zip(*block, strict=True))))
+    return torch.stack(losses).sum()
+
+
+def by_layer(name):
+    parts = name.split(".")
+    return ".".join(parts[: next(i for i, part in enumerate(parts) if part.isdigit()) + 1])
+
+
+def encoder_decoder(kind):
+    torch.manual_seed(0)
+    if kind == "t5":
+        sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "vocab_size": 64}
+        return T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0)), [
+            "q",
+            "k",
+            "v",
+            "wi",
+            "wo",
+        ]
+    sizes = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "vocab_size": 64}
+    heads = {
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 24,
+        "decoder_ffn_dim": 24,
+    }
+    model = BartForConditionalGeneration(BartConfig(**sizes, **heads, decoder_start_token_id=2))
+    return model, ["q_proj", "k_proj", "v_proj", "fc1", "fc2"]
+
+
+@pytest.mark.parametrize("checkpointing", [None, False, True], ids=["plain", "checkpointed", "reentrant"])
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_balance_loss_of_an_encoder_decoder(kind, checkpointing):
+    """Encoder and decoder read different tokens, and cross-attention's keys and values the encoder's."""
+    base, targets = encoder_decoder(kind)
+    model = adapted(base, target_modules=targets, router_aux_loss_coef=0.5).eval()
+    ids = torch.randint(3, 64, (2, 9), generator=torch.Generator().manual_seed(2))
+    inputs = {"input_ids": ids, "labels": ids[:, :4].clone()}
+    model.peft_config["default"].router_aux_loss_coef = 0.0
+    model.zero_grad()
+    balance = balance_of(model, lambda: model(**inputs), by_layer)
+    plain = model(**inputs).loss
+    (plain + 0.5 * balance).backward()
+    expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+    model.peft_config["default"].router_aux_loss_coef = 0.5
+    if checkpointing is not None:
+        model.train()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            if isinstance(getattr(module, "dropout", None), float):
+                module.dropout = 0.0
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
+    model.zero_grad()
+    loss = model(**inputs, use_cache=False).loss
+    torch.testing.assert_close(loss, plain + 0.5 * balance)
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-3, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("passes", [1, 2], ids=["whole", "accumulated"])
+def test_label_smoothing_in_a_trainer(tiny_llama, tmp_path, passes):
+    """The loss is computed outside of the model; one step of SGD shows the whole gradient."""
+    coefficient, rate = 0.5, 0.1
+    ids = torch.randint(0, 64, (4, 7), generator=torch.Generator().manual_seed(3))
+    labels = ids.clone()
+    labels[:, :4] = -100
+    trained = []
+    for value in (0.0, coefficient):
+        model = adapted(tiny_llama(), router_aux_loss_coef=value)
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path),
+            max_steps=1,
+            per_device_train_batch_size=4 // passes,
+            gradient_accumulation_steps=passes,
+            learning_rate=rate,
+            lr_scheduler_type="constant",
+            optim="sgd",
+            max_grad_norm=0,
+            label_smoothing_factor=0.1,
+            use_cpu=True,
+            report_to="none",
+            disable_tqdm=True,
+            save_strategy="no",
+        )
+        rows = [{"input_ids": i, "labels": j} for i, j in zip(ids, labels, strict=True)]
+        before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+        Trainer(model=model, args=arguments, train_dataset=rows).train()
+        trained.append({n: (b - model.get_parameter(n)) / rate for n, b in before.items()})
+    model = adapted(tiny_llama())
+    balances = [balance_of(model, lambda i=i: model(input_ids=i), by_layer) for i in ids.chunk(passes)]
+    torch.stack(balances).mean().backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.grad is not None:
+            added = (trained[1][name] - trained[0][name]).detach()
+            torch.testing.assert_close(added, coefficient * parameter.grad, rtol=1e-2, atol=2e-5, msg=name)
+
+
+@pytest.mark.parametrize("reentrant", [None, False, True])
+def test_add_adapter_of_transformers(tiny_llama, reentrant):
+    base = tiny_llama()
+    config = MolaConfig(
+        num_experts=3, target_modules=["q_proj", "down_proj"], lora_dropout=0.0, init_lora_weights=False
+    )
+    torch.manual_seed(0)
+    base.add_adapter(config)
+    base.train()
+    plain = base(input_ids=IDS, labels=IDS).loss
+    balance = balance_of(base, lambda: base(input_ids=IDS), by_layer)
+    expected = router_gradient(base, plain + 0.5 * balance)
+    base.peft_config["default"].router_aux_loss_coef = 0.5  # raised after the injection
+    if reentrant is not None:
+        base.enable_input_require_grads()
+        base.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    loss = base(input_ids=IDS, labels=IDS).loss
+    torch.testing.assert_close(loss, plain + 0.5 * balance)
+    torch.testing.assert_close(router_gradient(base, loss), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_second_order_of_the_balance_loss(tiny_llama):
+    """A gradient penalty: the gradient of the squared gradient's norm, where the loss is part of a larger one."""
+    model = adapted(
+        tiny_llama(num_hidden_layers=1, attn_implementation="eager").double(), router_aux_loss_coef=0.5
+    )
+    parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def penalty(loss):
+        first = torch.autograd.grad(loss**2, parameters, create_graph=True)
+        return torch.autograd.grad(sum((g**2).sum() for g in first), parameters)
+
+    found = penalty(model(input_ids=IDS, labels=IDS).loss)
+    model.peft_config["default"].router_aux_loss_coef = 0.0
+    balance = balance_of(model, lambda: model(input_ids=IDS), by_layer)
+    expected = penalty(model(input_ids=IDS, labels=IDS).loss + 0.5 * balance)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
+
+
+# ---- what is the caller's, and copies --------------------------------------------------------------------------
+
+
+def test_read_only_input_is_read_only(tmp_path):
+    file = tmp_path / "x.npy"
+    np.save(file, np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32))
+    held = np.load(file, mmap_mode="r")
+    with pytest.warns(UserWarning, match="not writable"):
+        x = torch.from_numpy(held)
+    model = get_peft_model(
+        nn.Sequential(nn.Linear(8, 8)),
+        MolaConfig(target_modules=["0"], lora_dropout=0.5, init_lora_weights=False),
+    )
+    model.train()(x).sum().backward()
+    np.testing.assert_array_equal(np.load(file), held)
+
+
+def test_threads_share_a_model_and_an_input(tiny_llama):
+    """Each gets its own loss, and the input stays as it was."""
+    model = adapted(tiny_llama(), router_aux_loss_coef=0.5, lora_dropout=0.5)
+    layer = model.get_base_model().model.layers[0].self_attn.q_proj
+    x = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+    before = x.clone()
+    batches = [IDS[:, : 3 + i] for i in range(4)]
+    expected = [model.eval()(input_ids=ids, labels=ids).loss.item() for ids in batches]
+    found = {}
+
+    def work(i):
+        for _ in range(5):
+            found.setdefault(i, []).append(model(input_ids=batches[i], labels=batches[i]).loss.item())
+
+    def train(_):
+        for _ in range(50):
+            layer(x)
+
+    for task, mode in ((work, False), (train, True)):
+        model.train(mode)
+        threads = [threading.Thread(target=task, args=(i,)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    for i, value in enumerate(expected):
+        assert found[i] == pytest.approx([value] * 5, rel=1e-5)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+def test_a_copy_is_on_its_own(tiny_llama, how):
+    model = adapted(tiny_llama(), router_aux_loss_coef=0.5)
+    expected = router_gradient(model, model(input_ids=IDS, labels=IDS).loss)
+    model(input_ids=IDS)  # its pass is still open
+    other = copy.deepcopy(model) if how == "deepcopy" else pickle.loads(pickle.dumps(model))
+    torch.testing.assert_close(router_gradient(other, other(input_ids=IDS, labels=IDS).loss), expected)
+    other.peft_config["default"].router_aux_loss_coef = 0.0
+    assert not torch.allclose(router_gradient(other, other(input_ids=IDS, labels=IDS).loss), expected)
+    torch.testing.assert_close(router_gradient(model, model(input_ids=IDS, labels=IDS).loss), expected)
+
+
+def test_hooks_on_every_module_see_what_stays(tiny_llama):
+    """A hook may keep an output; nothing changes it afterwards, neither a forward nor a backward pass."""
+    model = adapted(tiny_llama(), router_aux_loss_coef=0.5, lora_dropout=0.5).train()
+    kept = []
+
+    def keep(module, inputs, output):
+        for tensor in (*inputs, output):
+            if isinstance(tensor, torch.Tensor):
+                kept.append((tensor, tensor.detach().clone()))
+
+    handle = nn.modules.module.register_module_forward_hook(keep)
+    try:
+        model(input_ids=IDS, labels=IDS).loss.backward()
+    finally:
+        handle.remove()
+    assert len(kept) > 50
+    assert all(torch.equal(tensor, then) for tensor, then in kept)
+
+
+# ---- compilers and offloading ----------------------------------------------------------------------------------
+
+
+class Stack(nn.Module):
+    """Two layers that return a loss, which a compiler traces sooner than a language model."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Sequential(OrderedDict(up=nn.Linear(8, 8), act=nn.Tanh())) for _ in range(2)
+        )
+
+    def forward(self, x, labels):
+        for layer in self.layers:
+            x = layer(x)
+        return nn.functional.cross_entropy(x, labels), x
+
+
+@pytest.mark.parametrize("coefficient", [0.0, 0.5])
+def test_compiled_forward_and_training_step(coefficient):
+    torch.manual_seed(1)
+    model = adapted(Stack(), target_modules=["up"], router_aux_loss_coef=coefficient)
+    x, labels = torch.randn(5, 8), torch.arange(5)
+    with torch.no_grad():
+        expected = model(x, labels=labels)
+    gradient = router_gradient(model, model(x, labels=labels)[0])
+    compiled = torch.compile(model, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x, labels=labels), expected)
+    torch.testing.assert_close(router_gradient(model, compiled(x, labels=labels)[0]), gradient)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("offload", ["cpu_offload", "disk_offload"])
+def test_offloaded_by_accelerate(tiny_llama, tmp_path, offload):
+    model = adapted(tiny_llama(), router_aux_loss_coef=0.5).eval()
+    expected = model(input_ids=IDS, labels=IDS)
+    if offload == "cpu_offload":
+        accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    else:
+        accelerate.disk_offload(model, str(tmp_path), execution_device=torch.device("cpu"))
+    assert next(iter(model.parameters())).is_meta
+    with torch.no_grad():
+        output = model(input_ids=IDS, labels=IDS)
+    torch.testing.assert_close(output.logits, expected.logits)
+    torch.testing.assert_close(output.loss, expected.loss)

@@ -8,8 +8,10 @@ their tokens. The layers' losses are summed, each times the adapter's coefficien
 A layer's loss joins the graph at the layer's own output: `_Carry` hands the output on and, in the backward pass, gives
 the loss its gradient. So it needs no loss of the model's: it is there where the loss is computed elsewhere (label
 smoothing, `add_adapter`) and in a layer that checkpointing computes again. Where the model returns a loss, the balance
-loss is added to its value and its gradient follows that of the loss (gradient accumulation, loss scaling); elsewhere
-its gradient is that of a loss which is added as it is.
+loss is added to its value and its gradient follows that of the loss (gradient accumulation, loss scaling). Elsewhere
+its gradient is that of a loss which is added as it is or, where the Trainer gives `num_items_in_batch`, as it is times
+the pass's share of these items. A loss that is scaled otherwise afterwards (by a factor of the processes, say) needs
+`MolaModel.add_balance_loss`.
 """
 
 from __future__ import annotations
@@ -108,12 +110,17 @@ class BalanceLoss:
             output = (self.add(output[0], share, this), *output[1:])
         first = _tensors(output)[:1] if torch.is_grad_enabled() else []
         if labels is None and first and first[0].requires_grad:
-            first[0].register_hook(partial(self._resume, cast("Pass", this)))
+            first[0].register_hook(partial(self._resume, cast("Pass", this), items))
         return output
 
-    def _resume(self, forward_pass: Pass, gradient: Tensor) -> None:
-        """The backward pass enters the model: layers computed again belong to this pass."""
+    def _resume(self, forward_pass: Pass, items: Tensor | int | None, gradient: Tensor) -> None:
+        """The backward pass enters the model: layers computed again belong to this pass.
+
+        Of `items`, the loss tokens of the batch, this pass has those whose output has a gradient.
+        """
         self.last = forward_pass
+        if items is not None and not forward_pass.joined and not forward_pass.scaled:
+            forward_pass.scale = gradient.reshape(-1, gradient.shape[-1]).ne(0).any(1).sum() / items
 
     def add(self, loss: Tensor, share: Tensor | float = 1.0, forward_pass: Pass | None = None) -> Tensor:
         """`loss` plus `share` times the balance loss of a forward pass, the last one by default.

@@ -35,6 +35,9 @@ class MolaConfig(PeftConfig):
         target_modules: Names of the modules to adapt (a list, matched as suffixes), a regular expression on the
             full name, or "all-linear". None takes PEFT's default for the architecture.
         exclude_modules: Names, or a regular expression, of modules left out.
+        layers_to_transform: Index, or indices, of the only layers to adapt; None for all. Lists of `num_experts` and
+            `r` still have an entry for every layer of the model.
+        layers_pattern: Name, or names, of the `ModuleList` whose layers are counted, where a model has several.
         modules_to_save: Modules apart from the adapter that are trained and saved with it.
         router_aux_loss_coef: Coefficient of the load-balancing loss (`balance_loss`) that is added to the
             model's loss; the authors' code uses 0.001 where it is on.
@@ -67,6 +70,13 @@ class MolaConfig(PeftConfig):
     )
     exclude_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Names, or a regular expression, of modules left out."}
+    )
+    layers_to_transform: list[int] | int | None = field(
+        default=None, metadata={"help": "Index, or indices, of the only layers to adapt."}
+    )
+    layers_pattern: list[str] | str | None = field(
+        default=None,
+        metadata={"help": "Name, or names, of the ModuleList that layers_to_transform counts in."},
     )
     modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "Modules apart from the adapter that are trained and saved with it."}
@@ -106,6 +116,14 @@ class MolaConfig(PeftConfig):
         if not self.router_aux_loss_coef >= 0:
             raise ValueError(
                 f"router_aux_loss_coef is {self.router_aux_loss_coef!r}: give a number of at least 0"
+            )
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError("layers_pattern does nothing without layers_to_transform: give both or neither")
+        regex = isinstance(self.target_modules, str) and self.target_modules.lower() != "all-linear"
+        if regex and self.layers_to_transform is not None:
+            raise ValueError(
+                "`layers_to_transform` cannot be used when `target_modules` is a str. Name the layers in the regular "
+                "expression, or give a list"
             )
         if self.init_lora_weights not in (True, False, "pissa"):
             raise ValueError(f"init_lora_weights is {self.init_lora_weights!r}: give true, false or 'pissa'")

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, NoReturn, cast
 
+from peft import NoMatchingPeftModuleError
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, AuxiliaryTrainingWrapper
 from torch import Tensor, nn
@@ -38,14 +39,21 @@ class MolaModel(BaseTuner):
         self.balance = next(found, None) or BalanceLoss()
         config = cast("MolaConfig", self.peft_config[adapter_name])
         self.balance.configs[adapter_name] = config
-        if config.router_aux_loss_coef > 0:
-            self.balance.watch_model(model)
+        self.balance.watch_model(model)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         shape = built_shape(model, adapter_name)
         for name, built in shape.items():
             asked = experts_and_rank(config, name, *block_of(model, name)[1:])
             if built != asked:
                 raise ValueError(f"{name} has experts and rank {built}, asked for were {asked}")
+        only = config.layers_to_transform
+        if only is not None:
+            adapted = {block_of(model, name)[1] for name in shape}
+            absent = [layer for layer in ([only] if isinstance(only, int) else only) if layer not in adapted]
+            if absent:
+                raise ValueError(
+                    f"layers_to_transform {absent}: the model has no target modules in such layers"
+                )
         if isinstance(config.num_experts, dict):
             unused = [k for k in config.num_experts if not any(n == k or n.endswith(f".{k}") for n in shape)]
             if unused:
@@ -61,8 +69,8 @@ class MolaModel(BaseTuner):
         missing = sorted(t for t in targets if not any(n == t or n.endswith(f".{t}") for n in names))
         if missing:
             known = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if _is_linear(m)})
-            raise ValueError(
-                f"target_modules {missing} not found in the base model: its linear modules are {', '.join(known)}"
+            raise NoMatchingPeftModuleError(
+                f"Target modules {missing} not found in the base model: its linear modules are {', '.join(known)}"
             )
 
     def _create_and_replace(  # type: ignore[override]
@@ -82,13 +90,13 @@ class MolaModel(BaseTuner):
             )
         block, layer, layers = block_of(self.model, current_key)
         experts, rank = experts_and_rank(peft_config, current_key, layer, layers)
-        masked = peft_config.router_aux_loss_mask_padding and peft_config.router_aux_loss_coef > 0
-        if masked and getattr(getattr(self.model, "config", None), "is_encoder_decoder", False):
+        encoder_decoder = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
+        if peft_config.router_aux_loss_mask_padding and encoder_decoder:
             raise ValueError(
                 "router_aux_loss_mask_padding cannot tell the padding of encoder and decoder apart: turn it off"
             )
         self.balance.members.setdefault(block, set()).add(current_key)
-        if peft_config.router_aux_loss_coef > 0 and layer is not None and block != current_key:
+        if layer is not None and block != current_key:
             self.balance.watch_layer(self.model.get_submodule(block), block)
         if isinstance(target, MolaLayer):
             target.update_layer(adapter_name, peft_config, experts, rank)
