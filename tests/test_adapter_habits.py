@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import sys
 import threading
 from collections import OrderedDict
 
@@ -280,33 +281,48 @@ def test_read_only_input_is_read_only(tmp_path):
     np.testing.assert_array_equal(np.load(file), held)
 
 
-def test_threads_share_a_model_and_an_input(tiny_llama):
-    """Each gets its own loss, and the input stays as it was."""
-    model = adapted(tiny_llama(), router_aux_loss_coef=0.5, lora_dropout=0.5)
-    layer = model.get_base_model().model.layers[0].self_attn.q_proj
-    x = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
-    before = x.clone()
-    batches = [IDS[:, : 3 + i] for i in range(4)]
-    expected = [model.eval()(input_ids=ids, labels=ids).loss.item() for ids in batches]
+def in_threads(task, count=4):
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    threads = [threading.Thread(target=task, args=(i,)) for i in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sys.setswitchinterval(interval)
+
+
+def test_threads_share_a_model(tiny_llama):
+    """Each has its own balance loss, forward and backward, where layers are computed again too."""
+    model = adapted(tiny_llama(), router_aux_loss_coef=0.5).train()
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    routers = [p for n, p in model.named_parameters() if "mola_router" in n]
     found = {}
 
-    def work(i):
-        for _ in range(5):
-            found.setdefault(i, []).append(model(input_ids=batches[i], labels=batches[i]).loss.item())
+    def train(i):
+        for _ in range(6):
+            loss = model(input_ids=IDS[:, : 3 + i], labels=IDS[:, : 3 + i]).loss
+            gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, routers)])
+            found.setdefault(i, []).append(torch.cat([loss.detach()[None], gradient]))
 
-    def train(_):
-        for _ in range(50):
-            layer(x)
+    for i in range(4):
+        train(i)
+    expected = {i: values[0] for i, values in found.items()}
+    found.clear()
+    in_threads(train)
+    for i, values in found.items():
+        for value in values:
+            torch.testing.assert_close(value, expected[i], rtol=1e-4, atol=1e-6)
+    assert [len(values) for values in found.values()] == [6] * 4
 
-    for task, mode in ((work, False), (train, True)):
-        model.train(mode)
-        threads = [threading.Thread(target=task, args=(i,)) for i in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    for i, value in enumerate(expected):
-        assert found[i] == pytest.approx([value] * 5, rel=1e-5)
+
+def test_threads_share_an_input(tiny_llama):
+    model = adapted(tiny_llama(), lora_dropout=0.5).train()
+    layer = model.get_base_model().model.layers[0].self_attn.q_proj
+    x = torch.randn(512, 32, generator=torch.Generator().manual_seed(0))
+    before = x.clone()
+    in_threads(lambda _: [layer(x) for _ in range(50)])
     assert torch.equal(x, before)
 
 

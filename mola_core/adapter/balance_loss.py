@@ -20,7 +20,7 @@ import inspect
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,17 @@ from .routing import Layer, Pass
 
 IGNORED = -100
 """Label of a token without loss (PyTorch's `ignore_index`)."""
-_here = threading.local()
-"""Of this thread: `passes` and `layers` that are under way, by the id of their `BalanceLoss`."""
+
+
+class _Here(threading.local):
+    """What is under way in this thread."""
+
+    current: Pass | None = None
+    """The model's call."""
+    last: Pass | None = None
+    """The last call that began or, in a backward pass, the one whose layers may be computed again."""
+    layer: Layer | None = None
+    """The layer's call."""
 
 
 class BalanceLoss:
@@ -40,10 +49,8 @@ class BalanceLoss:
     counts for 1 / (adapted modules of the layer).
     """
 
-    last: Pass | None = None
-    """The last forward pass that began or, in a backward pass, the one whose layers may be computed again."""
-
     def __init__(self) -> None:
+        self.here = _Here()
         self.configs: dict[str, Any] = {}
         """Of the model's adapters."""
         self.members: dict[str, set[str]] = {}
@@ -53,7 +60,10 @@ class BalanceLoss:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy or a pickle of the model takes no pass along."""
-        return {"configs": self.configs, "members": self.members, "called": self.called}
+        return {name: value for name, value in vars(self).items() if name != "here"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, here=_Here())
 
     @property
     def wanted(self) -> bool:
@@ -88,8 +98,8 @@ class BalanceLoss:
     @torch.compiler.disable
     def _begin(self, given: dict[str, Any]) -> None:
         counts = torch.is_grad_enabled() or given.get("labels") is not None
-        self.last = Pass(given.get("attention_mask"), counts)
-        vars(_here).setdefault("passes", {})[id(self)] = self.last
+        self.here.current = self.here.last = Pass(given.get("attention_mask"), counts)
+        self.here.layer = None
 
     def _leave_model(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -101,7 +111,7 @@ class BalanceLoss:
         """With `num_items_in_batch`, as the Trainer gives it where several passes make one batch, the balance loss is
         weighted by the pass's share of the batch's loss tokens, as the loss itself is: the coefficient means the same
         however a batch is cut."""
-        this = vars(_here).setdefault("passes", {}).pop(id(self), None) or self.last
+        this, self.here.current = self.here.current or Pass(), None
         labels, items = given.get("labels"), given.get("num_items_in_batch")
         share = 1.0 if labels is None or items is None else (labels != IGNORED).sum() / items
         if isinstance(getattr(output, "loss", None), Tensor):
@@ -110,7 +120,7 @@ class BalanceLoss:
             output = (self.add(output[0], share, this), *output[1:])
         first = _tensors(output)[:1] if torch.is_grad_enabled() else []
         if labels is None and first and first[0].requires_grad:
-            first[0].register_hook(partial(self._resume, cast("Pass", this), items))
+            first[0].register_hook(partial(self._resume, this, items))
         return output
 
     def _resume(self, forward_pass: Pass, items: Tensor | int | None, gradient: Tensor) -> None:
@@ -118,7 +128,7 @@ class BalanceLoss:
 
         Of `items`, the loss tokens of the batch, this pass has those whose output has a gradient.
         """
-        self.last = forward_pass
+        self.here.last = forward_pass
         if items is not None and not forward_pass.joined and not forward_pass.scaled:
             forward_pass.scale = gradient.reshape(-1, gradient.shape[-1]).ne(0).any(1).sum() / items
 
@@ -127,7 +137,7 @@ class BalanceLoss:
 
         Returns `loss` itself where there is nothing to add, or where it was added before.
         """
-        this = forward_pass or self.last
+        this = forward_pass or self.here.last
         if this is None or this.joined or this.value is None:
             return loss
         this.joined = True
@@ -138,7 +148,7 @@ class BalanceLoss:
 
     def _note(self, forward_pass: Pass, share: Tensor | float, gradient: Tensor) -> None:
         """Every path from the loss to a layer leads by here, so this is known in time, in a recomputed layer too."""
-        self.last = forward_pass
+        self.here.last = forward_pass
         forward_pass.scale = gradient * share
 
     def _enter_layer(self, name: str, layer: nn.Module, args: tuple[Any, ...]) -> None:
@@ -148,18 +158,18 @@ class BalanceLoss:
     @torch.compiler.disable
     def _open(self, name: str) -> None:
         self.called.add(name)
-        vars(_here).setdefault("layers", {})[id(self)] = Layer(name, self._pass())
+        self.here.layer = Layer(name, self._pass())
 
     def _pass(self) -> Pass:
         """Of the model's call that is under way, of the backward pass, or one of a layer that is called alone."""
-        return vars(_here).get("passes", {}).get(id(self)) or self.last or Pass()
+        return self.here.current or self.here.last or Pass()
 
     def _leave_layer(self, name: str, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         return self._close(output) if self.wanted else None
 
     @torch.compiler.disable
     def _close(self, output: Any) -> Any:
-        layer = vars(_here).get("layers", {}).pop(id(self), None)
+        layer, self.here.layer = self.here.layer, None
         return output if layer is None else self._carry(layer, output)
 
     @torch.compiler.disable
@@ -177,7 +187,7 @@ class BalanceLoss:
             None where the layer that is being called takes it, else the statistics for `finish`.
         """
         config = module.config[adapter]
-        layer = vars(_here).get("layers", {}).get(id(self))
+        layer = self.here.layer
         pooled = layer is not None and layer.name == module.block
         if not pooled:
             layer = Layer(module.name, self._pass())
