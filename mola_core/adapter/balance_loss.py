@@ -189,7 +189,7 @@ class BalanceLoss:
         config = module.config[adapter]
         layer = self.here.layer
         pooled = layer is not None and layer.name == module.block
-        if not pooled:
+        if layer is None or not pooled:
             layer = Layer(module.name, self._pass())
         if not layer.forward_pass.counts:
             return None
