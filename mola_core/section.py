@@ -29,7 +29,7 @@ Coefficient = Annotated[float, Field(ge=0, le=1_000_000)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
-def _usable_path(path: str) -> str:
+def usable_path(path: str) -> str:
     """Refuse what the operating system would: Linux takes 4,096 bytes, 255 a name; some are for the files below."""
     try:
         whole = Path(path).expanduser()
@@ -44,7 +44,7 @@ def _usable_path(path: str) -> str:
     return path
 
 
-Folder = Annotated[str, Field(min_length=1), AfterValidator(_usable_path)]
+Folder = Annotated[str, Field(min_length=1), AfterValidator(usable_path)]
 
 
 class Closed(BaseModel):

@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mola_core.errors import MolaError
+from mola_core.runs.prepare import check_steps
 from mola_core.tasks import examples as module
 from mola_core.tasks import loading, render
 from mola_core.tasks.examples import read_examples, write_examples
@@ -89,3 +90,17 @@ def test_a_damaged_file_is_named(prepared_bench, tmp_path):
     file.write_bytes(bytes(content))
     with pytest.raises(MolaError, match=r"train\.parquet: missing or altered"):
         read_examples(tmp_path / "examples", "train")
+
+
+def test_a_warm_up_without_an_end_is_found_where_examples_are_made(bench, tmp_path):
+    """Of a hub's or folder's rows only the examples say how many steps there are."""
+    runner = bench(tasks=["cola"], methods=["lora-r4"], seeds=[0])
+    study = runner.study
+    record = {"parts": {"train": {"documents": 40, "held_out": 8}}}
+    check_steps(study, "cola", record)
+    late = study.model_copy(update={"training": study.training.model_copy(update={"warmup_steps": 5})})
+    with pytest.raises(MolaError, match="task cola: training.warmup_steps: 5 is not below the 5 steps"):
+        check_steps(late, "cola", record)
+    choosing = late.training.model_copy(update={"warmup_steps": 4, "epochs": [1]})
+    with pytest.raises(MolaError, match="training.warmup_steps: 4 is not below the 4 steps"):
+        check_steps(study.model_copy(update={"training": choosing}), "cola", record)

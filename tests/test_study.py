@@ -1,6 +1,7 @@
 """Study files: the shipped ones are valid, and bad ones are told in one line what is wrong."""
 
 import json
+import os
 from pathlib import Path
 
 import jsonschema
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 
 from mola_core.cli import main
 from mola_core.errors import MolaError
+from mola_core.study import loading
 from mola_core.study.loading import STUDIES, load_study
 from mola_core.study.study import Cell, Study
 
@@ -203,6 +205,34 @@ def dumped(content):
         ({"verdict": {"differences": [float("inf")]}}, "verdict.differences.0"),
         ({"verdict": {"differences": [1e-300]}}, "verdict.differences.0"),
         ({"verdict": {"seed": 2**32}}, "verdict.seed"),
+        ({"name": "models"}, "'models' is a folder of results itself"),
+        ({"name": 2468}, "name: Input should be a valid string, not '2468'; write it in quotes"),
+        ({"random": 1}, "random: unknown key"),
+        ({"learning_rate": 1e-3}, "learning_rate: unknown key, did you mean 'training.learning_rate'?"),
+        ({"model__sed": 1}, "model.sed: unknown key, did you mean 'seed'?"),
+        ({"methods": [{"method": "mola-2468", "topk": 2}]}, "did you mean 'top_k'?"),
+        ({"methods": ["alphlora-20"]}, "did you mean alphalora-<budget>?"),
+        ({"methods": [{"method": "mola-2468", "name": "mola-8642"}]}, "would be taken for another"),
+        ({"methods": [{"method": "lora-r4", "name": "base"}]}, "would be taken for another"),
+        ({"methods": [{"method": "lora-r4", "name": "pissa-lora-r4"}]}, "would be taken for another"),
+        ({"methods": [{"method": "base", "name": "untrained"}]}, "would be taken for another"),
+        ({"seeds": list(range(12_000))}, "seeds: 120000 cells"),
+        ({"training__warmup_steps": 6}, "training.warmup_steps: 6 is not below the 6 steps of a cell"),
+        (
+            {"training__max_steps": 4, "training__warmup_steps": 4},
+            "training.warmup_steps: 4 is not below the 4",
+        ),
+        (
+            {"training__documents": 8, "training__warmup_steps": 1},
+            "training.warmup_steps: 1 is not below the 1",
+        ),
+        ({"training__epochs": 0.1}, "training.epochs: 0.1 gives no step with 48 documents"),
+        (
+            {"instruction": {"documents": 16, "epochs": 1, "warmup_steps": 2}},
+            "instruction.warmup_steps: 2 is not below the 2",
+        ),
+        ({"continual": {"epochs": 1, "warmup_steps": 99}}, "continual.warmup_steps: 99 is not below the 6"),
+        ({"training__gradient_checkpointing": "yes"}, "write true or false"),
     ],
 )
 def test_a_bad_study_is_one_line(tmp_path, changes, message):
@@ -226,6 +256,120 @@ def test_what_is_no_study_file_is_one_line(tmp_path, text):
 def test_a_study_that_does_not_exist_names_those_that_do():
     with pytest.raises(MolaError, match="quickstart"):
         load_study("nosuch")
+
+
+def test_all_errors_are_told_at_once(tmp_path):
+    file = tmp_path / "bad.yaml"
+    file.write_text(
+        dumped(
+            change(
+                colour="red",
+                model__sed=1,
+                training__warmup_steps=6,
+                tasks=["cola", "cola"],
+                compute__gpus=3,
+                name="data",
+            )
+        )
+    )
+    with pytest.raises(MolaError) as error:
+        load_study(file)
+    said = str(error.value)
+    assert "6 errors: (1) " in said and "\n" not in said
+    for words in (
+        "colour: unknown",
+        "model.sed: unknown",
+        "warmup_steps: 6",
+        "tasks: 'cola' is listed twice",
+        "compute.gpus: 3 cards",
+        "name: 'data' is a folder",
+    ):
+        assert words in said
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("1e-3", 1e-3),
+        ("2E-4", 2e-4),
+        ("1.0e-3", 1e-3),
+        (".5", 0.5),
+        ("1", 1),
+        ("010", 10),
+        ("0x10", 16),
+        ("+3", 3),
+    ],
+)
+def test_numbers_are_those_of_yaml_1_2(tmp_path, written, read):
+    file = tmp_path / "study.yaml"
+    text = (STUDIES / "smoke.yaml").read_text()
+    file.write_text(text.replace("learning_rate: 1.0e-2", f"learning_rate: {written}"))
+    assert load_study(file).training.learning_rate == read
+
+
+@pytest.mark.parametrize("name", ["no", "1:30", "2026-11-24", "on"])
+def test_names_are_text_as_written(tmp_path, name):
+    file = tmp_path / "study.yaml"
+    text = (STUDIES / "smoke.yaml").read_text()
+    file.write_text(text.replace("name: tiny-random-llama", f"name: {name}"))
+    if ":" in name:
+        with pytest.raises(MolaError, match=r"model.name: .* not '1:30'; use letters, digits"):
+            load_study(file)
+    else:
+        assert load_study(file).model.name == name
+
+
+def test_a_study_is_found_by_name_and_by_path(tmp_path, monkeypatch):
+    shipped = tmp_path / "shipped"
+    shipped.mkdir()
+    for name in ("smoke", "qwen2.5-0.5b"):
+        (shipped / f"{name}.yaml").write_text("")
+    monkeypatch.setattr(loading, "STUDIES", shipped)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("smoke", "smoke.yaml"):
+        assert loading.study_file(name) == shipped / "smoke.yaml"
+    for name in ("qwen2.5-0.5b", "qwen2.5-0.5b.yaml"):
+        assert loading.study_file(name) == shipped / "qwen2.5-0.5b.yaml"
+    assert loading.study_file("~/mine.yaml") == tmp_path / "mine.yaml"
+    (tmp_path / "smoke.yaml").write_text("")
+    assert loading.study_file("smoke.yaml") == Path("smoke.yaml"), "a file that is there is that file"
+    assert loading.study_file("smoke") == shipped / "smoke.yaml"
+    assert loading.study_file("./smoke.yaml") == Path("smoke.yaml")
+    with pytest.raises(MolaError, match="did you mean 'smoke'"):
+        load_study("smoek")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "study: is empty"),
+        ("-x", "looks like an option; write ./-x"),
+        ("~nobody-of-this-name/x.yaml", "home folder is unknown"),
+        ("/dev/zero", "a pipe or a device"),
+        ("pipe.yaml", "a pipe or a device"),
+        (".", "is a folder"),
+        ("large.yaml", "has 300001 bytes, more than 262144"),
+    ],
+)
+def test_what_is_no_file_is_refused_at_once(tmp_path, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe.yaml")
+    Path("large.yaml").write_text("#" * 300_001)
+    with pytest.raises(MolaError, match=message):
+        load_study(name)
+
+
+def test_data_root_does_not_hide_a_wrong_data_block(tmp_path):
+    file = tmp_path / "study.yaml"
+    file.write_text(dumped(change(data__train_documents=-1)))
+    with pytest.raises(MolaError, match="data.train_documents"):
+        load_study(file, data_root=str(tmp_path))
+    file.write_text(dumped({key: value for key, value in change().items() if key != "data"}))
+    assert load_study(file, data_root=str(tmp_path)).data.root == str(tmp_path)
+    for root in ("", "-x"):
+        with pytest.raises(MolaError, match="data_root: "):
+            load_study("smoke", data_root=root)
 
 
 def test_environment_yml_has_the_bounds_of_pyproject():

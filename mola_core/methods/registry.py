@@ -6,6 +6,7 @@ starts at the leading singular directions of the base weights.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib
 import pkgutil
@@ -41,17 +42,14 @@ def name_pattern() -> str:
 def parse_method(settings: MethodSettings) -> Method:
     """Take a method's name apart. Raises ValueError (pydantic adds the field) for one that does not exist."""
     name = settings.method
-    matches = [
-        (family.kind, match)
-        for family in all_families().values()
-        for form in family.forms
-        if (match := re.fullmatch(form, name))
-    ]
+    matches = _matches(name)
     if not matches:
         if re.match(r"(mola|lora-matched)-", name):
             parse_shape(name.removeprefix("mola-").removeprefix("lora-matched-"))
         usages = [family.usage for family in all_families().values()]
-        raise ValueError(f"unknown method {name!r}; use {', '.join(usages[:-1])} or {usages[-1]}")
+        near = difflib.get_close_matches(name, usages, 1, 0.6)
+        meant = f", did you mean {near[0]}?" if near else ""
+        raise ValueError(f"unknown method {name!r}{meant}; use {', '.join(usages[:-1])} or {usages[-1]}")
     if len(matches) > 1:
         raise ValueError(f"method {name!r}: is a name of {' and of '.join(kind for kind, _ in matches)}")
     if (name == "mola") != (settings.experts is not None):
@@ -61,6 +59,20 @@ def parse_method(settings: MethodSettings) -> Method:
     for number in {"rank", "budget", "draw"} & groups.keys():
         groups[number] = groups[number] and int(groups[number])
     return Method(kind, **groups)
+
+
+def is_method(name: str) -> bool:
+    """Whether a text has the form of some method's name."""
+    return bool(_matches(name))
+
+
+def _matches(name: str) -> list[tuple[str, re.Match[str]]]:
+    return [
+        (family.kind, match)
+        for family in all_families().values()
+        for form in family.forms
+        if (match := re.fullmatch(form, name))
+    ]
 
 
 def family_of(settings: MethodSettings) -> Family:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from mola_core.methods.registry import family_of, name_pattern, parse_method
+from mola_core.methods.registry import family_of, is_method, name_pattern, parse_method
 from mola_core.section import (
     MAX_EXPERTS,
     MAX_RANK,
@@ -114,6 +114,15 @@ class MethodSettings(Closed):
         ]:
             if number > most:
                 raise ValueError(f"method {self.method!r}: {what} at most {most}; lower it")
+        self._check_label()
+        return self
+
+    def _check_label(self) -> None:
+        """Results are told apart by labels, and read by them: one that is a method's name must be that method."""
         if not re.fullmatch(SAFE_NAME, self.label):
             raise ValueError(f"method {self.method!r}: give it a `name` of letters, digits, dots and dashes")
-        return self
+        meant = self.label.removeprefix("pissa-") if self.initialisation == "pissa" else self.label
+        if meant != self.method and (self.method == "base" or is_method(self.label.removeprefix("pissa-"))):
+            raise ValueError(
+                f"name {self.label!r}: method {self.method!r} would be taken for another by it; choose another"
+            )

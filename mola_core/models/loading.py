@@ -40,7 +40,7 @@ def model_identity(source: ModelSource, hash_cache: Path = HASH_CACHE) -> dict[s
             if isinstance(source, HubModel)
             else facts | {"code": code_hash("mola_core.models.sources:fetch_model")}
         )
-    folder = Path(source.path)
+    folder = Path(source.path).expanduser()
     check_folder(folder, "model.path")
     files = {file.name: remembered_sha256(file, hash_cache) for file in model_files(folder)}
     return {"source": source.source, "files": files}
@@ -89,7 +89,7 @@ def verify_model(folder: str | Path) -> None:
     folder = Path(folder)
     fix = f"remove {folder} and run again"
     if not (folder / FINGERPRINT).is_file():
-        raise MolaError(f"{folder}: no prepared model; `mola prefetch` makes it")
+        raise MolaError(f"{folder}: no prepared model; prepare it with `mola model`")
     content = read_json(folder / FINGERPRINT)
     files = content.get("files") if isinstance(content, dict) else None
     if not isinstance(files, dict) or not files or "identity" not in content:

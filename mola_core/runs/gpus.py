@@ -28,6 +28,19 @@ def cards() -> list[str]:
     return listed.stdout.split() if listed.returncode == 0 else []
 
 
+def check_cards(count: int) -> None:
+    """Raise `MolaError` where `count` cards are to train a cell of this machine together and it has fewer.
+
+    Where someone else chooses the cards, or they are not NVIDIA's, nothing is known. One card need not be there: a cell
+    is then trained on the CPU.
+    """
+    if count < 2 or any(os.environ.get(name) for name in DECIDED) or Path("/dev/kfd").exists():
+        return
+    have = len(cards())
+    if have < count:
+        raise MolaError(f"compute.gpus: {count} cards for a cell, but this machine has {have}; lower it")
+
+
 @contextlib.contextmanager
 def gpu_slot(
     cells_per_gpu: int, count: int = 1, names: Sequence[str] | None = None, folder: Path | None = None

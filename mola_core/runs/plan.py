@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +16,11 @@ from mola_core.files import read_json
 from mola_core.records import digest
 from mola_core.runs.key import examples_identity, keys
 from mola_core.runs.layout import Layout
+from mola_core.runs.prepare import check_steps
 from mola_core.runs.state import Standing, claim, standing
-from mola_core.study.loading import load_study, study_file
+from mola_core.study.loading import did_you_mean, given_path, load_study, study_file
 from mola_core.study.study import Cell
-from mola_core.tasks.examples import current
+from mola_core.tasks.examples import RECORD, current
 
 OPTIONS = ("study", "data_root", "results")
 """What `--config` may name."""
@@ -117,23 +118,43 @@ def plan(config: Mapping[str, Any], fresh: bool) -> Plan:
 
     Raises `MolaError` for unknown options, a broken study, and a results folder that belongs to another study.
     """
-    for option, value in config.items():
-        if option not in OPTIONS:
-            raise MolaError(f"--config {option}: unknown; give {', '.join(OPTIONS[:-1])} or {OPTIONS[-1]}")
-        if set(str(value)) & set("{}"):
-            raise MolaError(f"--config {option}: {value}: braces have a meaning for Snakemake; rename it")
-    name = str(config.get("study", "quickstart"))
-    data_root = None if config.get("data_root") is None else str(config["data_root"])
-    layout = Layout(
-        load_study(name, data_root), Path(str(config.get("results", "results"))), file=study_file(name)
-    )
+    given = {option: _as_typed(option, value, sys.argv if fresh else ()) for option, value in config.items()}
+    name, data_root = given.get("study", "quickstart"), given.get("data_root")
+    results = given_path("--config results", given.get("results", "results"))
+    layout = Layout(load_study(name, data_root), results, file=study_file(name))
     planned = Plan(layout, name, data_root, fresh)
     if fresh:
         if layout.folder.is_dir():
             claim(layout)
             planned.marker.touch()
         _render(planned)
+        for rows in layout.study.rows():
+            if planned.rendered(rows):
+                check_steps(layout.study, rows, read_json(layout.examples(rows) / RECORD))
     return planned
+
+
+def _as_typed(option: str, value: Any, typed: Sequence[str]) -> str:
+    """The text of a `--config` option. `typed` are the words of the command line.
+
+    Raises `MolaError` for an unknown option, and where Snakemake made of the text a number, a truth value or another
+    text: `results=2026_11_24` comes as 20261124.
+    """
+    if option not in OPTIONS:
+        raise MolaError(
+            f"--config {option}: unknown{did_you_mean(option, OPTIONS)}; give {', '.join(OPTIONS[:-1])} or {OPTIONS[-1]}"
+        )
+    words = [word.partition("=")[2] for word in typed if word.startswith(f"{option}=")]
+    text = words[-1] if words else value
+    if value is None or text == "":
+        raise MolaError(f"--config {option}: is empty; name a {'study' if option == 'study' else 'folder'}")
+    if not isinstance(value, str) or text not in (value, f'"{value}"', f"'{value}'"):
+        raise MolaError(
+            f"--config {option}: Snakemake reads {text!r} as {value!r}; write {option}=./… or choose another name"
+        )
+    if set(value) & set("{}"):
+        raise MolaError(f"--config {option}: {value}: braces have a meaning for Snakemake; rename it")
+    return value
 
 
 def _render(planned: Plan) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import contextlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from mola_core.errors import MolaError
 from mola_core.files import locked, read_json
 from mola_core.models.loading import model_identity
 from mola_core.runs.key import examples_identity
 from mola_core.runs.layout import Layout
-from mola_core.study.study import Cell
+from mola_core.study.study import Cell, Study
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,21 +55,37 @@ def prepare_examples(layout: Layout, rows: str, tokenizer: Callable[[], PreTrain
         raise MolaError(
             f"task {rows}: base model or rows are not prepared; run `mola model` and `mola data` first"
         )
-    with locked(folder.with_suffix(".lock")):
+    with locked(folder.with_name(f".{folder.name}.lock")):
+        rendered: dict[str, Any] | None = None
         if current(folder, identity):
-            try:
-                read_record(folder)
-                return
-            except MolaError:
-                pass  # damaged: made again
-        verify_data(layout.data(rows))
-        settings = study.training_of(Cell(rows, study.methods[-1].label, study.seeds[0]))
-        write_examples(
-            rows,
-            study.protocol,
-            layout.data(rows),
-            folder,
-            tokenizer(),
-            settings.max_length,
-            identity,
-        )
+            with contextlib.suppress(MolaError):  # damaged: made again
+                rendered = read_record(folder)
+        if rendered is None:
+            verify_data(layout.data(rows))
+            settings = study.training_of(Cell(rows, study.methods[-1].label, study.seeds[0]))
+            rendered = write_examples(
+                rows,
+                study.protocol,
+                layout.data(rows),
+                folder,
+                tokenizer(),
+                settings.max_length,
+                identity,
+            )
+    check_steps(study, rows, rendered)
+
+
+def check_steps(study: Study, rows: str, record: Mapping[str, Any]) -> None:
+    """Raise `MolaError` where a stage of the study that trains on `rows` has no step, or none after its warm-up.
+
+    `record` is that of the rows' examples.
+    """
+    stages = {cell.task: cell for cell in study.all_cells() if study.trained_on(cell) == rows}
+    part = record["parts"]["train"]
+    for stage, cell in stages.items():
+        settings = study.training_of(cell)
+        held_out = part["held_out"] if settings.candidates else 0
+        documents = min(part["documents"] - held_out, settings.documents or sys.maxsize)
+        problem = settings.steps_problem(documents, study.section_of(cell))
+        if problem:
+            raise MolaError(f"task {stage}: {problem}")

@@ -165,19 +165,35 @@ class TrainingSettings(Closed):
 
     @model_validator(mode="after")
     def _check(self) -> "TrainingSettings":
+        problems = []
         if self.batch_size % self.micro_batch_size:
-            raise ValueError(
+            problems.append(
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
             )
         if self.shared_prefix and self.loss_on == "all":
-            raise ValueError(
+            problems.append(
                 "shared_prefix is for loss_on answer: shared tokens would carry the loss of one document"
             )
         if self.candidates and self.max_steps:
-            raise ValueError("max_steps does not go with a list of epochs, whose ends are to be compared")
+            problems.append("max_steps does not go with a list of epochs, whose ends are to be compared")
         if self.candidates != sorted(set(self.candidates)):
-            raise ValueError("epochs: list them in ascending order, each once")
+            problems.append("epochs: list them in ascending order, each once")
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
+
+    def steps(self, documents: int) -> int:
+        """Optimiser steps of a training on so many documents; the last batch of an epoch may be smaller."""
+        return self.max_steps or int(self.last_epoch * -(-documents // self.batch_size))
+
+    def steps_problem(self, documents: int, section: str = "training") -> str | None:
+        """Why so many documents cannot be trained on with these settings, which `section` of the study gives; or None."""
+        steps = self.steps(documents)
+        if steps < 1:
+            return f"{section}.epochs: {self.epochs} gives no step with {documents} documents; raise it"
+        if self.warmup_steps >= steps:
+            return f"{section}.warmup_steps: {self.warmup_steps} is not below the {steps} steps of a cell; lower it"
+        return None
 
     def shared_by(self, processes: int) -> "TrainingSettings":
         """These settings with the largest micro-batch of which so many processes can each take as many.

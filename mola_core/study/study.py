@@ -6,7 +6,7 @@
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -29,6 +29,10 @@ from mola_core.study.verdict import VerdictSettings
 
 INSTRUCTION = "instruction"
 """Name of the instruction-tuning stage: of its cells' task and of its rows."""
+RESERVED = frozenset({"models", "data", "checkpoints", "reanalysis", "benchmark", "published"})
+"""Folders of `results/` that are no study's."""
+MAX_CELLS = 100_000
+"""Of a study: planning compares each with its record on disk."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +108,15 @@ class Study(Closed):
 
     @model_validator(mode="after")
     def _check(self) -> "Study":
+        problems = list(self._problems())
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _problems(self) -> Iterator[str]:
+        """What of the sections does not go together, a line each."""
+        if self.name in RESERVED:
+            yield f"name: {self.name!r} is a folder of results itself; give the study another name"
         listed: list[tuple[str, Sequence[object]]] = [
             ("tasks", self.tasks),
             ("continual.tasks", self.continual.tasks if self.continual else []),
@@ -111,37 +124,59 @@ class Study(Closed):
             ("seeds", self.seeds),
         ]
         for field, values in listed:
-            twice = [value for value, count in Counter(values).items() if count > 1]
-            if twice:
-                raise ValueError(f"{field}: {sorted(twice, key=str)[0]!r} is listed twice")
+            twice = sorted((value for value, count in Counter(values).items() if count > 1), key=str)
+            yield from [f"{field}: {twice[0]!r} is listed twice"] if twice else []
         for name in (self.continual and self.continual.methods) or []:
             if name not in self._trained_methods():
-                raise ValueError(f"continual.methods: {name!r} is no trained method of the study")
+                yield f"continual.methods: {name!r} is no trained method of the study"
         for task in self.tasks:
             if task == INSTRUCTION or task.startswith("continual-"):
-                raise ValueError(
-                    f"tasks: {task!r} is the name of a stage; use the sections instruction and continual"
-                )
-        self.training.shared_by(max(1, self.compute.gpus))
+                yield f"tasks: {task!r} is the name of a stage; use the sections instruction and continual"
+        try:
+            self.training.shared_by(max(1, self.compute.gpus))
+        except ValueError as error:
+            yield str(error)
         if self.training.shared_prefix:
-            self._check_shared_prefix()
-        continued = {cell.method for cell in self.all_cells() if self.parent(cell)}
-        for name in continued:
+            yield from self._shared_prefix_problems()
+        cells = len(self.tasks) * len(self.methods) * len(self.seeds)
+        if cells > MAX_CELLS:
+            yield f"seeds: {cells} cells (tasks x methods x seeds), at most {MAX_CELLS}; list fewer"
+        else:
+            yield from self._stage_problems()
+
+    def _stage_problems(self) -> Iterator[str]:
+        cells = self.all_cells()
+        for stage in dict.fromkeys(cell.task for cell in cells):
+            cell = next(cell for cell in cells if cell.task == stage)
+            settings = self.training_of(cell)
+            documents = self._most_documents(cell, settings)
+            if documents is not None or settings.max_steps is not None:
+                problem = settings.steps_problem(documents or 0, self.section_of(cell))
+                yield from [problem] if problem else []
+        for name in {cell.method for cell in cells if self.parent(cell)}:
             method = self.method_by_label[name]
             if method.adapter(self.adapter).initialisation == "pissa" and method.method.startswith("lora"):
                 # PEFT saves it as a LoRA of twice the rank, so what continues would be another method.
-                raise ValueError(
+                yield (
                     f"methods: {name!r} (LoRA with pissa) cannot be continued; name other continual.methods,"
                     " or leave it to a study without instruction"
                 )
-        return self
 
-    def _check_shared_prefix(self) -> None:
+    def _most_documents(self, cell: Cell, settings: TrainingSettings) -> int | None:
+        """Training documents that the cell can have at most; None where only the rows say it."""
+        known = [settings.documents]
+        if cell.task == INSTRUCTION and self.instruction:
+            known.append(self.instruction.documents)
+        elif self.data.source == "builtin":
+            known.append(self.data.train_documents)
+        return min((count for count in known if count is not None), default=None)
+
+    def _shared_prefix_problems(self) -> Iterator[str]:
         for method in self.methods:
             if method.method in {"prompt-tuning", "llama-adapter"}:
-                raise ValueError(f"training.shared_prefix: does not go with {method.label}; turn it off")
+                yield f"training.shared_prefix: does not go with {method.label}; turn it off"
             if method.adapter(self.adapter).balance_loss:
-                raise ValueError(
+                yield (
                     f"training.shared_prefix: the balance loss of {method.label} would count shared tokens once; turn"
                     " one of them off"
                 )
@@ -272,6 +307,12 @@ class Study(Closed):
         if self.continual and self._continual_place(cell) is not None:
             return self.continual.training(self.training)
         return self.training
+
+    def section_of(self, cell: Cell) -> str:
+        """The section of the study file that sets the training of a cell's stage."""
+        if cell.task == INSTRUCTION:
+            return INSTRUCTION
+        return "training" if self._continual_place(cell) is None else "continual"
 
     def rows(self) -> list[str]:
         """Everything that must be prepared: the tasks, those of continual learning, and `instruction`."""

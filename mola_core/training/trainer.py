@@ -172,16 +172,10 @@ def train(
     Returns the record of the training (steps, tokens, seconds, peak memory) and the log, one entry per logged step.
     Raises `MolaError` where the settings leave nothing to train or the loss is no longer finite, and `OutOfTime`.
     """
-    steps_per_epoch = -(-len(documents) // settings.batch_size)
-    steps = settings.max_steps or int(settings.last_epoch * steps_per_epoch)
-    if steps < 1:
-        raise MolaError(
-            f"training.epochs: {settings.epochs} gives no step with {len(documents)} documents; raise it"
-        )
-    if settings.warmup_steps >= steps:
-        raise MolaError(
-            f"training.warmup_steps: {settings.warmup_steps} is not below the {steps} steps of this cell; lower it"
-        )
+    problem = settings.steps_problem(len(documents))
+    if problem:
+        raise MolaError(problem)
+    steps, steps_per_epoch = settings.steps(len(documents)), -(-len(documents) // settings.batch_size)
     checkpoint = from_main(lambda: last_checkpoint(checkpoints))
     seconds_before = read_json(checkpoint / MARKER)["seconds"] if checkpoint else 0.0
     lengths = [len(document.tokens) for document in documents]

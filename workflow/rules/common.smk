@@ -3,6 +3,7 @@ import shlex
 from snakemake.exceptions import WorkflowError
 
 from mola_core.files import locked
+from mola_core.runs.gpus import check_cards
 
 # What every rule uses: the `mola` command of this environment, the study's options and paths.
 # A path that a user gives may hold anything that a shell would read; names of a study hold letters, digits, ._- only.
@@ -47,6 +48,8 @@ one_run = locked(layout.folder / ".lock", wait=False)
 onstart:
     if workflow.is_main_process:
         try:
+            if workflow.local_exec:
+                check_cards(compute.gpus)
             one_run.__enter__()
         except MolaError as error:
             raise WorkflowError(str(error))
