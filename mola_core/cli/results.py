@@ -85,22 +85,28 @@ def _tell_missing(what: str, missing: Sequence[Cell]) -> None:
 
 
 def summary(arguments: argparse.Namespace) -> None:
-    """Write summary.md and summary.html, which a person reads first."""
+    """Write the study's page, index.html, which a person reads first, and summary.md; print the answer."""
+    from mola_core.analysis.pages import study_page
     from mola_core.analysis.pages import summary as own_summary
-    from mola_core.analysis.pages.html import write_page
+    from mola_core.analysis.pages.answer import told
     from mola_core.runs.plan import ANALYSED, analysis_key
 
     layout = study_layout(arguments)
     own_summary.write(layout, layout.folder)
-    write_page(layout.folder / "summary.md")
+    study_page.write(layout, layout.folder)
     write_json(layout.folder / ANALYSED, {"key": analysis_key(layout)})
+    print(told(layout.folder))
 
 
 def where(arguments: argparse.Namespace) -> None:
-    """Print where a study's results are."""
+    """Print a study's answer and where its results are."""
+    from mola_core.analysis.pages.answer import told
+
     folder = study_layout(arguments).folder
-    print(f"Read first: {folder / 'summary.md'}")
-    print(f"Tables, figures, verdict: {folder / 'tables'}, {folder / 'figures'}, {folder / 'verdict.md'}")
+    answer = told(folder)
+    if answer:
+        print(answer)
+    print(f"Everything: {folder}")
 
 
 def verify(arguments: argparse.Namespace) -> None:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 def verdict(arguments: argparse.Namespace) -> None:
     """Answer the study's questions, or the standard ones of any score file (--scores)."""
-    from mola_core.analysis.pages.html import write_page
+    from mola_core.analysis.pages.answer import answer_sentence
+    from mola_core.analysis.pages.study_page import write_verdict_page
     from mola_core.analysis.pages.verdict import write_verdict
 
     if arguments.scores:
@@ -24,10 +25,12 @@ def verdict(arguments: argparse.Namespace) -> None:
                 "--state is for a study's own results; scores that exist cannot be stated beforehand"
             )
         out = Path(arguments.out or Path(arguments.scores).parent)
-        write_verdict(arguments.scores, out, _verdict_settings(arguments))
-        write_page(out / "verdict.md")
+        found = write_verdict(arguments.scores, out, _verdict_settings(arguments))
+        write_verdict_page(out)
+        print(answer_sentence(found))
         return
     from mola_core.analysis.collect import read_cells, recorded_experts
+    from mola_core.analysis.notices import missing_cells, notices
 
     layout = study_layout(arguments)
     out = Path(arguments.out or layout.folder)
@@ -53,8 +56,8 @@ def verdict(arguments: argparse.Namespace) -> None:
         floors={str(task): float(share) for task, share in majority.items()},
         first_cell=str(every["finished"].min()),
         stand_in=layout.study.stand_in,
+        notices=notices(layout.study, missing_cells(layout.study, every)),
     )
-    write_page(out / "verdict.md")
 
 
 def _verdict_settings(arguments: argparse.Namespace) -> VerdictSettings:

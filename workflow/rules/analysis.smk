@@ -37,7 +37,7 @@ rule routing_figures:
         report(
             expand(folder("figures/{figure}.svg"), figure=ROUTING_FIGURES),
             caption="../report/analysis.rst",
-            category="Analysis",
+            category="5 Analysis",
         ),
         expand(folder("figures/{figure}.png"), figure=ROUTING_FIGURES),
     log:
@@ -58,7 +58,7 @@ rule redundancy:
         report(
             expand(folder("figures/{figure}.svg"), figure=REDUNDANCY_FIGURES),
             caption="../report/analysis.rst",
-            category="Analysis",
+            category="5 Analysis",
         ),
         expand(folder("figures/{figure}.png"), figure=REDUNDANCY_FIGURES),
     log:
@@ -94,7 +94,7 @@ rule layer_figures:
         report(
             expand(folder("figures/{figure}.svg"), figure=QUALITY_FIGURES),
             caption="../report/analysis.rst",
-            category="Analysis",
+            category="5 Analysis",
         ),
         expand(folder("figures/{figure}.png"), figure=QUALITY_FIGURES),
     log:

@@ -1,7 +1,7 @@
 # From finished cells to what a person reads. Everything here is computed from the cells' files without a model.
 from mola_core.analysis.figures.study import FIGURES
 from mola_core.analysis.figures.verdict import FIGURES as VERDICT_FIGURES
-from mola_core.analysis.paper.tables import PAPER_TABLES
+from mola_core.analysis.paper.tables import tables_of
 from mola_core.analysis.tables.accuracy import TABLES
 from mola_core.runs.cell import EVALUATED
 
@@ -36,12 +36,12 @@ rule tables:
         report(
             expand(folder("tables/{table}.csv"), table=TABLES),
             caption="../report/tables.rst",
-            category="Tables",
+            category="2 Tables",
         ),
         expand(folder("tables/{table}.{kind}"), table=TABLES, kind=["md", "tex"]),
         expand(
             folder("tables/{table}.{kind}"),
-            table=PAPER_TABLES,
+            table=tables_of(study),
             kind=["md", "csv", "tex"],
         ),
     log:
@@ -58,7 +58,7 @@ rule figures:
         report(
             expand(folder("figures/{figure}.svg"), figure=FIGURES),
             caption="../report/figures.rst",
-            category="Figures",
+            category="3 Figures",
         ),
         expand(folder("figures/{figure}.png"), figure=FIGURES),
     log:
@@ -74,13 +74,11 @@ rule verdict:
     output:
         folder("verdict.json"),
         folder("verdict.md"),
-        report(
-            folder("verdict.html"), caption="../report/verdict.rst", category="Verdict"
-        ),
+        expand(folder("tables/questions.{kind}"), kind=["csv", "md", "tex"]),
         report(
             expand(folder("figures/{figure}.svg"), figure=VERDICT_FIGURES),
             caption="../report/verdict.rst",
-            category="Verdict",
+            category="4 Verdict",
         ),
     log:
         folder("logs/verdict.log"),
@@ -111,9 +109,17 @@ rule summary:
         folder("summary.md"),
         folder("analysed.json"),
         report(
-            folder("summary.html"), caption="../report/summary.rst", category="Summary"
+            folder("index.html"), caption="../report/summary.rst", category="1 Answer"
         ),
     log:
         folder("logs/summary.log"),
     shell:
         "{mola} summary {options} 2>&1 | tee {log:q}"
+
+
+# The answer is the last thing that a run says.
+onsuccess:
+    if workflow.is_main_process:
+        from mola_core.analysis.pages.answer import told
+
+        print(told(layout.folder))

@@ -1,33 +1,48 @@
-"""The study's own figures, one module each in `of_study/`: found by their files, drawn from what `collect` wrote.
+"""Draw a study's own figures from its collected files; which there are says the registry."""
 
-What draws is imported where it is needed: the workflow reads `FIGURES` from here and needs nothing else.
-"""
-
-import importlib
-import pkgutil
 from pathlib import Path
 
-from mola_core.analysis.figures import of_study
+from mola_core.analysis.figures import registry
 from mola_core.runs.layout import Layout
 
-FIGURES = tuple(sorted(module.name for module in pkgutil.iter_modules(of_study.__path__)))
+FIGURES = registry.names("study")
 """Figures of every study: `figures/<name>.{svg,png}`."""
 
 
+def study_data(layout: Layout, folder: Path) -> registry.StudyData:
+    """What `collect` wrote into `folder`. Raises `MolaError` where it is missing."""
+    from mola_core.analysis.collect import read_cells, read_curves, recorded_experts
+    from mola_core.analysis.score_files import load_scores
+    from mola_core.analysis.scores import score_matrix
+    from mola_core.analysis.tables.accuracy import model_depth
+    from mola_core.analysis.tables.parameters import layer_matrices
+
+    cells = read_cells(folder)
+    return registry.StudyData(
+        layout.study,
+        cells,
+        score_matrix(load_scores(folder / "scores.parquet")),
+        read_curves(folder),
+        model_depth(cells, layer_matrices(layout.model)),
+        recorded_experts(cells),
+    )
+
+
 def write(layout: Layout, out_dir: Path | None = None) -> None:
-    """Draw `FIGURES` from the files that `collect` wrote into `out_dir` (default: the study's folder).
+    """Draw the figures of a study from the files that `collect` wrote into `out_dir` (default: the study's folder).
 
     Raises `MolaError` where those are missing.
     """
-    from mola_core.analysis.figures.collected import Collected
     from mola_core.analysis.figures.drawing import heading, save_figure
     from mola_core.analysis.figures.style import figure_style
     from mola_core.analysis.notices import missing_cells, notices
 
-    collected = Collected(layout, Path(out_dir or layout.folder))
-    said = notices(collected.study, missing_cells(collected.study, collected.cells))
+    study, folder = layout.study, Path(out_dir or layout.folder)
+    data = study_data(layout, folder)
+    said = notices(study, missing_cells(study, data.cells))
     with figure_style():
-        for name in FIGURES:
-            figure = importlib.import_module(f"{of_study.__name__}.{name}").draw(collected)
-            heading(figure, said)
-            save_figure(figure, collected.folder / "figures" / name)
+        for entry in registry.entries("study"):
+            figure = entry.draw(data)
+            if figure is not None:
+                heading(figure, said)
+                save_figure(figure, folder / "figures" / entry.name, entry.title, entry.caption(data))

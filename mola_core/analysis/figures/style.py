@@ -1,6 +1,7 @@
 """How methods look in every figure: one colour, marker and line each, the same everywhere.
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart. A shape's profile along the depth decides its
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; the green is darker and the base's grey lighter
+than theirs, since readers without green cones see those two alike. A shape's profile along the depth decides its
 colour and marker (the markers are the symbols that the paper uses), its budget the shade; a filled marker has a
 router, a hollow one is the plain LoRA of the same ranks.
 """
@@ -16,21 +17,17 @@ import matplotlib.pyplot as plt
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.path import Path as MarkerPath
 
+from mola_core.analysis.figures.drawing import COLUMN, TEXT  # noqa: F401 - what draws asks for its looks here
 from mola_core.methods.registry import family_of, parse_method
 from mola_core.methods.settings import MethodSettings
 from mola_core.shapes import QUARTERS, budget, parse_shape
 from mola_core.study.study import Study
 
-COLUMN = 3.4
-"""Width in inches of one column of a two-column paper."""
-TEXT = 7.0
-"""Width in inches of its text block."""
-
 BOW_TIE = MarkerPath([(-1, -1), (1, 1), (1, -1), (-1, 1), (-1, -1)], closed=True)
 PROFILES: dict[str, tuple[str, str | MarkerPath]] = {
     "uniform": ("#0072B2", "s"),
     "increasing": ("#D55E00", "v"),
-    "decreasing": ("#009E73", "^"),
+    "decreasing": ("#00785A", "^"),
     "hourglass": ("#CC79A7", BOW_TIE),
     "diamond": ("#E69F00", "D"),
     "peak-1": ("#56B4E9", "<"),
@@ -40,16 +37,17 @@ PROFILES: dict[str, tuple[str, str | MarkerPath]] = {
     "other": ("#8C564B", "p"),
 }
 SPARE_MARKERS = ("X", "P", "d", "8", "<", ">", "p", "h")
-NOTICE_COLOUR = "#A03000"
 
 SETTINGS = {
-    "font.family": "DejaVu Sans",
-    "font.size": 7.5,
-    "axes.titlesize": 8,
-    "axes.labelsize": 7.5,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
+    "font.family": "sans-serif",
+    # A reader without the first finds one of about its width in an SVG.
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "Helvetica"],
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "legend.fontsize": 7.5,
     "legend.frameon": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -64,6 +62,10 @@ SETTINGS = {
     "lines.markersize": 4.5,
     "figure.constrained_layout.use": True,
     "savefig.dpi": 300,
+    # Text that can be read, searched and spoken.
+    "svg.fonttype": "none",
+    # Names are others': a dollar sign in one is a dollar sign.
+    "text.parse_math": False,
     # The same data give the same bytes.
     "svg.hashsalt": "mola",
 }

@@ -1,22 +1,30 @@
-"""`summary.md`, which a person reads first: what was run, what came out, and where everything is."""
+"""`summary.md`, the study's page as text: the answer, what was run, what came out, and where everything is."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from mola_core.analysis.collect import read_cells
-from mola_core.analysis.figures.study import FIGURES
+from mola_core.analysis.figures import registry
 from mola_core.analysis.notices import missing_cells, notices
+from mola_core.analysis.pages.answer import answer_sentence, change_sentence
+from mola_core.analysis.paper.tables import ALL_PAPER_TABLES
 from mola_core.analysis.reference.numbers import task_title
 from mola_core.analysis.tables.accuracy import TABLES, accuracy_notes, accuracy_table, shown_accuracy
-from mola_core.analysis.tables.render import EMPTY, percent, pipe_table, points
+from mola_core.analysis.tables.questions import shown_questions
+from mola_core.analysis.tables.render import EMPTY, markdown_text, percent, pipe_table, points
 from mola_core.files import write_text
 from mola_core.runs.layout import Layout
 from mola_core.study.study import Cell, Study
 
 FILE = "summary.md"
 SHOWN_MISSING = 20
+HELPED_NOTE = (
+    "Differences in points; yes means by more than two standard errors of the documents, whatever the seeds. Whether methods differ from each "
+    "other is the verdict's question, not this table's."
+)
 
 
 def write(layout: Layout, out_dir: Path | None = None) -> None:
@@ -29,25 +37,25 @@ def write(layout: Layout, out_dir: Path | None = None) -> None:
     missing = missing_cells(study, cells)
     table = accuracy_table(study, cells)
     sections = [
-        f"# {study.name}: {study.description}",
+        f"# {study.name}: {markdown_text(study.description)}",
         "  \n".join(f"> **{notice}**" for notice in notices(study, missing)),
-        _what_was_run(study, cells),
+        _verdict(folder),
+        "## What was run",
+        "\n".join(f"- {line}" for line in what_was_run(study, cells)),
         "## Accuracy (%)",
         pipe_table(shown_accuracy(study, table)),
         " ".join(accuracy_notes(study, cells)),
         "## Did training help?",
         pipe_table(did_training_help(study, table, cells.groupby("task")["documents"].max().to_dict())),
-        "Differences in points; *yes* means by more than two standard errors of the documents, whatever the seeds. Whether "
-        "methods differ from each other is the verdict's question, not this table's.",
-        _verdict(folder),
+        HELPED_NOTE,
         _missing(missing),
         _files(folder),
     ]
     write_text(folder / FILE, "\n\n".join(section for section in sections if section) + "\n")
 
 
-def _what_was_run(study: Study, cells: pd.DataFrame) -> str:
-    """Model, data, settings, time and machine, as a list."""
+def what_was_run(study: Study, cells: pd.DataFrame) -> list[str]:
+    """Model, data, settings, time and machine, a line each."""
     trained = cells[cells["trainable_parameters"] > 0]
     seconds = trained["train_seconds"].sum() + cells["evaluation_seconds"].sum()
     devices = dict.fromkeys([*trained["device"].dropna(), *cells["evaluation_device"].dropna()])
@@ -72,7 +80,7 @@ def _what_was_run(study: Study, cells: pd.DataFrame) -> str:
     if len(commits):
         changed = ", with uncommitted changes" if cells["dirty"].fillna(False).any() else ""
         lines.append(f"Code: {', '.join(commit[:10] for commit in commits)}{changed}")
-    return "\n".join(f"- {line}" for line in lines)
+    return lines
 
 
 def duration(seconds: float) -> str:
@@ -133,13 +141,23 @@ def _answer(scores: pd.Series, untrained: float | None, majority: float, documen
 
 
 def _verdict(folder: Path) -> str:
-    """The verdict's own first lines, where there is one."""
-    page = folder / "verdict.md"
-    if not (folder / "verdict.json").is_file() or not page.is_file():
+    """The answer in a sentence, the forest plot, what would change it and every question, where there is a verdict."""
+    path = folder / "verdict.json"
+    if not path.is_file():
         return ""
-    paragraphs = [part.strip() for part in page.read_text(encoding="utf-8").split("\n\n")]
-    first = next((part for part in paragraphs if part and not part.startswith(("#", ">", "!"))), "")
-    return f"## Verdict\n\n{first}\n\nThe whole of it: [verdict.md](verdict.md)."
+    verdict = json.loads(path.read_text(encoding="utf-8"))
+    change = change_sentence(verdict)
+    parts = [
+        "## Answer",
+        f"**{markdown_text(answer_sentence(verdict))}**",
+        "![Every question with its interval](figures/verdict-forest.svg)"
+        if _is(folder, "figures/verdict-forest.svg")
+        else "",
+        f"**What would change it:** {change}" if change else "",
+        pipe_table(shown_questions(verdict).map(markdown_text)) if verdict["questions"] else "",
+        "All of it: [verdict.md](verdict.md).",
+    ]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _missing(missing: Sequence[Cell]) -> str:
@@ -154,19 +172,17 @@ def _missing(missing: Sequence[Cell]) -> str:
 def _files(folder: Path) -> str:
     """Figures and tables that are there, with links that work beside this file."""
     figures = [
-        f"![{name.replace('_', ' ')}](figures/{name}.svg)"
-        for name in FIGURES
-        if _is(folder, f"figures/{name}.svg")
+        f"![{entry.title}](figures/{entry.name}.svg)"
+        for entry in registry.entries("study")
+        if _is(folder, f"figures/{entry.name}.svg")
     ]
     tables = [f"[{name}](tables/{name}.md)" for name in TABLES if _is(folder, f"tables/{name}.md")]
     lines = [*figures]
     if tables:
         lines.append(f"Tables (Markdown, LaTeX and CSV in `tables/`): {', '.join(tables)}.")
-    paper = "tables/paper-1.md"
-    if _is(folder, paper):
-        lines.append(
-            f"The paper's tables beside ours: `tables/paper-1` to `paper-9`, from [Table 1]({paper}) on."
-        )
+    paper = [f"[{stem}](tables/{stem}.md)" for stem in ALL_PAPER_TABLES if _is(folder, f"tables/{stem}.md")]
+    if paper:
+        lines.append(f"The paper's tables beside ours: {', '.join(paper)}.")
     lines.append("Every answer to every document: `scores.parquet`; every cell: `cells.csv`.")
     return "## Figures, tables, data\n\n" + "\n\n".join(lines)
 

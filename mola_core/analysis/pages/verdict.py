@@ -24,16 +24,18 @@ def write_verdict(
     floors: Mapping[str, float] | None = None,
     first_cell: str | None = None,
     stand_in: bool = False,
+    notices: Sequence[str] = (),
 ) -> Verdict:
-    """Write verdict.json, verdict.md and figures/ into `out` for a score file; returns the verdict.
+    """Write verdict.json, verdict.md, figures/ and tables/questions.* into `out` for a score file; returns the verdict.
 
     The look is added to the record there (`looks.FILE`). `parameters` (method -> trainable parameters) draws accuracy
     against size; `floors` are as `decide` takes them; `first_cell` is when a study's first cell was finished (ISO
     8601), without which nothing is said to have been stated beforehand; `stand_in` marks results of built-in rows or a
-    random model. Same file, same settings, same record: same bytes. Raises `MolaError` for a score file that is not one.
+    random model, `notices` stand on figures and tables. Same file, same settings, same record: same bytes. Raises `MolaError` for a score file that is not one.
     """
     from mola_core.analysis.figures import verdict as drawing
     from mola_core.analysis.pages.verdict_text import verdict_page
+    from mola_core.analysis.tables.questions import write_questions
 
     scores, out = Path(scores), Path(out)
     settings = settings or VerdictSettings()
@@ -53,10 +55,6 @@ def write_verdict(
     write_json(out / "verdict.json", verdict)  # before the rest: it refuses numbers that JSON lacks
     record.add_look(verdict)
     write_text(out / "verdict.md", page)
-    # Until the figures know the fourth answer by themselves.
-    if hasattr(drawing, "ANSWERS"):
-        drawing.ANSWERS.setdefault(
-            "equivalent", {"color": "#00785A", "marker": "h", "markerfacecolor": "#00785A"}
-        )
-    drawing.draw_verdict(verdict, out / "figures")
+    drawing.draw_verdict(verdict, out / "figures", notices)
+    write_questions(verdict, out / "tables", notices)
     return verdict

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-from mola_core.analysis.statistics.planner import MAX_SEEDS
-from mola_core.analysis.tables.render import p_value
+from mola_core.analysis.pages.answer import answer_sentence, beside_sentences, change_sentence
+from mola_core.analysis.tables.render import markdown_text, p_value
+from mola_core.analysis.verdict_fields import headline
 
 TITLE = "Do higher layers need more experts here?"
-UNITS = {"accuracy": "points", "likelihood": "points of probability"}
-SLOPE_UNIT = "points per unit of the experts' centre of depth (0: all in the first layer, 1: all in the last)"
 STAND_IN = (
     "> **Stand-in results.** The rows or the model are made up for a quick run. "
     "They show that the harness works and say nothing about any benchmark or about the paper's claim.\n"
@@ -26,8 +25,7 @@ def verdict_page(verdict: dict[str, Any]) -> str:
         "## Shapes and methods",
         "![Accuracy against the experts' centre of depth](figures/verdict-depth.svg)",
         _methods(verdict),
-        "![Probability of each rank](figures/verdict-ranks.svg)\n\n"
-        "![Accuracy against trainable parameters](figures/verdict-pareto.svg)",
+        "![Probability of each rank](figures/verdict-ranks.svg)",
         _cannot_say(verdict),
         _mcnemar(verdict),
         _how(verdict),
@@ -43,37 +41,13 @@ def _confidence(verdict: dict[str, Any]) -> str:
     return f"{100 * (1 - verdict['level']):g} %"
 
 
-def _by_id(verdict: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {question["id"]: question for question in verdict["questions"]}
-
-
 def _headline(verdict: dict[str, Any]) -> str:
-    if verdict["headline"] is None:
-        asked = ", ".join(f"`{row['id']}` ({row['reason']})" for row in verdict["unanswered"])
-        return f"**No answer: the methods here do not allow the stated hypotheses.** Not possible: {asked}."
-    question = _by_id(verdict)[verdict["headline"]]
-    text = f"**{question['answer'].capitalize()}**: the claim “{question['claim']}”."
-    if question["estimate"] is None:
-        return f"{text} {'; '.join(question['reasons'])}."
-    unit = SLOPE_UNIT if question["family"] == "depth" else UNITS[question["endpoint"]]
-    text += (
-        f"\nEstimate **{question['estimate']:+.2f}** {unit}, {_confidence(verdict)} interval "
-        f"**{interval(question)}** (covers {question['covers']}), mean over "
-        f"{_count(len(question['tasks']), 'task')}; margin {question['margin']:g}."
-    )
-    if question["worth"]:
-        text += f" That is worth {question['worth']['estimate']:+.2f} points of accuracy ({interval(question['worth'])})."
-    if question["family"] == "depth":
-        outer = sorted(question["weights"], key=lambda method: verdict["methods"][method]["centre"])
-        text += (
-            f" From `{outer[0]}` to `{outer[-1]}` that is {question['estimate'] * question['reach']:+.2f} "
-            "points."
-            if all(method in verdict["methods"] for method in outer)
-            else ""
-        )
-    if question["drawn"]:
-        text += f" For tasks like these (drawn): {interval(question['drawn'])}, p {p_value(question['drawn']['p'])}."
-    return text + "".join(f"\n{reason[0].upper()}{reason[1:]}." for reason in question["reasons"])
+    answer = markdown_text(answer_sentence(verdict | {"stand_in": False}))
+    question = headline(verdict)
+    beside = beside_sentences(verdict) + [
+        f"{text[0].upper()}{text[1:]}." for text in (question or {"reasons": []})["reasons"]
+    ]
+    return f"**{answer}**" + "".join(f"\n{markdown_text(text)}" for text in beside)
 
 
 def _count(number: int, noun: str) -> str:
@@ -81,37 +55,8 @@ def _count(number: int, noun: str) -> str:
 
 
 def _what_would_change_it(verdict: dict[str, Any]) -> str:
-    if verdict["headline"] is None:
-        return ""
-    question = _by_id(verdict)[verdict["headline"]]
-    if question["covers"] is None:
-        return ""
-    if question["covers"] == "documents":
-        return (
-            "**What would change it:** at least two more seeds a task. With one, how much accuracy moves "
-            "from one training to the next is unknown, so nothing can be planned either."
-        )
-    if not question["noise_from"]:
-        return "**What would change it:** nothing that more seeds of the same training would show."
-    mde = question["minimum_detectable_effect"]
-    power = f"{100 * verdict['settings']['power']:g} %"
-    seen = (
-        f"an effect below {abs(mde):.2f} would probably have been missed (found in fewer than {power} of "
-        "studies like this one)"
-        if mde is not None
-        else "even a difference of 100 points could have been missed"
-    )
-    plans = [f"{_seeds(count)} for {size}" for size, count in question["seeds_needed"].items()]
-    what = "a difference between the outermost shapes of" if question["reach"] != 1 else "a difference of"
-    return (
-        f"**What would change it:** {seen}. With the noise seen here, seeds per task that decide {what} so "
-        f"many points: {', '.join(plans)}; that show equivalence within {question['margin']:g}: "
-        f"{_seeds(question['seeds_equivalent'])}."
-    )
-
-
-def _seeds(count: int | None) -> str:
-    return f"more than {MAX_SEEDS} (the documents are the limit)" if count is None else str(count)
+    text = change_sentence(verdict)
+    return f"**What would change it:** {markdown_text(text)}" if text else ""
 
 
 def _answers(verdict: dict[str, Any]) -> str:
@@ -144,14 +89,17 @@ def _answers(verdict: dict[str, Any]) -> str:
             f"{exchange['runs']} runs within tasks (r = {exchange['r']:.2f}).",
         ]
     if verdict["unanswered"]:
-        asked = ", ".join(f"`{row['id']}` ({row['reason']})" for row in verdict["unanswered"])
+        asked = markdown_text(", ".join(f"{row['id']} ({row['reason']})" for row in verdict["unanswered"]))
         lines += ["", f"Not possible with these methods: {asked}."]
     return "\n".join(lines)
 
 
 def _row(question: dict[str, Any]) -> str:
     if question["estimate"] is None:
-        return f"| `{question['id']}` | {question['claim']} | undecided |" + " – |" * 8
+        return (
+            f"| {markdown_text(question['id'])} | {markdown_text(question['claim'])} | undecided |"
+            + " – |" * 8
+        )
     single = question["covers"] == "documents"
     mde = question["minimum_detectable_effect"]
     counts = [*question["seeds_needed"].values(), question["seeds_equivalent"]]
@@ -161,8 +109,8 @@ def _row(question: dict[str, Any]) -> str:
         answer += " (within the margin)"
     twin = question["same_test_as"]
     cells = [
-        f"`{question['id']}`",
-        question["claim"] + (f"; the same test as `{twin}`" if twin else ""),
+        markdown_text(question["id"]),
+        markdown_text(question["claim"] + (f"; the same test as {twin}" if twin else "")),
         answer if question["answer"] == "undecided" else f"**{answer}**",
         f"{question['estimate']:+.2f}"
         + (f" (worth {question['worth']['estimate']:+.2f})" if question["worth"] else ""),
@@ -187,7 +135,7 @@ def _methods(verdict: dict[str, Any]) -> str:
         first = "–" if row["ranks"] is None else f"{100 * row['ranks'][0]:.0f} %"
         place = f"{row['centre']:.3f} | {row['spread']:.3f}" if "centre" in row else "– | –"
         lines.append(
-            f"| `{method}` | {row['accuracy']:.2f} | {row['median']:.2f} | {row['low']:.2f} to {row['high']:.2f} | {row['covers']} "
+            f"| {markdown_text(method)} | {row['accuracy']:.2f} | {row['median']:.2f} | {row['low']:.2f} to {row['high']:.2f} | {row['covers']} "
             f"| {first} | {place} |"
         )
     return "\n".join(lines)
@@ -195,13 +143,13 @@ def _methods(verdict: dict[str, Any]) -> str:
 
 def _cannot_say(verdict: dict[str, Any]) -> str:
     tasks = ", ".join(
-        f"{name} ({_count(row['documents'], 'document')}, {_count(row['seeds'], 'seed')})"
+        f"{markdown_text(name)} ({_count(row['documents'], 'document')}, {_count(row['seeds'], 'seed')})"
         for name, row in verdict["data"]["tasks"].items()
     )
     lines = [
         "## What it cannot say",
         "",
-        f"- It is about {', '.join(verdict['data']['models'])} and these tasks alone: {tasks}. Tasks are "
+        f"- It is about {markdown_text(', '.join(verdict['data']['models']))} and these tasks alone: {tasks}. Tasks are "
         "not a sample of all tasks; each counts the same. The column *tasks drawn* is about tasks like these.",
         "- *Undecided* is not *no difference*: that is *equivalent*.",
         "- A slope is a straight line through the shapes tried, at their spread; it does not promise a "
@@ -213,7 +161,7 @@ def _cannot_say(verdict: dict[str, Any]) -> str:
             "- It takes a seed's effects on two tasks as independent. The harness trains them so (`seeds_by_task`); in "
             "scores made elsewhere, with one initial adapter for all tasks, p may be too small."
         )
-    return "\n".join([*lines, *(f"- {note}" for note in verdict["notes"])])
+    return "\n".join([*lines, *(f"- {markdown_text(note)}" for note in verdict["notes"])])
 
 
 def _mcnemar(verdict: dict[str, Any]) -> str:
@@ -230,7 +178,7 @@ def _mcnemar(verdict: dict[str, Any]) -> str:
     ]
     for row in verdict["mcnemar"]:
         lines.append(
-            f"| `{row['id']}` | {row['task']} | {row['only_first']} | {row['only_second']} | "
+            f"| {markdown_text(row['id'])} | {markdown_text(row['task'])} | {row['only_first']} | {row['only_second']} | "
             f"{p_value(row['p'])} | {p_value(row['p_holm'])} |"
         )
     return "\n".join(lines)
@@ -240,7 +188,7 @@ def _how(verdict: dict[str, Any]) -> str:
     settings = verdict["settings"]
     looks = verdict["looks"]
     stated = ", ".join(
-        f"`{question['id']}`" for question in verdict["questions"] if question["status"] == "stated"
+        markdown_text(question["id"]) for question in verdict["questions"] if question["status"] == "stated"
     )
     when = "Stated beforehand" if looks["stated_beforehand"] else "Hypotheses"
     which = f"look {looks['taken']} of {looks['planned']} planned, level {looks['level']:g} at this one"

@@ -1,6 +1,6 @@
 """The paper's tables 1-9 in its layout: our number, the paper's, and the difference.
 
-What a study does not have stays empty. Our number is the mean over the study's seeds; the paper's is a single run,
+Only tables in which the study has something to put are written; what it lacks of them stays empty. Our number is the mean over the study's seeds; the paper's is a single run,
 except in Table 8.
 """
 
@@ -15,7 +15,7 @@ from mola_core.analysis.collect import read_cells
 from mola_core.analysis.notices import missing_cells, notices
 from mola_core.analysis.reference import numbers as reference
 from mola_core.analysis.statistics import continual
-from mola_core.analysis.tables.render import EMPTY, count, percent, points, write_table
+from mola_core.analysis.tables.render import EMPTY, KINDS, count, percent, points, write_table
 from mola_core.runs.layout import Layout
 from mola_core.study.study import Study
 
@@ -67,26 +67,62 @@ ACCURACY_TABLES = (
     PaperTable(9, "PiSSA initialisation, LLaMA-2-7B", ("Llama-2-7b",), "direct-pissa"),
 )
 CONTINUAL_TABLES = {5: "continual learning, LLaMA-2-7B", 6: "continual learning in detail, LLaMA-2-7B"}
-PAPER_TABLES = tuple(f"paper-{number}" for number in range(1, 10))
-"""Stems of what `write` writes, `tables/<stem>.{csv,md,tex}`, whatever the study has."""
+ALL_PAPER_TABLES = tuple(f"paper-{number}" for number in range(1, 10))
+"""Stems of every table that `write` may write, `tables/<stem>.{csv,md,tex}`."""
+
+
+def tables_of(study: Study) -> tuple[str, ...]:
+    """Stems of the paper's tables in which the study has anything to put, by the study's file alone.
+
+    The workflow plans by it, before a cell is there. A table is filled where a task of the study is the paper's and a
+    method of it is a row of the table after the same kind of tuning; Table 8 needs two seeds; Tables 5 and 6 continual learning.
+    """
+    stems = []
+    tasks = set(reference.TASKS) & set(study.tasks)
+    for table in ACCURACY_TABLES:
+        rows = {
+            name
+            for base in table.base_models
+            if study_labels(table, study, base)
+            for name in table.rows(base)
+        }
+        labels = {name for base in table.base_models for name in study_labels(table, study, base)}
+        seeds = not table.intervals or len(study.seeds) > 1
+        if tasks and labels & rows and seeds:
+            stems.append(table.stem)
+    if study.continual_cells() and set(reference.paper_names(study).values()) & set(
+        reference.continual()["method"]
+    ):
+        stems += [f"paper-{number}" for number in CONTINUAL_TABLES]
+    return tuple(sorted(stems))
 
 
 def write(layout: Layout, out_dir: Path | None = None) -> None:
-    """Write `PAPER_TABLES` from the files that `collect` wrote into `out_dir` (default: the study's folder), and the
+    """Write the tables that `tables_of` names from the files that `collect` wrote into `out_dir` (default: the study's folder), and the
     matrix figure where the study has continual learning."""
     study, results = layout.study, Path(out_dir or layout.folder)
     cells, folder = read_cells(results), results / "tables"
     said = notices(study, missing_cells(study, cells))
+    frame = continual.read(results)
+    wanted = set(tables_of(study)) | (
+        {f"paper-{n}" for n in CONTINUAL_TABLES} if frame is not None else set()
+    )
+    for stem in set(ALL_PAPER_TABLES) - wanted:
+        for kind in KINDS:
+            (folder / f"{stem}.{kind}").unlink(missing_ok=True)
     for table in ACCURACY_TABLES:
+        if table.stem not in wanted:
+            continue
         numbers = accuracy_numbers(table, study, cells)
         title = f"Table {table.number} of {reference.PAPER}: {table.title}"
         own = said + other_model(study, numbers)
         write_table(
             folder, table.stem, title, _wide(numbers), _shown(table, numbers), own, _notes(table, numbers)
         )
-    frame = continual.read(results)
     ours = None if frame is None else frame.assign(method=frame["method"].map(reference.paper_names(study)))
     for number, builder in [(5, op_and_pd), (6, continual_detail)]:
+        if f"paper-{number}" not in wanted:
+            continue
         numbers = builder(ours)
         title = f"Table {number} of {reference.PAPER}: {CONTINUAL_TABLES[number]}"
         shown = _pivoted(numbers.assign(column=numbers["column"].replace({"op": "OP", "pd": "PD"})))

@@ -37,7 +37,7 @@ def write_table(
     numbers = numbers.copy()
     numbers["notices"] = " ".join(notices)
     with atomic_write(folder / f"{stem}.csv") as temporary:
-        numbers.to_csv(temporary, index=False)
+        inert(numbers).to_csv(temporary, index=False)
     write_text(folder / f"{stem}.md", markdown(title, shown, notices, notes))
     write_text(folder / f"{stem}.tex", latex(stem, title, shown, notices, notes))
 
@@ -77,8 +77,29 @@ def _tabulate(shown: pd.DataFrame, kind: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    text = re.sub(r"[*`]", "", text)
-    return re.sub(r"([&%$#_{}])", r"\\\1", text)
+    return latex_text(re.sub(r"[*`]", "", text))
+
+
+def latex_text(text: object) -> str:
+    """Text of others for LaTeX: no character of it is a command."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {character: f"\\{character}" for character in "&%$#_{}"}
+    return "".join(special.get(character, character) for character in " ".join(str(text).split()))
+
+
+def markdown_text(text: object) -> str:
+    """Text of others for Markdown: one line, in which nothing is a heading, link, image, table or HTML."""
+    return re.sub(r"([\\`*_\[\]<>|!#~$])", r"\\\1", " ".join(str(text).split()))
+
+
+def inert(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with texts that a spreadsheet would take for a formula behind an apostrophe."""
+
+    def cell(value: object) -> object:
+        return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value
+
+    texts = [name for name in frame if not pd.api.types.is_numeric_dtype(frame[name])]
+    return frame.assign(**{str(name): frame[name].map(cell) for name in texts})
 
 
 def _mathematical(text: str) -> str:

@@ -1,0 +1,89 @@
+"""Reading a verdict: what figures and pages say of a question, in the same words everywhere.
+
+A verdict is the dictionary that `decide` returns and `verdict.json` holds; its fields are in `statistics/records.py`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+ANSWERS = ("supported", "contradicted", "equivalent", "undecided")
+UNITS = {"accuracy": "points", "likelihood": "points of probability"}
+
+Question = Mapping[str, Any]
+Verdict = Mapping[str, Any]
+
+
+def of_endpoint(verdict: Verdict, wanted: str) -> list[Question]:
+    return [question for question in verdict["questions"] if question["endpoint"] == wanted]
+
+
+def headline(verdict: Verdict) -> Question | None:
+    """The question that the study is about, on its primary endpoint; None where no hypothesis could be asked."""
+    return next(
+        (question for question in verdict["questions"] if question["id"] == verdict["headline"]), None
+    )
+
+
+def same_question(verdict: Verdict, question: Question, wanted: str) -> Question | None:
+    """The same weights on the same methods, asked of another endpoint."""
+    for other in of_endpoint(verdict, wanted):
+        if other["weights"] == question["weights"] and other["estimate"] is not None:
+            return other
+    return None
+
+
+def pair(question: Question) -> tuple[str, str] | None:
+    """The methods that the claim puts ahead and behind, without `mola-`; None for a slope or spread."""
+    weights = question["weights"]
+    if len(weights) != 2 or question["reach"] != 1:
+        return None
+    ahead, behind = sorted(weights, key=weights.__getitem__, reverse=True)
+    return _short(ahead), _short(behind)
+
+
+def _short(method: str) -> str:
+    return method.removeprefix("mola-").replace("lora-matched-", "matched LoRA ").replace("lora-r", "LoRA r")
+
+
+def outer_pair(verdict: Verdict, question: Question) -> tuple[str, str] | None:
+    """The outermost shapes of a slope, (highest centre of depth, lowest)."""
+    placed = {m: verdict["methods"][m].get("centre") for m in question["weights"] if m in verdict["methods"]}
+    known = {method: centre for method, centre in placed.items() if centre is not None}
+    if question["family"] != "depth" or len(known) < 2:
+        return None
+    ordered = sorted(known, key=known.__getitem__)
+    return _short(ordered[-1]), _short(ordered[0])
+
+
+def title(question: Question) -> str:
+    """`2468 − 8642`, or the id of a slope."""
+    found = pair(question)
+    if found is None:
+        return f"{question['id']} (between the outermost shapes)"
+    return f"{found[0]} − {found[1]}"
+
+
+def scaled(question: Question) -> dict[str, float]:
+    """Estimate and interval in points; a slope's as the difference that it makes between the outermost shapes."""
+    return {key: question[key] * question["reach"] for key in ("estimate", "low", "high")}
+
+
+def drawn(question: Question) -> tuple[float, float] | None:
+    """Interval for tasks like these, in the question's unit; None where the data hold a single task."""
+    found = question["drawn"]
+    return (found["low"], found["high"]) if found else None
+
+
+def confidence(verdict: Verdict) -> str:
+    return f"{100 * (1 - verdict['level']):g} %"
+
+
+def data_line(verdict: Verdict) -> str:
+    """Model, tasks, documents and seeds in one line."""
+    tasks = verdict["data"]["tasks"]
+    documents = sum(task["documents"] for task in tasks.values())
+    seeds = sorted({task["seeds"] for task in tasks.values()})
+    count = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    named = ", ".join(tasks) if len(tasks) <= 3 else f"{len(tasks)} tasks"
+    models = ", ".join(verdict["data"]["models"])
+    return f"{models}; {named}; {documents:,} documents, {count} seed{'s' * (count != '1')} a task"
