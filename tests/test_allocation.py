@@ -182,7 +182,8 @@ def test_names_that_are_no_allocation_are_refused(name):
 
 def test_what_data_chose_reaches_tables_figures_and_verdict(tmp_path):
     from mola_core.analysis.collect import recorded_experts
-    from mola_core.analysis.figures import plots
+    from mola_core.analysis.figures.catalogue import experts_per_layer
+    from mola_core.analysis.figures.registry import StudyData
     from mola_core.analysis.tables import accuracy as tables
     from mola_core.analysis.tables.parameters import closed_form
 
@@ -211,7 +212,7 @@ def test_what_data_chose_reaches_tables_figures_and_verdict(tmp_path):
         "differ by cell",
     ]
     assert [(row["experts"], row["budget"]) for row in rows] == [(20, 20)] * 3
-    panels = plots.experts_per_layer(chosen, 4, found).axes
+    panels = experts_per_layer.draw(StudyData(chosen, cells, None, None, 4, found)).axes
     assert [panel.get_title().strip() for panel in panels if panel.get_visible()] == list(
         chosen.method_by_label
     )

@@ -8,13 +8,12 @@ import pytest
 from simulated_study import make_study, simulate
 
 from mola_core.analysis import collect
-from mola_core.analysis.figures import plots
+from mola_core.analysis.figures import registry
 from mola_core.analysis.figures import study as figures
+from mola_core.analysis.figures.catalogue import accuracy_parameters, experts_per_layer, training_loss
 from mola_core.analysis.figures.drawing import KINDS
 from mola_core.analysis.figures.style import figure_style, method_style, profile, study_styles
 from mola_core.analysis.reference import numbers as reference
-from mola_core.analysis.score_files import load_scores
-from mola_core.analysis.scores import score_matrix
 from mola_core.methods.settings import MethodSettings
 from mola_core.study.loading import load_study
 
@@ -33,9 +32,7 @@ def close_figures():
 
 
 def drawn(layout):
-    cells = collect.read_cells(layout.folder)
-    matrix = score_matrix(load_scores(layout.folder / "scores.parquet"))
-    return cells, matrix
+    return figures.study_data(layout, layout.folder)
 
 
 def test_every_figure_is_written_twice_alike(layout, tmp_path):
@@ -67,8 +64,9 @@ def test_a_partial_study_is_drawn(tmp_path):
 
 
 def test_points_stand_at_the_tables_accuracies(layout):
-    cells, matrix = drawn(layout)
-    figure = plots.accuracy_parameters(layout.study, cells, matrix)
+    data = drawn(layout)
+    cells = data.cells
+    figure = accuracy_parameters.draw(data)
     panel = figure.axes[1]
     points = {container.get_label(): container.lines[0].get_ydata()[0] for container in panel.containers}
     expected = 100 * cells[cells.task == "cola"].groupby("method")["accuracy"].mean().drop("base")
@@ -77,12 +75,12 @@ def test_points_stand_at_the_tables_accuracies(layout):
 
 
 def test_an_interval_holds_documents_and_seeds(layout):
-    _, matrix = drawn(layout)
-    value, low, high = plots.accuracies(matrix, "mola-2468", ["cola", "scienceqa"])
+    matrix = drawn(layout).matrix
+    value, low, high = accuracy_parameters.accuracies(matrix, "mola-2468", ["cola", "scienceqa"])
     assert low < value < high
     one_seed = matrix.blocks[0].contrast({"base": 1.0})
     mean = one_seed.mean()
-    _, low, high = plots.accuracies(matrix, "base", [matrix.blocks[0].name])
+    _, low, high = accuracy_parameters.accuracies(matrix, "base", [matrix.blocks[0].name])
     # One seed leaves the documents: the textbook interval of a mean.
     error = one_seed.std(ddof=1) / np.sqrt(one_seed.size)
     assert (high - low) / 2 == pytest.approx(1.99 * error, rel=0.01)
@@ -96,13 +94,13 @@ def test_methods_of_one_size_share_a_group():
         "mola-8888": 169_017_344,
         "mola-2468": 105_635_840,
     }
-    groups = plots.size_groups(sizes)
+    groups = accuracy_parameters.size_groups(sizes)
     assert [group.methods for group in groups] == [["mola-5555", "mola-2468"], ["lora-r64"], ["mola-8888"]]
     assert groups[0].title == "105.6 M"
 
 
 def test_shapes_are_as_wide_as_their_experts(layout):
-    figure = plots.experts_per_layer(layout.study, 8)
+    figure = experts_per_layer.draw(drawn(layout))
     shown = {
         axis.get_title().strip(): [bar.get_width() for bar in axis.patches]
         for axis in figure.axes
@@ -113,7 +111,7 @@ def test_shapes_are_as_wide_as_their_experts(layout):
 
 def test_loss_curves_are_means_over_seeds(layout):
     curves = collect.read_curves(layout.folder)
-    figure = plots.training_loss(layout.study, curves)
+    figure = training_loss.draw(drawn(layout))
     lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
     assert set(lines) == {"lora-r40", "lora-matched-2468", "mola-2468", "mola-8642"}
     own = curves[(curves.task == "cola") & (curves.method == "mola-2468")]
@@ -129,11 +127,11 @@ def test_no_words_overlap(methods, tmp_path):
     study = make_study(methods=list(methods), seeds=[0], tasks=list(reference.TASKS), data={"source": "hub"})
     layout = simulate(tmp_path, study, documents=20)
     collect.write(layout)
-    cells, matrix = drawn(layout)
+    data = drawn(layout)
     with figure_style():
         for figure in (
-            plots.accuracy_parameters(study, cells, matrix),
-            plots.training_loss(study, collect.read_curves(layout.folder)),
+            accuracy_parameters.draw(data),
+            training_loss.draw(data),
         ):
             figure.canvas.draw()
             for (first, one), (second, two) in itertools.combinations(words(figure), 2):
@@ -178,3 +176,29 @@ def test_a_matched_lora_is_hollow_in_its_shapes_colour():
     plain = method_style(MethodSettings(method="lora-matched-2468"))
     assert (routed.colour, routed.marker) == (plain.colour, plain.marker)
     assert routed.filled and not plain.filled
+
+
+def test_every_figure_is_registered_once_with_title_and_description(layout):
+    figures.write(layout)
+    assert len(set(registry.names("study")) | set(registry.names("verdict"))) == 6
+    data = drawn(layout)
+    for entry in registry.entries("study"):
+        svg = (layout.folder / "figures" / f"{entry.name}.svg").read_text(encoding="utf-8")
+        assert f"<title>{entry.title}</title>" in svg and "<desc>" in svg and "Stand-in" in svg
+        assert "<text" in svg, "text is text"
+        assert str(len(data.study.seeds)) in entry.caption(data) or entry.name == "experts_per_layer"
+
+
+def test_green_and_grey_differ_without_green_cones():
+    """Machado, Oliveira & Fernandes 2009, deuteranopia, on linear RGB; distance in CIE lightness."""
+    from matplotlib.colors import to_rgb
+
+    def lightness(colour):
+        channels = np.array(to_rgb(colour))
+        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        seen = np.array([[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]]) @ linear
+        return 116 * np.cbrt(np.array([0.2126, 0.7152, 0.0722]) @ seen) - 16
+
+    green = method_style(MethodSettings(method="mola-8642")).colour
+    grey = method_style(MethodSettings(method="base")).colour
+    assert abs(lightness(green) - lightness(grey)) > 20

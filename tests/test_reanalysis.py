@@ -5,13 +5,18 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from mola_core.analysis.paper.reanalysis import ask, reanalyse, seed_noise, sources
+from mola_core.analysis.paper.combined import crossed, differences
+from mola_core.analysis.paper.reanalysis import ask, correct_all, reanalyse
+from mola_core.analysis.paper.sources import seed_noise, sources
+from mola_core.analysis.paper.training_losses import shape_losses, slopes
 from mola_core.analysis.reference import numbers as reference
 
 
 @pytest.fixture(scope="module")
 def rows() -> pd.DataFrame:
-    return pd.DataFrame([row for source in sources() for row in ask(source)])
+    found = [row for source in sources() for row in ask(source)]
+    correct_all(found)
+    return pd.DataFrame(found)
 
 
 def one(rows: pd.DataFrame, source: str, question: str, model: str = "Llama-2-7b") -> pd.Series:
@@ -32,6 +37,7 @@ def one(rows: pd.DataFrame, source: str, question: str, model: str = "Llama-2-7b
         ("Table 7", "2468-vs-8642", "Gemma-7b", 0.62),
         ("LayerIF (3 epochs)", "2468-vs-8642", "Mistral-7B-v0.1", -6.20),
         ("LayerIF (3 epochs)", "2468-vs-5555", "Mistral-7B-v0.1", -5.68),
+        ("LD-MoLE (10 epochs)", "2468-vs-8888", "Llama-3.2-3B", 0.53),
         ("GuiLoMo (uniform rank)", "2468-vs-8642", "unnamed", -1.01),
     ],
 )
@@ -80,7 +86,11 @@ def test_page_and_figure_are_written_the_same_twice(tmp_path):
     reanalyse(tmp_path / "a")
     reanalyse(tmp_path / "b")
     names = sorted(file.name for file in (tmp_path / "a").iterdir())
-    assert names == ["reanalysis.csv", "reanalysis.md", "reanalysis.png", "reanalysis.svg"]
+    assert names == [
+        "combined.csv",
+        *(f"reanalysis.{kind}" for kind in ("csv", "html", "md", "png", "svg")),
+        *(f"training-losses.{kind}" for kind in ("png", "svg")),
+    ]
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     page = (tmp_path / "a/reanalysis.md").read_text()
@@ -93,5 +103,45 @@ def test_the_committed_page_is_the_one_that_the_code_writes(tmp_path):
     if not committed.is_dir():
         pytest.skip("results/published is not part of an installed package")
     reanalyse(tmp_path)
-    for name in ("reanalysis.csv", "reanalysis.md"):
+    for name in ("reanalysis.csv", "reanalysis.md", "combined.csv"):
         assert (committed / name).read_text() == (tmp_path / name).read_text()
+
+
+def test_holm_is_over_all_tests_of_all_tables(rows):
+    tested = rows[rows.same_test_as.isna()]
+    smallest = tested.loc[tested.p.idxmin()]
+    assert smallest.p_holm == pytest.approx(min(1, smallest.p * len(tested)), abs=1e-5)
+    assert (rows.reading == "undecided").all()
+
+
+def test_the_combined_estimate_by_hand():
+    """Tables 1 and 8 as one setting, one run against three; the mean squares of settings x tasks."""
+    printed = pd.read_csv(reference.FOLDER / "paper_results.csv")
+    printed["method"] = printed["method"].str.removeprefix("pissa-")
+    wide = printed.pivot_table(values="accuracy", index=["table", "base_model", "task"], columns="method")
+    difference = (wide["mola-2468"] - wide["mola-8642"]).dropna().unstack("task")
+    z = difference.droplevel("base_model")
+    direct = (z.loc["naacl-1"] + 3 * z.loc["naacl-8"]) / 4
+    expected = np.array([direct, *(z.loc[f"naacl-{n}"] for n in (4, 9, 2, 7))])
+    frame = differences(sources(), "mola-2468", "mola-8642")
+    assert np.sort(frame.to_numpy().ravel()) == pytest.approx(np.sort(expected.ravel()))
+    found, settings = crossed(frame.to_numpy()), expected.mean(axis=1)
+    interval = stats.ttest_1samp(settings, 0)
+    assert found.estimate == pytest.approx(settings.mean())
+    assert (found.low, found.high) == pytest.approx(tuple(interval.confidence_interval(0.95)))
+    assert found.p == pytest.approx(interval.pvalue)
+    rest = expected - settings[:, None] - expected.mean(axis=0) + expected.mean()
+    tau2 = settings.var(ddof=1) - (rest**2).sum() / 20 / 6
+    assert found.tau == pytest.approx(np.sqrt(tau2))
+    reach = stats.t.ppf(0.975, 3) * np.sqrt(tau2 + settings.var(ddof=1) / 5)
+    assert found.predict_high == pytest.approx(settings.mean() + reach)
+
+
+def test_others_training_losses():
+    mistral, thick, gemma = slopes()
+    assert (mistral.runs, thick.runs, gemma.runs) == (74, 30, 28)
+    assert [row.slope for row in (mistral, thick, gemma)] == pytest.approx([-12.9, -10.9, -9.5], abs=0.06)
+    assert (mistral.low, mistral.high) == pytest.approx((-22.7, -6.3), abs=0.4)
+    assert (thick.low, thick.high) == pytest.approx((-17.9, -5.1), abs=0.6)
+    assert (gemma.low, gemma.high) == pytest.approx((-12.9, -4.6), abs=0.2)
+    assert (shape_losses()["percent"] < 0).all()

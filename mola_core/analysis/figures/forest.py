@@ -123,7 +123,9 @@ def _directions(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     for place, row in enumerate(rows):
         if "sides" in row:
             above, below = (plain(str(name).replace("matched ", ""), 14) for name in row["sides"])
-        elif place + 1 in told:
+            if "estimate" not in row:
+                above, below = f"favours {above}", f"favours {below}"
+        elif place + 1 in told and "estimate" in rows[place + 1]:
             above, below = "favours", "favours"
         else:
             continue

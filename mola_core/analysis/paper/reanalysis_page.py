@@ -129,7 +129,7 @@ def _short_answer(rows: pd.DataFrame, tests: int) -> str:
         "## Table by table",
         "",
         f"- **Holm over all {tests} tests of all tables** decides {len(decided) or 'nothing'}. Within their own table and kind of question "
-        f"{len(alone)} have p at most 0.05: {named}. That some of so many do is what chance gives too.",
+        f"{len(alone)} have p at most 0.05: {named}. Tests of one table share its runs, and all share tasks and documents: they are fewer pieces of evidence than they are tests.",
     ]
     for question, words in (
         ("2468-vs-8642", "the increasing against the decreasing shape"),

@@ -69,7 +69,7 @@ def draw(data: StudyData) -> Figure:
             place += len(group.methods) + GROUP_GAP
         _size_axis(axis, groups, ticks, place)
         _without_training(axis, study, cells, matrix, tasks)
-    outer_labels(axes, "trainable parameters (a column a size, no scale)", "accuracy (%), 95 % interval")
+    outer_labels(axes, "trainable parameters", "accuracy (%), 95 % interval")
     shared_legend(figure, axes)
     return figure
 

@@ -1,0 +1,108 @@
+"""The page of a study and the sentence of an answer: answer first, nothing of others runs, nothing of the machine leaks."""
+
+import copy
+import json
+import re
+
+import pytest
+from simulated_study import make_study, simulate
+
+from mola_core.analysis import collect
+from mola_core.analysis.figures import registry
+from mola_core.analysis.figures import study as figures
+from mola_core.analysis.figures.verdict import draw_verdict
+from mola_core.analysis.pages import study_page, summary
+from mola_core.analysis.pages.answer import answer_sentence, change_sentence, told
+from mola_core.analysis.pages.html import markdown_html
+from mola_core.analysis.pages.verdict import write_verdict
+from mola_core.analysis.tables.questions import write_questions
+from mola_core.analysis.tables.render import latex_text, markdown_text
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory):
+    hostile = "a <script>alert(1)</script> & ![x](/etc/passwd) $\\frac{$"
+    layout = simulate(tmp_path_factory.mktemp("pages"), make_study(description=hostile), documents=60)
+    collect.write(layout)
+    figures.write(layout)
+    write_verdict(layout.folder / "scores.parquet", layout.folder, layout.study.verdict, stand_in=True)
+    summary.write(layout)
+    study_page.write(layout)
+    return layout
+
+
+@pytest.fixture
+def verdict(layout):
+    return json.loads((layout.folder / "verdict.json").read_text(encoding="utf-8"))
+
+
+def test_the_answer_comes_first_and_the_page_needs_no_network(layout, verdict):
+    page = (layout.folder / "index.html").read_text(encoding="utf-8")
+    places = [page.index(words) for words in ("Stand-in data", 'class="answer"', 'id="verdict-forest"')]
+    places += [
+        page.index(words) for words in ('id="accuracy_parameters"', "What would change it", "Every question")
+    ]
+    assert places == sorted(places)
+    assert not re.search(r'(src|href)="(https?:)?//', page)
+    assert "<script>alert" not in page and page.count("<script") == 1
+    assert "root:" not in page
+    assert answer_sentence(verdict).replace("−", "-") in told(layout.folder).replace("−", "-")
+    text = (layout.folder / "summary.md").read_text(encoding="utf-8")
+    assert "![x]" not in text and text.index("## Answer") < text.index("## What was run")
+
+
+@pytest.mark.parametrize(
+    ("answer", "estimate", "low", "high", "words"),
+    [
+        ("supported", 1.2, 0.3, 2.1, "Supported: 2468 beats 8642 by 1.20 points"),
+        ("contradicted", -1.2, -2.1, -0.3, "Contradicted: 2468 is behind 8642 by 1.20 points"),
+        ("equivalent", 0.1, -0.3, 0.5, "Equivalent: 2468 and 8642 differ by less than 1 points"),
+        ("undecided", 0.4, -0.5, 1.3, "Undecided: 2468 − 8642 is +0.40 points"),
+        ("undecided", 0.0, 0.0, 0.0, "gave the same answers to every document"),
+    ],
+)
+def test_each_answer_in_plain_words(verdict, answer, estimate, low, high, words):
+    changed = copy.deepcopy(verdict)
+    changed["headline"] = "2468-vs-8642"
+    question = next(q for q in changed["questions"] if q["id"] == "2468-vs-8642")
+    question |= {"answer": answer, "estimate": estimate, "low": low, "high": high, "margin": 1.0}
+    assert words in answer_sentence(changed)
+    assert change_sentence(changed)
+    if not high:
+        assert "would be missed" not in change_sentence(changed)
+
+
+def test_both_endpoints_are_shown_where_a_verdict_has_them(verdict, tmp_path):
+    draw_verdict(verdict, tmp_path / "figures")
+    assert not (tmp_path / "figures/verdict-likelihood.svg").exists()
+    twin = copy.deepcopy(verdict)
+    twin["questions"] += [
+        q | {"endpoint": "likelihood", "id": f"{q['id']}:likelihood"} for q in verdict["questions"]
+    ]
+    draw_verdict(twin, tmp_path / "figures")
+    assert (tmp_path / "figures/verdict-likelihood.svg").is_file()
+    assert len(registry.entries("verdict")) == 4
+
+
+def test_markdown_of_others_shows_no_file_and_runs_nothing(tmp_path):
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures/there.svg").write_text('<svg width="72pt"></svg>')
+    (tmp_path / "figures/leak.svg").symlink_to("/etc/hostname")
+    text = "![a](figures/there.svg) ![b](/etc/passwd) ![c](figures/none.png) ![d](https://x.y/z.png) ![e](figures/leak.svg)"
+    page = markdown_html(text + " <script>alert(1)</script> [m](other.md)", tmp_path)
+    assert page.count("<img") == 1 and page.count("figure not here") == 4
+    assert "<script>" not in page and "href" not in page
+
+
+def test_texts_of_others_are_texts():
+    assert markdown_text("# a\n![x](y) <b>|") == r"\# a \!\[x\](y) \<b\>\|"
+    assert latex_text("a_b\\input{x}") == r"a\_b\textbackslash{}input\{x\}"
+
+
+def test_questions_are_inert_in_a_spreadsheet(verdict, tmp_path):
+    changed = copy.deepcopy(verdict)
+    changed["questions"][0]["claim"] = "=HYPERLINK(1)"
+    write_questions(changed, tmp_path, ["Limited run."])
+    assert ",'=HYPERLINK" in (tmp_path / "questions.csv").read_text()
+    latex = (tmp_path / "questions.tex").read_text()
+    assert "siunitx" in latex and r"\toprule" in latex and "Limited run." in latex
