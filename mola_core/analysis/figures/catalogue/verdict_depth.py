@@ -29,7 +29,13 @@ def draw(verdict: Mapping[str, Any]) -> Figure:
         places = [point["centre"] for point in line["line"]]
         low, high = ([point[key] for point in line["line"]] for key in ("low", "high"))
         axes.fill_between(
-            places, low, high, color="#BBBBBB", alpha=0.45, linewidth=0, label="band of the line"
+            places,
+            low,
+            high,
+            color="#BBBBBB",
+            alpha=0.45,
+            linewidth=0,
+            label="band: difference from the shapes' mean",
         )
         axes.plot(places, [point["accuracy"] for point in line["line"]], color="#333333", label="fitted line")
         beside = side_by_side([row["centre"] for row in line["shapes"].values()])
@@ -48,7 +54,7 @@ def draw(verdict: Mapping[str, Any]) -> Figure:
         axes.set_title(f"Budget {line['budget']}\n{slope}", loc="left")
         axes.set_xlabel("Experts' centre of depth\n(0: all in the first layer, 1: in the last)")
         axes.margins(x=0.12)
-    panels[0][0].set_ylabel("Accuracy (%), mean over tasks;\nbar: difference from the shapes' mean")
+    panels[0][0].set_ylabel("Accuracy (%), mean over tasks")
     shared_legend(figure, panels[0])
     return figure
 
