@@ -134,7 +134,7 @@ def _losses(slopes: Sequence[LossSlope]) -> Figure:
             marker=".",
             color="#8A8A8A",
             markersize=4,
-            label="shape that data chose",
+            label="other shape, most of them chosen by data",
         )
         for shape, profile in profiles.items():
             named = own["experts"] == " ".join(map(str, experts_per_layer(shape, 32)))
