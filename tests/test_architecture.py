@@ -25,7 +25,7 @@ FLOORS = [
 ]
 """Each folder or module imports from floors above it in this list only; those of one floor not from each other."""
 ANALYSIS = [
-    {"reference", "notices", "score_files"},
+    {"reference", "notices", "score_files", "verdict_fields"},
     {"scores", "likelihoods"},
     {"score_writer"},
     {"looks", "statistics"},

@@ -3,18 +3,19 @@
 import copy
 import json
 import re
+from pathlib import Path
 
 import pytest
 from simulated_study import make_study, simulate
 
 from mola_core.analysis import collect
-from mola_core.analysis.figures import registry
 from mola_core.analysis.figures import study as figures
 from mola_core.analysis.figures.verdict import draw_verdict
 from mola_core.analysis.pages import study_page, summary
-from mola_core.analysis.pages.answer import answer_sentence, change_sentence, told
+from mola_core.analysis.pages.answer import answer_sentence, beside_sentences, change_sentence, told
 from mola_core.analysis.pages.html import markdown_html
 from mola_core.analysis.pages.verdict import write_verdict
+from mola_core.analysis.pages.verdict_text import verdict_page
 from mola_core.analysis.tables.questions import write_questions
 from mola_core.analysis.tables.render import latex_text, markdown_text
 
@@ -75,14 +76,50 @@ def test_each_answer_in_plain_words(verdict, answer, estimate, low, high, words)
 
 def test_both_endpoints_are_shown_where_a_verdict_has_them(verdict, tmp_path):
     draw_verdict(verdict, tmp_path / "figures")
-    assert not (tmp_path / "figures/verdict-likelihood.svg").exists()
-    twin = copy.deepcopy(verdict)
-    twin["questions"] += [
-        q | {"endpoint": "likelihood", "id": f"{q['id']}:likelihood"} for q in verdict["questions"]
-    ]
-    draw_verdict(twin, tmp_path / "figures")
     assert (tmp_path / "figures/verdict-likelihood.svg").is_file()
-    assert len(registry.entries("verdict")) == 4
+    assert "By likelihood (exploratory)" in " ".join(beside_sentences(verdict))
+    one = copy.deepcopy(verdict)
+    one["questions"] = [question for question in one["questions"] if question["endpoint"] == "accuracy"]
+    draw_verdict(one, tmp_path / "figures")
+    assert not (tmp_path / "figures/verdict-likelihood.svg").exists(), (
+        "one of an earlier verdict is taken away"
+    )
+    assert "likelihood" not in " ".join(beside_sentences(one))
+
+
+def test_what_bears_on_the_answer_stands_beside_it(verdict):
+    changed = copy.deepcopy(verdict)
+    question = next(q for q in changed["questions"] if q["id"] == changed["headline"])
+    question |= {
+        "answer": "supported",
+        "within_margin": True,
+        "margin": 1.5,
+        "estimate": 1.0,
+        "low": 0.6,
+        "high": 1.4,
+    }
+    question["reach"] = 1.0
+    question["drawn"] = {"low": -3.25, "high": 4.5, "p": 0.6, "p_equivalence": 0.8}
+    question["worth"] = {"estimate": 2.5, "low": 2.25, "high": 2.75}
+    changed["looks"] = {"planned": 1, "taken": 2, "level": 0.05, "stated_beforehand": True}
+    assert "smaller than the margin of 1.5" in answer_sentence(changed)
+    told_beside = " ".join(beside_sentences(changed))
+    for words in (
+        "−3.25 to +4.50",
+        "Worth +2.50 points",
+        "Stated before the first cell",
+        "look 2 of 1",
+        "a hint, not a test",
+    ):
+        assert words in told_beside
+
+
+def test_names_of_others_are_text_in_the_verdict(verdict):
+    changed = json.loads(json.dumps(verdict).replace("mola-2468", "# <b>x</b> | ![i](/etc/passwd)"))
+    page = verdict_page(changed)
+    assert "<b>" not in page.replace(r"\<b\>", "") and "![i]" not in page and "| ![" not in page
+    shown = markdown_html(page, Path("."))
+    assert "<b>" not in shown and shown.count("<h1>") == 1
 
 
 def test_markdown_of_others_shows_no_file_and_runs_nothing(tmp_path):

@@ -115,15 +115,23 @@ def test_a_method_is_one_file(package, tmp_path):
 
 
 FIGURE = '''
-"""Documents of each task: a figure made up by a test."""
-from matplotlib import pyplot as plt
+"""Figure: cells of the study, made up by a test."""
+from mola_core.analysis.figures.registry import FigureEntry
 
 
-def draw(collected):
+def draw(data):
+    from matplotlib import pyplot as plt
+
     figure, axis = plt.subplots()
-    axis.bar([0], [len(collected.cells)])
-    axis.set_title("made up by a test")
+    axis.bar([0], [len(data.cells)])
     return figure
+
+
+def caption(data):
+    return f"{len(data.cells)} cells of {data.study.name}."
+
+
+FIGURE = FigureEntry("documents", "study", 9, "Cells of the study", draw, caption)
 '''
 
 
@@ -131,14 +139,14 @@ def test_a_figure_is_one_file(package, tmp_path):
     copy, mola = package
     study = tmp_path / "recipes.yaml"
     study.write_text(BUILT_IN.format())
-    (copy / "analysis" / "figures" / "of_study" / "documents.py").write_text(FIGURE)
+    (copy / "analysis" / "figures" / "catalogue" / "documents.py").write_text(FIGURE)
     options = ["--study", study, "--results", tmp_path / "results"]
     mola("run", *options)
     for verb in ("collect", "figures", "tables", "verdict", "summary"):
         mola(verb, *options)
     figure = tmp_path / "results/recipes/figures/documents.svg"
     assert "stand-in" in figure.read_text().lower(), "notices stand on it as on the others"
-    assert "figures/documents." in (tmp_path / "results/recipes/summary.md").read_text()
+    assert "2 cells of recipes." in (tmp_path / "results/recipes/index.html").read_text()
 
 
 def test_a_half_added_method_is_an_error_and_no_other_method(package, tmp_path):

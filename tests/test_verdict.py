@@ -254,17 +254,16 @@ def test_files_of_a_verdict(tmp_path, suffix, seeds):
     write_verdict(path, tmp_path / "b", FAST, parameters=parameters, stand_in=True)
     assert json.loads((tmp_path / "a/verdict.json").read_text()) == json.loads(json.dumps(written))
     files = sorted(file.relative_to(tmp_path / "a") for file in (tmp_path / "a").rglob("*.*"))
-    assert len(files) == 3 + 2 * len(FIGURES)
+    assert len(files) == 6 + 2 * len(FIGURES)  # record, json, page and the questions as csv, md and tex
     for file in (file for file in files if file.name != FILE):  # the record has the time in it
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
     page = (tmp_path / "a/verdict.md").read_text()
     assert "Stand-in" in page
-    headline = f"**{questions(written)['2468-vs-8642']['answer'].capitalize()}**"
+    headline = f"**{questions(written)['2468-vs-8642']['answer'].capitalize()}"
     assert page.index(headline) < page.index("What would change it") < page.index("Every question")
     for name in re.findall(r"\]\((figures/[^)]+)\)", page):
         assert (tmp_path / "a" / name).is_file()
-    slope = questions(written)["2468-vs-8642"]
-    assert f"**{slope['estimate']:+.2f}**" in page
+    assert f"{abs(questions(written)['2468-vs-8642']['estimate']):.2f} points" in page
     assert ("McNemar" in page) == (seeds == 1)
 
 

@@ -86,9 +86,11 @@ def calibrate(arguments: argparse.Namespace) -> None:
 
 def reanalyse(arguments: argparse.Namespace) -> None:
     """Put the verdict's questions to the paper's own published numbers and to the reruns."""
+    from mola_core.analysis.pages.html import write_page
     from mola_core.analysis.paper.reanalysis import reanalyse as reanalyse_published
 
     reanalyse_published(arguments.out)
+    write_page(Path(arguments.out) / "reanalysis.md")
 
 
 def reproduce(arguments: argparse.Namespace) -> None:

@@ -73,7 +73,7 @@ def forest(
         axes.set_xlim(min(low, 0) - room, max(high, 0) + room)
     _directions(axes, rows)
     if data:
-        axes.set_title(plain(data, 130), loc="left", fontsize=7.5, color="#444444")
+        axes.set_title(plain(data, 130), loc="right", fontsize=7.5, color="#444444")
     _legend(figure, rows, margin, intervals or {})
     return figure
 

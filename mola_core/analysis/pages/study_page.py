@@ -179,12 +179,14 @@ def _questions(verdict: Mapping[str, Any] | None) -> str:
     if not verdict or not verdict["questions"]:
         return ""
     notes = [
-        "Differences in points, a slope per unit of depth. These tasks: the question's own interval over seeds and documents, tasks fixed. Tasks like these: "
+        "Differences in points, a slope per unit of depth; p after correction among the stated or among the exploratory questions. These tasks: the question's own interval over seeds and documents, tasks fixed. Tasks like these: "
         "Student's t over the tasks, tasks drawn. Smallest effect: found with the stated power. Seeds needed: a task, to decide so many points."
     ]
     asked = ", ".join(f"{row['id']} ({row['reason']})" for row in verdict["unanswered"])
     notes += [f"Not possible with these methods: {asked}."] if asked else []
-    return table(shown_questions(verdict), left=("Endpoint", "Claim", "Answer")) + _notes(notes)
+    return table(
+        shown_questions(verdict).drop(columns="Question"), left=("Endpoint", "Status", "Answer")
+    ) + _notes(notes)
 
 
 def _verdict_figures(folder: Path, verdict: Mapping[str, Any] | None) -> str:

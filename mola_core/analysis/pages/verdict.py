@@ -28,8 +28,8 @@ def write_verdict(
 ) -> Verdict:
     """Write verdict.json, verdict.md, figures/ and tables/questions.* into `out` for a score file; returns the verdict.
 
-    The look is added to the record there (`looks.FILE`). `parameters` (method -> trainable parameters) draws accuracy
-    against size; `floors` are as `decide` takes them; `first_cell` is when a study's first cell was finished (ISO
+    The look is added to the record there (`looks.FILE`). `parameters` (method -> trainable parameters) are noted beside
+    the methods; `floors` are as `decide` takes them; `first_cell` is when a study's first cell was finished (ISO
     8601), without which nothing is said to have been stated beforehand; `stand_in` marks results of built-in rows or a
     random model, `notices` stand on figures and tables. Same file, same settings, same record: same bytes. Raises `MolaError` for a score file that is not one.
     """

@@ -159,10 +159,9 @@ def seeds_for(differences: Sequence[float] = (0.5, 1.0, 2.0)) -> dict[str, int |
 
 
 def reanalyse(out: str | Path) -> pd.DataFrame:
-    """Write reanalysis.{csv,md,html}, combined.csv and the figures into `out`; returns the rows. Needs no model and no
+    """Write reanalysis.{csv,md}, combined.csv and the figures into `out`; returns the rows. Needs no model and no
     study.
     """
-    from mola_core.analysis.pages.html import write_page
     from mola_core.analysis.paper.reanalysis_figures import draw_losses, draw_reanalysis
     from mola_core.analysis.paper.reanalysis_page import reanalysis_page
 
@@ -180,5 +179,4 @@ def reanalyse(out: str | Path) -> pd.DataFrame:
     draw_losses(losses, out)
     page = reanalysis_page(rows, combined, sensitivity(tables), losses, seeds_for(), tests)
     write_text(out / "reanalysis.md", page)
-    write_page(out / "reanalysis.md")
     return rows

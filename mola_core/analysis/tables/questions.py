@@ -60,6 +60,7 @@ def shown_questions(verdict: Mapping[str, Any]) -> pd.DataFrame:
                 "Question": question["id"],
                 "Endpoint": question["endpoint"],
                 "Claim": question["claim"],
+                "Status": question["status"],
                 "Answer": question["answer"]
                 + (", one seed" if question.get("covers") == "documents" else ""),
                 "Estimate": _signed(question["estimate"]),

@@ -16,6 +16,6 @@ def _counted(request: Request, sizes: LayerSizes) -> None:
 
 
 FAMILIES = (
-    Family("base", ("base",), "base", "untrained", "#7F7F7F", "_", _no_adapter, _nothing),
+    Family("base", ("base",), "base", "untrained", "#A6A6A6", "_", _no_adapter, _nothing),
     Family("full", ("full",), "full", "baseline", "#000000", "*", _no_adapter, _counted),
 )
