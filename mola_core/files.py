@@ -20,6 +20,10 @@ from mola_core.errors import MolaError
 
 HASH_CACHE = Path("results/.cache/sha256")
 """Where `remembered_sha256` keeps what it computed."""
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)  # there is no other way to read it
+MODE = 0o666 & ~_UMASK
+"""Of a new file, as the user's umask has it."""
 STORAGE_ERRORS = {
     getattr(errno, name): os.strerror(getattr(errno, name))
     for name in (
@@ -48,6 +52,9 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         yield temporary
         if path.is_dir() and not temporary.is_dir():
             raise MolaError(f"{path}: is a folder; name a file in it")
+        for written in (temporary, *temporary.rglob("*")):
+            if written.is_file() and not written.is_symlink():
+                written.chmod(MODE)  # safetensors' files are their owner's alone
         _to_disk(temporary, *temporary.rglob("*"))
         if path.is_dir():
             # Moved aside, not deleted in place: deleting takes time, in which half a folder would stand there.

@@ -39,7 +39,7 @@ def python(installed: Path, folder: Path, *arguments: str) -> subprocess.Complet
 
 
 def test_a_study_is_planned_from_any_folder_with_the_wheel_alone(installed, tmp_path):
-    told = python(installed, tmp_path, "-c", "from mola_core.locations import snakefile; print(snakefile())")
+    told = python(installed, tmp_path, "-m", "mola_core.cli", "where", "--workflow")
     snakefile = told.stdout.strip()
     assert snakefile == str(installed / "mola_core" / "Snakefile"), told.stderr
     planned = python(installed, tmp_path, "-m", "snakemake", "-n", "-s", snakefile, "--config", "study=smoke")

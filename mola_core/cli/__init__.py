@@ -1,33 +1,30 @@
-"""`mola <verb>`: every step of a study by itself. Snakemake's rules are calls of these verbs."""
+"""`mola VERB`: every step of a study by itself. Snakemake's rules are calls of these verbs."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import warnings
 from collections.abc import Sequence
 
-from mola_core.cli import benchmark, cells, prepare, results, verdict
+import mola_core
+from mola_core.cli import about, benchmark, cells, prepare, results, studies, verdict
 from mola_core.cli.options import Verbs
 from mola_core.errors import MolaError, OutOfTime
 from mola_core.files import storage_problem
 
 
-def schema(arguments: argparse.Namespace) -> None:
-    """Print the JSON schema of study files."""
-    from mola_core.study.study import Study
-
-    print(json.dumps(Study.model_json_schema(), indent=2))
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mola", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="mola",
+        description=__doc__,
+        epilog="`mola VERB --help` explains a verb and gives an example.",
+    )
+    parser.add_argument("--version", action="version", version=f"mola {mola_core.__version__}")
     verbs = Verbs(parser)
-    for group in (prepare, cells, results, verdict, benchmark):
+    for group in (studies, prepare, cells, results, verdict, benchmark, about):
         group.declare(verbs)
-    verbs.add(schema)
     return parser
 
 
@@ -53,6 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except MolaError as error:
         print(f"mola {parsed.verb}: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "mola_core":
+            raise
+        print(
+            f'mola {parsed.verb}: the package {error.name} is not installed; pip install "mola-core[harness]"',
+            file=sys.stderr,
+        )
         return 2
     except OutOfTime as stop:
         print(f"mola {parsed.verb}: {stop}; the same command goes on from its checkpoint", file=sys.stderr)

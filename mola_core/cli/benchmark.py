@@ -12,7 +12,10 @@ BENCHMARKS = ("layers", "steps", "memory", "large", "evaluation", "prefix", "pad
 
 
 def benchmark(arguments: argparse.Namespace) -> None:
-    """Measure what MoLA and the harness cost, as ratios in one run; see the goals in the table."""
+    """Measure what MoLA and the harness cost, as ratios in one run; see the goals in the table.
+
+    Example: mola benchmark --part steps --part memory
+    """
     import torch
 
     from mola_core.benchmark import harness, large, report, steps
@@ -51,5 +54,10 @@ def declare(verbs: Verbs) -> None:
     measuring.add_argument(
         "--threads", type=at_least(1), default=2, help="CPU threads (default: %(default)s)"
     )
-    measuring.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    measuring.add_argument(
+        "--dtype",
+        default="float32",
+        choices=["float32", "bfloat16"],
+        help="of the base model's weights (default: %(default)s)",
+    )
     measuring.add_argument("--out", default="results/benchmark", help="folder (default: %(default)s)")

@@ -20,7 +20,10 @@ from mola_core.files import atomic_write
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """Train the adapter of one cell."""
+    """Train the adapter of one cell.
+
+    Example: mola train --study smoke --task cola --method mola-2468 --seed 0
+    """
     from mola_core.distributed import become_torchrun, world_size
     from mola_core.runs.cell import CellRunner
     from mola_core.runs.gpus import gpu_slot
@@ -37,7 +40,10 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """Evaluate one cell through lm-evaluation-harness."""
+    """Evaluate one cell through lm-evaluation-harness.
+
+    Example: mola evaluate --study smoke --task cola --method mola-2468 --seed 0
+    """
     from mola_core.runs.cell import CellRunner
     from mola_core.runs.gpus import gpu_slot
 
@@ -47,7 +53,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 
 def cell(arguments: argparse.Namespace) -> None:
-    """Train and evaluate cells in this process, one after another, on one copy of the base model."""
+    """Train and evaluate cells in this process, one after another, on one copy of the base model.
+
+    Example: mola cell --study smoke --cell cola base 0 --cell cola mola-2468 0
+    """
     from mola_core.runs.cell import CellRunner
     from mola_core.runs.gpus import gpu_slot
     from mola_core.runs.several import run_in_turn
@@ -64,6 +73,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Run a study's cells on this machine without Snakemake: several at once, on one card, within a time budget.
 
     The exit code is 143 where the time was up before all cells were complete: the same command goes on.
+
+    Example: mola run --study smoke --parallel 2 --time-budget 540
     """
     import tarfile
 
@@ -89,7 +100,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def cells(arguments: argparse.Namespace) -> None:
-    """List a study's cells and which of them are complete; with --why what differs from the record of one."""
+    """List a study's cells and which of them are complete; with --why what differs from the record of one.
+
+    Example: mola cells --study smoke --why cola mola-2468 0
+    """
     from mola_core.runs.key import differences
     from mola_core.runs.state import as_json, cell_state, standing
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +54,7 @@ def at_least(least: int, kind: Callable[[str], float] = int) -> Callable[[str], 
 
 
 def study_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--study", default="quickstart", help="name in workflow/studies/, or a file")
+    parser.add_argument("--study", default="quickstart", help="a study's name or file (default: %(default)s)")
     parser.add_argument("--data-root", help="read the tasks' rows from this folder of parquet files")
     parser.add_argument("--results", default="results", help="folder of all results (default: %(default)s)")
 
@@ -69,6 +70,7 @@ class Verbs:
     """The verbs of the command line, each a function whose docstring is its help."""
 
     def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self.root = parser
         self._parsers = parser.add_subparsers(dest="verb", required=True, metavar="verb")
 
     def add(
@@ -76,9 +78,17 @@ class Verbs:
         action: Callable[[argparse.Namespace], None],
         *options: Callable[[argparse.ArgumentParser], None],
     ) -> argparse.ArgumentParser:
-        """The parser of the verb `action`, called as the function is, with these groups of options."""
-        summary = (action.__doc__ or "").strip().splitlines()[0]
-        parser = self._parsers.add_parser(action.__name__, help=summary, description=action.__doc__)
+        """The parser of the verb `action`, called as the function is, with these groups of options.
+
+        The docstring's first line is the verb's line in `mola --help`; it ends with `Example: mola ...`, which a test
+        parses."""
+        text = inspect.cleandoc(action.__doc__ or "")
+        parser = self._parsers.add_parser(
+            action.__name__.rstrip("_"),
+            help=text.splitlines()[0],
+            description=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         for group in options:
             group(parser)
         parser.set_defaults(action=action)

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def model(arguments: argparse.Namespace) -> None:
-    """Fetch and prepare a study's base model."""
+    """Fetch and prepare a study's base model.
+
+    Example: mola model --study quickstart
+    """
     from mola_core.models.check import prepare_checked_model
 
     layout = study_layout(arguments)
@@ -23,7 +26,10 @@ def model(arguments: argparse.Namespace) -> None:
 
 
 def data(arguments: argparse.Namespace) -> None:
-    """Fetch and prepare the rows of a study's tasks (one task, or all)."""
+    """Fetch and prepare the rows of a study's tasks (one task, or all).
+
+    Example: mola data --study smollm2 --data-root ../data
+    """
     from mola_core.tasks.prepare import prepare_rows
 
     layout = study_layout(arguments)
@@ -32,7 +38,10 @@ def data(arguments: argparse.Namespace) -> None:
 
 
 def examples(arguments: argparse.Namespace) -> None:
-    """Render the examples of a study's tasks (one task, or all): what training and evaluation read, as files."""
+    """Render the examples of a study's tasks (one task, or all): what training and evaluation read, as files.
+
+    Example: mola examples --study smoke --task cola
+    """
     from mola_core.models.loading import load_tokenizer
     from mola_core.runs.prepare import prepare_examples
 

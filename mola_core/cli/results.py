@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def collect(arguments: argparse.Namespace) -> None:
-    """Gather the scores of a study's cells, all of which must be complete: scores.parquet and cells.csv."""
+    """Gather the scores of a study's cells, all of which must be complete: scores.parquet and cells.csv.
+
+    Example: mola collect --study smoke --partial
+    """
     from mola_core.analysis import collect as collection
 
     layout = study_layout(arguments)
@@ -24,7 +27,10 @@ def collect(arguments: argparse.Namespace) -> None:
 
 
 def tables(arguments: argparse.Namespace) -> None:
-    """Write the accuracy and parameter tables, and the paper's tables beside ours."""
+    """Write the accuracy and parameter tables, and the paper's tables beside ours.
+
+    Example: mola tables --study smoke
+    """
     from mola_core.analysis.paper import tables as paper_tables
     from mola_core.analysis.tables import accuracy as own_tables
 
@@ -34,7 +40,10 @@ def tables(arguments: argparse.Namespace) -> None:
 
 
 def figures(arguments: argparse.Namespace) -> None:
-    """Draw accuracy against parameters, the shapes and the training losses."""
+    """Draw accuracy against parameters, the shapes and the training losses.
+
+    Example: mola figures --study smoke
+    """
     from mola_core.analysis.figures import study as own_figures
 
     layout = study_layout(arguments)
@@ -42,7 +51,10 @@ def figures(arguments: argparse.Namespace) -> None:
 
 
 def routing(arguments: argparse.Namespace) -> None:
-    """Count which experts a cell's routers choose; without a cell, gather and draw what has been counted."""
+    """Count which experts a cell's routers choose; without a cell, gather and draw what has been counted.
+
+    Example: mola routing --study smoke --task cola --method mola-2468 --seed 0
+    """
     named = [arguments.task, arguments.method, arguments.seed]
     if any(value is not None for value in named):
         if any(value is None for value in named):
@@ -60,14 +72,20 @@ def routing(arguments: argparse.Namespace) -> None:
 
 
 def redundancy(arguments: argparse.Namespace) -> None:
-    """Measure how different the experts of the study's trained adapters are, and draw it by layer."""
+    """Measure how different the experts of the study's trained adapters are, and draw it by layer.
+
+    Example: mola redundancy --study smoke
+    """
     from mola_core.analysis.experts import redundancy as own_redundancy
 
     _tell_missing("adapters", own_redundancy.write(study_layout(arguments)))
 
 
 def layers(arguments: argparse.Namespace) -> None:
-    """Score the base model's layers (PL_Alpha_Hill) and correlate the scores with the experts' redundancy."""
+    """Score the base model's layers (PL_Alpha_Hill) and correlate the scores with the experts' redundancy.
+
+    Example: mola layers --study smoke
+    """
     from mola_core.analysis.experts import quality
     from mola_core.models.layer_quality import layer_quality
     from mola_core.runs.gpus import gpu_slot
@@ -85,7 +103,10 @@ def _tell_missing(what: str, missing: Sequence[Cell]) -> None:
 
 
 def summary(arguments: argparse.Namespace) -> None:
-    """Write the study's page, index.html, which a person reads first, and summary.md; print the answer."""
+    """Write the study's page, index.html, which a person reads first, and summary.md; print the answer.
+
+    Example: mola summary --study smoke
+    """
     from mola_core.analysis.pages import study_page
     from mola_core.analysis.pages import summary as own_summary
     from mola_core.analysis.pages.answer import told
@@ -98,19 +119,11 @@ def summary(arguments: argparse.Namespace) -> None:
     print(told(layout.folder))
 
 
-def where(arguments: argparse.Namespace) -> None:
-    """Print a study's answer and where its results are."""
-    from mola_core.analysis.pages.answer import told
-
-    folder = study_layout(arguments).folder
-    answer = told(folder)
-    if answer:
-        print(answer)
-    print(f"Everything: {folder}")
-
-
 def verify(arguments: argparse.Namespace) -> None:
-    """Compare everything of a study with its recorded hash: model, rows, examples, adapters, records, scores."""
+    """Compare everything of a study with its recorded hash: model, rows, examples, adapters, records, scores.
+
+    Example: mola verify --study smoke
+    """
     from mola_core.analysis.verify import damaged
 
     found = list(damaged(study_layout(arguments)))
@@ -129,10 +142,10 @@ def declare(verbs: Verbs) -> None:
     of_cell = verbs.add(routing, study_options)
     of_cell.add_argument("--task", help="of the cell to count; a model is loaded")
     of_cell.add_argument("--method", help="the method's name in the study")
-    of_cell.add_argument("--seed", type=int)
+    of_cell.add_argument("--seed", type=int, help="one of the study's seeds")
     verbs.add(redundancy, study_options)
     verbs.add(layers, study_options).add_argument(
         "--scores-only", action="store_true", help="only measure the base model, for all studies that use it"
     )
-    for action in (tables, figures, summary, where):
+    for action in (tables, figures, summary):
         verbs.add(action, study_options)

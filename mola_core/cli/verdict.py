@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def verdict(arguments: argparse.Namespace) -> None:
-    """Answer the study's questions, or the standard ones of any score file (--scores)."""
+    """Answer the study's questions, or the standard ones of any score file (--scores).
+
+    Example: mola verdict --scores scores.csv --pair mine theirs --out verdict
+    """
     from mola_core.analysis.pages.answer import answer_sentence
     from mola_core.analysis.pages.study_page import write_verdict_page
     from mola_core.analysis.pages.verdict import write_verdict
@@ -78,14 +81,20 @@ def _verdict_settings(arguments: argparse.Namespace) -> VerdictSettings:
 
 
 def calibrate(arguments: argparse.Namespace) -> None:
-    """Show on simulated scores that the verdict's error rates and intervals are what they claim."""
+    """Show on simulated scores that the verdict's error rates and intervals are what they claim.
+
+    Example: mola calibrate --out calibration --simulations 200
+    """
     from mola_core.analysis.calibration.report import calibrate as calibrate_verdict
 
     calibrate_verdict(arguments.out, arguments.simulations, arguments.seed)
 
 
 def reanalyse(arguments: argparse.Namespace) -> None:
-    """Put the verdict's questions to the paper's own published numbers and to the reruns."""
+    """Put the verdict's questions to the paper's own published numbers and to the reruns.
+
+    Example: mola reanalyse --out reanalysis
+    """
     from mola_core.analysis.pages.html import write_page
     from mola_core.analysis.paper.reanalysis import reanalyse as reanalyse_published
 
@@ -94,7 +103,10 @@ def reanalyse(arguments: argparse.Namespace) -> None:
 
 
 def reproduce(arguments: argparse.Namespace) -> None:
-    """List every table and figure of the paper with its state: done, partly or not started."""
+    """List every table and figure of the paper with its state: done, partly or not started.
+
+    Example: mola reproduce --study smollm2-paper
+    """
     from mola_core.analysis.paper.coverage import reproduce as reproduce_paper
 
     print(reproduce_paper(study_layout(arguments)).to_string(index=False))
@@ -134,6 +146,8 @@ def declare(verbs: Verbs) -> None:
     simulating.add_argument(
         "--simulations", type=at_least(2), default=1000, help="studies a scenario (default: %(default)s)"
     )
-    simulating.add_argument("--seed", type=at_least(0), default=0)
+    simulating.add_argument(
+        "--seed", type=at_least(0), default=0, help="of the simulation (default: %(default)s)"
+    )
     verbs.add(reanalyse).add_argument("--out", required=True, help="folder for the page, table and figure")
     verbs.add(reproduce, study_options)

@@ -20,6 +20,7 @@ from mola_core.records import digest, git_state, read_record, versions, write_re
 from mola_core.runs import recovery
 from mola_core.runs.key import Keys, evaluation_parts, keys, training_parts
 from mola_core.runs.layout import Layout
+from mola_core.runs.progress import failure_noted
 from mola_core.runs.selection import candidate_folder, choose_epoch, compare_candidates
 from mola_core.runs.state import standing
 from mola_core.study.effective import effective_training
@@ -64,6 +65,7 @@ class CellRunner:
         if self.study.evaluated_on(cell):
             self.evaluate(cell)
 
+    @failure_noted
     def train(self, cell: Cell) -> None:
         """Train the cell: `adapter/` (`model/` after full fine-tuning), train.jsonl and, last, training.json.
 
@@ -114,6 +116,7 @@ class CellRunner:
         from transformers import set_seed
 
         from mola_core.models.weights import save_weights
+        from mola_core.training.trackers import tracked
         from mola_core.training.trainer import train, write_log
 
         study = self.study
@@ -133,9 +136,18 @@ class CellRunner:
             save(candidate_folder(scratch, epoch))
 
         try:
-            outcome, log = train(
-                model, self.base.tokenizer, documents, settings, seed, scratch, cell.path, self.deadline, keep
-            )
+            with tracked(settings.report_to, self.layout.folder, cell.path):
+                outcome, log = train(
+                    model,
+                    self.base.tokenizer,
+                    documents,
+                    settings,
+                    seed,
+                    scratch,
+                    cell.path,
+                    self.deadline,
+                    keep,
+                )
             if not settings.candidates:
                 save(self.layout.weights(cell))
         finally:
@@ -176,6 +188,7 @@ class CellRunner:
 
         return score
 
+    @failure_noted
     def evaluate(self, cell: Cell) -> None:
         """Evaluate the cell, unless its scores are there; its manifest, written last, says that the cell is complete."""
         self._prepared(cell)

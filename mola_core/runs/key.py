@@ -35,8 +35,11 @@ TRAIN, EVALUATE = f"{RUNNER}.train", f"{RUNNER}.evaluate"
 RENDER = "mola_core.tasks.examples:write_examples"
 CHOICE = ("mola_core.runs.selection", f"{RUNNER}._choose_epoch", f"{RUNNER}._scorer")
 """Where an epoch is chosen, evaluation decides the adapter too; elsewhere neither this nor that counts."""
-KEYS = ("mola_core.runs.key", "mola_core.runs.state")
-"""What names a result does not decide it."""
+KEYS = (
+    *("mola_core.runs.key", "mola_core.runs.state"),
+    *("mola_core.runs.progress", "mola_core.training.trackers"),
+)
+"""What names a result, or tells how it comes along, does not decide it."""
 ALLOCATION = ("mola_core.training.allocate", "mola_core.methods.allocation", "mola_core.models.layer_quality")
 
 
@@ -90,7 +93,9 @@ def training_parts(layout: Layout, cell: Cell) -> Parts | None:
         "model": model["files"],
         "loading": {"dtype": study.model.dtype, "quantization": study.model.quantization},
         "adapter": config,
-        "training": settings.model_dump(mode="json", exclude={"checkpoint_minutes", "documents"}),
+        "training": settings.model_dump(
+            mode="json", exclude={"checkpoint_minutes", "documents", "report_to"}
+        ),
         "protocol": study.protocol,
         "seed": study.training_seed(cell),
         "code": code_hash(*entries, without=tuple(without)),

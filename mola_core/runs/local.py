@@ -31,6 +31,7 @@ from mola_core.runs.layout import Layout
 from mola_core.runs.prepare import prepare_all
 from mola_core.runs.state import cell_state
 from mola_core.study.study import Cell, Study
+from mola_core.training.trackers import check_trackers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +133,7 @@ def run(
     """
     deadline = time.time() + time_budget if time_budget else None
     study = layout.study
+    check_trackers(study.training.report_to)
     prepare_all(layout)
     waiting = open_cells(layout)
     if any(parse_method(study.method_by_label[cell.method]).allocation == "alphalora" for cell in waiting):

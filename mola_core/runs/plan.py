@@ -21,6 +21,7 @@ from mola_core.runs.state import Standing, claim, standing
 from mola_core.study.loading import did_you_mean, given_path, load_study, study_file
 from mola_core.study.study import Cell
 from mola_core.tasks.examples import RECORD, current
+from mola_core.training.trackers import check_trackers
 
 OPTIONS = ("study", "data_root", "results")
 """What `--config` may name."""
@@ -124,6 +125,7 @@ def plan(config: Mapping[str, Any], fresh: bool) -> Plan:
     layout = Layout(load_study(name, data_root), results, file=study_file(name))
     planned = Plan(layout, name, data_root, fresh)
     if fresh:
+        check_trackers(layout.study.training.report_to)
         if layout.folder.is_dir():
             claim(layout)
             planned.marker.touch()

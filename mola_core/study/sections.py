@@ -162,6 +162,9 @@ class TrainingSettings(Closed):
     """A checkpoint at least this often, so that a killed cell loses no more."""
     deterministic: bool = False
     """Ask for deterministic kernels on a GPU, at some cost in speed; the CPU is deterministic anyway."""
+    report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = []
+    """Experiment trackers that follow each cell's loss and learning rate through the Trainer; never changes a result.
+    TensorBoard's files are in `results/<study>/tensorboard`."""
 
     @model_validator(mode="after")
     def _check(self) -> "TrainingSettings":

@@ -41,6 +41,10 @@ MARKER = "complete.json"
 """Written into a checkpoint after everything else: a checkpoint without it was cut short and is not resumed."""
 
 
+GROWING_LOG = "train.jsonl"
+"""In the folder of checkpoints: the losses so far, a JSON object a line."""
+
+
 class Progress(TrainerCallback):
     """Reports steps, loss, tokens/s and time left; asks for a checkpoint whenever one is due."""
 
@@ -52,12 +56,15 @@ class Progress(TrainerCallback):
         label: str,
         deadline: float | None,
         keep: Callable[[int], None] | None,
+        log: Path,
     ) -> None:
         self.settings = settings
         self.sampler = sampler
         self.label = label
         self.deadline = deadline
         self.keep = keep
+        self.log = log
+        self.logged = 0
         self.started = time.monotonic() - seconds_before
         self.saved = time.monotonic()
         self.spoken = 0.0
@@ -118,6 +125,8 @@ class Progress(TrainerCallback):
         # `logs` is a copy: what shall stand in the checkpoint and the cell's log goes into the history itself.
         tokens = int(state.num_input_tokens_seen)
         state.log_history[-1] |= {"tokens": tokens, "seconds": round(self.seconds, 3)}
+        if is_main():
+            self._log(state)
         if self.out_of_time or not is_main():
             return  # Who sent SIGTERM may have closed the log; the checkpoint is still to be written.
         last = state.global_step == state.max_steps
@@ -130,6 +139,15 @@ class Progress(TrainerCallback):
                 file=sys.stderr,
                 flush=True,
             )
+
+    def _log(self, state: TrainerState) -> None:
+        """Bring the growing log up to date; the first time what a checkpoint brought is in it."""
+        losses = [entry for entry in state.log_history if "loss" in entry]
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.log, "a" if self.logged else "w", encoding="utf-8") as file:
+            for entry in losses[self.logged :]:
+                file.write(json.dumps(entry | {"steps": state.max_steps}) + "\n")
+        self.logged = len(losses)
 
 
 class CellTrainer(Trainer):
@@ -180,7 +198,7 @@ def train(
     seconds_before = read_json(checkpoint / MARKER)["seconds"] if checkpoint else 0.0
     lengths = [len(document.tokens) for document in documents]
     sampler = LengthGrouped(lengths, settings.batch_size, seed)
-    progress = Progress(settings, seconds_before, sampler, label, deadline, keep)
+    progress = Progress(settings, seconds_before, sampler, label, deadline, keep, checkpoints / GROWING_LOG)
     on_gpu = torch.cuda.is_available()
     # Stages such as instruction tuning put loss on every token, whatever the study's own training does.
     packed = settings.shared_prefix and settings.loss_on == "answer"
@@ -211,7 +229,8 @@ def train(
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
         remove_unused_columns=False,
-        report_to="none",
+        report_to=list(settings.report_to) or "none",
+        run_name=label,
         disable_tqdm=True,
         log_level="error",
         full_determinism=settings.deterministic,

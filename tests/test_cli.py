@@ -1,0 +1,75 @@
+"""The command line as a whole: help with an example for each verb, version, shell completion."""
+
+import argparse
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+import mola_core
+from mola_core import cli
+
+
+def verbs() -> dict[str, argparse.ArgumentParser]:
+    parser = cli._parser()
+    actions = [each for each in parser._actions if isinstance(each, argparse._SubParsersAction)]
+    return dict(actions[0].choices)
+
+
+def test_there_are_verbs():
+    assert {"init", "status", "export", "run", "verdict", "where"} <= set(verbs())
+
+
+@pytest.mark.parametrize("verb", verbs())
+def test_each_verb_gives_an_example_that_its_parser_takes(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([verb, "--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out.splitlines()
+    examples = [line.removeprefix("Example: ") for line in shown if line.startswith("Example: ")]
+    assert examples
+    for example in examples:
+        program, *arguments = shlex.split(example)
+        assert program == "mola"
+        assert cli._parser().parse_args(arguments).verb == verb
+    for action in verbs()[verb]._actions:
+        assert action.help, f"{verb} {action.dest}: says nothing of itself"
+
+
+def test_the_version_stands_in_one_place(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"mola {mola_core.__version__}\n"
+
+
+def test_bash_completes_verbs_and_options(tmp_path, capsys):
+    assert cli.main(["completion", "bash"]) == 0
+    script = tmp_path / "mola"
+    script.write_text(capsys.readouterr().out)
+    for words, place, wanted in [
+        ("mola ver", 1, {"verdict", "verify"}),
+        ("mola train --st", 2, {"--study"}),
+        ("mola completion b", 2, {"bash"}),
+    ]:
+        code = (
+            f"source {shlex.quote(str(script))}; COMP_WORDS=({words}); COMP_CWORD={place}; "
+            f"_shtab_mola; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+        )
+        done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
+        assert set(done.stdout.split()) == wanted
+
+
+@pytest.mark.parametrize("module", ["pandas", "pydantic"])
+def test_a_verb_without_the_harness_says_what_to_install(module):
+    """A plain install has the adapter's packages only."""
+    code = (
+        f"import sys; sys.modules[{module!r}] = None; from mola_core import cli; "
+        "sys.exit(cli.main(['collect', '--study', 'smoke', '--results', '/nowhere']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f'mola collect: the package {module} is not installed; pip install "mola-core[harness]"'
+    ]
