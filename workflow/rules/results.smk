@@ -114,10 +114,10 @@ rule summary:
     log:
         folder("logs/summary.log"),
     shell:
-        "{mola} summary {options} 2>&1 | tee {log:q}"
+        "{mola} summary {options} > {log:q} 2>&1"
 
 
-# The answer is the last thing that a run says.
+# The answer is the last thing that a run says, so the rule above says nothing.
 onsuccess:
     if workflow.is_main_process:
         from mola_core.analysis.pages.answer import told

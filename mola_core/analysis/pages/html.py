@@ -120,7 +120,7 @@ def table(frame: pd.DataFrame, left: Sequence[str] = ()) -> str:
         + "</tr>\n"
         for row in frame.to_numpy().tolist()
     )
-    return f'<div class="wide"><table class="sort"><thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>'
+    return f'<div class="wide table"><table class="sort"><thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>'
 
 
 def folded(title: str, body: str, opened: bool = False) -> str:

@@ -185,7 +185,7 @@ def _questions(verdict: Mapping[str, Any] | None) -> str:
     asked = ", ".join(f"{row['id']} ({row['reason']})" for row in verdict["unanswered"])
     notes += [f"Not possible with these methods: {asked}."] if asked else []
     return table(
-        shown_questions(verdict).drop(columns="Question"), left=("Endpoint", "Status", "Answer")
+        shown_questions(verdict).drop(columns="Question"), left=("Claim", "Endpoint", "Status", "Answer")
     ) + _notes(notes)
 
 
