@@ -13,8 +13,17 @@ if TYPE_CHECKING:
 
 Role = Literal["untrained", "routed", "matched", "baseline"]
 """Part in a study's questions: the untrained model, experts with a router, the same ranks without one, anything else."""
-LAYER_RANKS = "layer_ranks"
-"""In a LoRA's config: the rank of each layer, first layer first; turned into PEFT's patterns when the model is known."""
+LAYER_RANKS, LAYER_ALPHAS = "layer_ranks", "layer_alphas"
+"""In a LoRA's config: rank of each layer, first layer first, 0 where it is not adapted, and where it is not `lora_alpha`
+its alpha; turned into PEFT's patterns when the model is known."""
+SCHEDULE = "schedule"
+"""In an AdaLoRA's config: shares of the training's steps before and after its ranks are changed."""
+VIRTUAL_TOKENS = {"PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT"}
+"""PEFT types that put trained vectors in front of the tokens."""
+NEEDS_DATA = {"eva", "lora_ga"}
+"""Values of `init_lora_weights` that look at batches of the training first."""
+IN_BASE = ("pissa", "olora", "lora_ga")
+"""Beginnings of `init_lora_weights` that take the start out of the base weights."""
 LayerSizes = Sequence[Sequence[tuple[int, int]]]
 """(d_in, d_out) of the adapted matrices of each layer, first layer first."""
 

@@ -14,7 +14,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from mola_core.methods import families
-from mola_core.methods.family import Family, LayerSizes, Method, Request
+from mola_core.methods.family import IN_BASE, NEEDS_DATA, Family, LayerSizes, Method, Request
 from mola_core.shapes import experts_per_layer, parse_shape
 
 if TYPE_CHECKING:
@@ -54,6 +54,10 @@ def parse_method(settings: MethodSettings) -> Method:
         raise ValueError(f"method {name!r}: is a name of {' and of '.join(kind for kind, _ in matches)}")
     if (name == "mola") != (settings.experts is not None):
         raise ValueError(f"method {name!r}: `experts` goes with method `mola`, one count for each layer")
+    if (name == "peft") != (settings.config is not None):
+        raise ValueError(
+            f"method {name!r}: `config` goes with method `peft`, PEFT's own config of the method"
+        )
     kind, match = matches[0]
     groups: dict[str, Any] = match.groupdict()
     for number in {"rank", "budget", "draw"} & groups.keys():
@@ -108,6 +112,12 @@ def adapter_config(
     return family_of(settings).config(_request(settings, adapter, depth, experts))
 
 
+def adapter_config_without_model(settings: MethodSettings, adapter: AdapterSettings) -> dict[str, Any]:
+    """The config but for what depends on the model's depth; empty where no adapter is trained."""
+    depth = len(settings.experts) if settings.experts else 4
+    return adapter_config(settings, adapter, depth) or {}
+
+
 def closed_form(settings: MethodSettings, adapter: AdapterSettings, sizes: LayerSizes) -> int | None:
     """Trainable parameters of a method from the sizes of the matrices that it adapts; None where they must be counted."""
     return family_of(settings).parameters(_request(settings, adapter, len(sizes), None), sizes)
@@ -118,3 +128,16 @@ def _request(
 ) -> Request:
     known = experts or layer_experts(settings, depth)
     return Request(parse_method(settings), settings, adapter, depth, known)
+
+
+def takes_start_from_base(config: dict[str, Any] | None) -> bool:
+    """Whether a config's LoRA starts from the base weights, which are then changed while it is trained (PiSSA, OLoRA,
+    LoRA-GA)."""
+    start = str((config or {}).get("init_lora_weights")).lower()
+    return (config or {}).get("peft_type") == "LORA" and start.startswith(IN_BASE)
+
+
+def needs_data(settings: MethodSettings, adapter: AdapterSettings) -> bool:
+    """Whether the method's start looks at batches of the training first (EVA, LoRA-GA)."""
+    config = adapter_config_without_model(settings, adapter)
+    return config.get("peft_type") == "LORA" and config.get("init_lora_weights") in NEEDS_DATA

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from mola_core.methods import peft_configs
 from mola_core.methods.registry import family_of, is_method, name_pattern, parse_method
 from mola_core.section import (
     MAX_EXPERTS,
@@ -49,12 +50,15 @@ class MethodSettings(Closed):
 
     method: Annotated[str, Field(max_length=80, json_schema_extra={"pattern": f"^{name_pattern()}$"})]
     """`base`, `full`, `prompt-tuning`, `llama-adapter`, `lora-r<k>`, `lora-matched-<shape>`, `mola-<shape>`, `mola`
-    with `experts`, or experts chosen by data: `alphalora-<budget>`, `sensitivity-<budget>`, `random-<budget>-<n>`. In
-    a study file the plain string `pissa-<method>` is that method with `initialisation: pissa`."""
+    with `experts`, or experts chosen by data: `alphalora-<budget>`, `sensitivity-<budget>`, `random-<budget>-<n>`;
+    `dora-r<k>`, `rslora-r<k>`, `adalora-r<k>`, `lora-upper-r<k>`, `lora-lower-r<k>`; `peft` with `config`. In a study
+    file the plain string `pissa-<method>` is that method with `initialisation: pissa`."""
     name: Name | None = None
     """Name in results; needed where the same method appears twice with different settings."""
     experts: Annotated[list[Experts], Field(min_length=1)] | None = None
     """Experts of each layer, for `method: mola`."""
+    config: dict[str, Any] | None = None
+    """For `method: peft`: PEFT's own config, `peft_type` in it; target modules are the study's where it names none."""
     rank: Rank | None = None
     """In place of `adapter.rank`."""
     alpha: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
@@ -73,6 +77,8 @@ class MethodSettings(Closed):
     """In place of `adapter.initialisation`."""
     learning_rate: Rate | None = None
     """In place of `training.learning_rate`."""
+    loraplus_ratio: Annotated[float, Field(ge=1, le=1_000_000)] | None = None
+    """LoRA+: learning rate of a LoRA's B over that of its A."""
 
     @property
     def label(self) -> str:
@@ -104,6 +110,12 @@ class MethodSettings(Closed):
     @model_validator(mode="after")
     def _check(self) -> "MethodSettings":
         parsed = parse_method(self)
+        if self.config is not None:
+            peft_configs.check(self.config)
+            if self.target_modules and "target_modules" in self.config:
+                raise ValueError(
+                    f"method {self.label!r}: target_modules stand in config too; remove one of them"
+                )
         self._check_taken()
         experts = experts_per_layer(parsed.shape, 64) if parsed.shape else [1]
         for what, number, most in [

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
@@ -18,38 +19,82 @@ from torch import nn
 
 import mola_core.adapter  # noqa: F401 - makes MoLA known to PEFT
 from mola_core.adapter.shape import block_of
-from mola_core.methods.family import LAYER_RANKS
+from mola_core.methods.family import LAYER_ALPHAS, LAYER_RANKS, NEEDS_DATA, SCHEDULE
+from mola_core.methods.registry import takes_start_from_base
+from mola_core.models import starts
 
 ADAPTER = "default"
 """PEFT's name of the one adapter."""
 
 
-def build(base: nn.Module, config: Mapping[str, Any]) -> PeftModel:
+def build(
+    base: nn.Module,
+    config: Mapping[str, Any],
+    batches: Sequence[Mapping[str, Any]] = (),
+    steps: int | None = None,
+) -> PeftModel:
     """An untrained adapter on `base`, by a method's config as JSON (`adapter_config`).
 
-    Raises ValueError where the model lacks a target module in any layer, or what PEFT built is not what was asked for.
+    `batches` are a few of the training's micro-batches, for starts that look at data (EVA, LoRA-GA); `steps` those of
+    the training, for methods with a schedule (AdaLoRA). Raises ValueError where the model lacks a target module, or what
+    PEFT built is not what was asked for, and whatever else PEFT raises where it cannot build the method.
     """
-    model = get_peft_model(base, resolved(base, config))
+    found = resolved(base, config, steps)
+    start = config.get("init_lora_weights") if config["peft_type"] == "LORA" else None
+    if start in NEEDS_DATA and not batches:
+        raise ValueError(f"init_lora_weights {start} needs batches of a training")
+    if start == "lora_ga":
+        starts.estimate_gradients(base, found, batches)
+    model = get_peft_model(base, found)
     check_built(model, config)
+    if start == "eva":
+        starts.start_at_input_directions(model, batches)
     return model
 
 
-def resolved(base: nn.Module, config: Mapping[str, Any]) -> PeftConfig:
+def resolved(base: nn.Module, config: Mapping[str, Any], steps: int | None = None) -> PeftConfig:
     """The config as PEFT's own object, a rank for each layer as patterns of this model's layer names."""
-    options = {name: value for name, value in config.items() if name not in ("peft_type", LAYER_RANKS)}
+    own = ("peft_type", LAYER_RANKS, LAYER_ALPHAS, SCHEDULE)
+    options = {name: value for name, value in config.items() if name not in own}
+    if config["peft_type"] == "ADALORA":
+        options |= _schedule(steps, config.get(SCHEDULE))
+    if options.get("use_rslora") and takes_start_from_base(dict(config)) and config.get("rank_pattern"):
+        raise ValueError(
+            "use_rslora and rank_pattern together: PEFT cannot save such a start as a LoRA of the base model"
+        )
+    if options.get("use_dora") and takes_start_from_base(dict(config)):
+        raise ValueError(
+            "use_dora with a start from the base weights: PEFT cannot save it as a LoRA of the base model"
+        )
     found: PeftConfig = PEFT_TYPE_TO_CONFIG_MAPPING[config["peft_type"]](**options)
     if LAYER_RANKS in config:
-        ranks = _block_ranks(base, found, config[LAYER_RANKS])
+        blocks = _blocks(base, found, len(config[LAYER_RANKS]))
         # PEFT takes the first pattern that the end of a name matches: a longer name must not meet a shorter one first.
-        found.rank_pattern = {
-            re.escape(f"{block}.") + ".*": ranks[block]
-            for block in sorted(ranks, key=lambda name: -len(name))
-        }
+        names = sorted(blocks, key=lambda block: -len(block))
+        ranks = {block: config[LAYER_RANKS][blocks[block]] for block in names}
+        inside = {block: re.escape(f"{block}.") + ".*" for block in names}
+        found.rank_pattern = {inside[block]: rank for block, rank in ranks.items() if rank}
+        if LAYER_ALPHAS in config:
+            alphas = {block: config[LAYER_ALPHAS][blocks[block]] for block in names}
+            found.alpha_pattern = {inside[block]: alphas[block] for block, rank in ranks.items() if rank}
+        left_out = [inside[block] for block, rank in ranks.items() if not rank]
+        if left_out:
+            found.exclude_modules = "|".join(left_out)
     return found
 
 
-def _block_ranks(base: nn.Module, config: PeftConfig, ranks: list[int]) -> dict[str, int]:
-    """Rank of each layer of the model by the layer's name, for the layers that hold target modules."""
+def _schedule(steps: int | None, shares: Sequence[float] | None) -> dict[str, int]:
+    """When AdaLoRA changes its ranks: `total_step`, and `tinit` and `tfinal` where they are given as shares of it."""
+    if steps is None:
+        raise ValueError("AdaLoRA needs the number of steps of the training")
+    if shares is None:
+        return {"total_step": steps}
+    first, last = (int(share * steps) for share in shares)
+    return {"total_step": steps, "tinit": first, "tfinal": last}
+
+
+def _blocks(base: nn.Module, config: PeftConfig, depth: int) -> dict[str, int]:
+    """Index of each layer that holds target modules by the layer's name in the model."""
     blocks = {}
     for name, _ in base.named_modules():
         if not name or not check_target_module_exists(config, name):
@@ -59,11 +104,9 @@ def _block_ranks(base: nn.Module, config: PeftConfig, ranks: list[int]) -> dict[
             raise ValueError(
                 f"target module {name} is in no layer, so it has no rank; leave it out of target_modules"
             )
-        if layers != len(ranks):
-            raise ValueError(
-                f"ranks of {len(ranks)} layers are given, target module {name} is in one of {layers}"
-            )
-        blocks[block] = ranks[layer]
+        if layers != depth:
+            raise ValueError(f"ranks of {depth} layers are given, target module {name} is in one of {layers}")
+        blocks[block] = layer
     return blocks
 
 
@@ -85,16 +128,16 @@ def check_built(model: nn.Module, config: Mapping[str, Any]) -> None:
         _check_targets(model, list(adapted), [target for target in targets if target in kept])
     if config["peft_type"] != "LORA":
         return
-    ranks = config.get(LAYER_RANKS)
+    ranks, alphas = config.get(LAYER_RANKS), config.get(LAYER_ALPHAS)
     if ranks is None and (config.get("rank_pattern") or config.get("alpha_pattern")):
         return
     for name, module in adapted.items():
         if not isinstance(module, LoraLayer):
             continue
         layer = block_of(model, name)[1]
-        rank = config["r"] if ranks is None else ranks[layer]  # type: ignore[index]
-        share = math.sqrt(rank) if config.get("use_rslora") else rank
-        scale = config["lora_alpha"] / share
+        rank = config.get("r", 8) if ranks is None else ranks[layer]  # type: ignore[index]
+        alpha = config.get("lora_alpha", 8) if alphas is None else alphas[layer]  # type: ignore[index]
+        scale = alpha / max(1, math.sqrt(rank) if config.get("use_rslora") else rank)
         if ranks is None and hasattr(module, "parameter_name"):
             rank = module.r[
                 ADAPTER
@@ -104,6 +147,16 @@ def check_built(model: nn.Module, config: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{name} has rank {built[0]} and scale {built[1]:g}, asked for were {rank}, {scale:g}"
             )
+
+
+def try_out(model: PeftModel) -> None:
+    """One forward and backward pass on three tokens: what fails in it would fail in the first step of a training."""
+    ids = torch.ones(1, 3, dtype=torch.long, device=next(model.parameters()).device)
+    training = model.training
+    model.train()
+    model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids, use_cache=False).loss.backward()
+    model.zero_grad(set_to_none=True)
+    model.train(training)
 
 
 def _own_name(name: str) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTuner
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -16,9 +17,10 @@ import mola_core.adapter  # noqa: F401 - makes MoLA known to PEFT
 from mola_core.distributed import is_main
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write, read_json, remove, sha256_file, write_json
-from mola_core.methods.registry import adapter_config
-from mola_core.models.building import build
+from mola_core.methods.registry import adapter_config, takes_start_from_base
+from mola_core.models.building import build, try_out
 from mola_core.models.loading import load_model
+from mola_core.models.memory import is_out_of_memory
 from mola_core.models.sources import one_line
 from mola_core.records import digest
 
@@ -38,20 +40,29 @@ def new_adapter(
     adapter: AdapterSettings,
     scratch: Path,
     experts: list[int] | None = None,
+    batches: Sequence[Mapping[str, Any]] = (),
+    steps: int | None = None,
 ) -> PeftModel:
     """An untrained adapter of the method on `base`, which must be loaded again afterwards unless `unload` gives it back.
 
-    `scratch` outlives a stopped training; `experts` are those of each layer where data chose them. Raises
-    `MolaError` where the method does not fit the model.
+    `scratch` outlives a stopped training; `experts` are those of each layer where data chose them; `batches` and `steps`
+    of the training are for methods whose start or schedule depends on them. Raises `MolaError` where the method does not
+    fit the model.
     """
     depth = base.config.get_text_config().num_hidden_layers
     try:
         config = adapter_config(settings, adapter, depth, experts)
         if config is None:
             raise ValueError("the base model is not trained")
-        model = build(base, config)
-    except ValueError as error:
-        raise MolaError(f"method {settings.label}: {error}") from None
+        model = build(base, config, batches, steps)
+        if settings.config is not None:
+            try_out(model)
+    except (MolaError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # PEFT raises what it likes where a method does not fit
+        if is_out_of_memory(error):
+            raise
+        raise MolaError(f"method {settings.label}: {one_line(error)}") from error
     if _changes_base(model) and is_main():
         model.save_pretrained(str(scratch / INITIAL))
     return _trainable(model)
@@ -96,6 +107,7 @@ def unload(model: PeftModel) -> PreTrainedModel | None:
         not isinstance(model, PeftModel)
         or not isinstance(model.base_model, BaseTuner)
         or _changes_base(model)
+        or not _leaves_base(model)
     ):
         return None
     return model.unload()
@@ -157,8 +169,16 @@ def _tensors(folder: Path) -> dict[str, Path]:
 
 def _changes_base(model: Any) -> bool:
     """Whether the adapter took its start out of the base weights, as PEFT's PiSSA does."""
+    return takes_start_from_base(vars(model.peft_config["default"]))
+
+
+def _leaves_base(model: PeftModel) -> bool:
+    """Whether what was trained stands beside the base model's weights, so that taking it off gives them back."""
     config = model.peft_config["default"]
-    return isinstance(config, LoraConfig) and str(config.init_lora_weights).startswith("pissa")
+    if config.peft_type not in ("LORA", "MOLA") or config.modules_to_save:
+        return False
+    others = ("trainable_token_indices", "kasa_config", "velora_config", "monteclora_config", "use_bdlora")
+    return getattr(config, "bias", "none") == "none" and not any(getattr(config, n, None) for n in others)
 
 
 def _trainable(model: PeftModel) -> PeftModel:

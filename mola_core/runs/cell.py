@@ -125,7 +125,7 @@ class CellRunner:
         record: dict[str, Any] = {}
         experts = self._allocate(cell, documents, settings, seed, scratch, record)
         set_seed(seed)
-        model = self._trainable(cell, scratch, experts, record)
+        model = self._trainable(cell, scratch, experts, documents, settings, record)
 
         def save(folder: Path) -> None:
             if is_main():
@@ -360,8 +360,17 @@ class CellRunner:
         record["allocation"] = dataclasses.asdict(allocation)
         return allocation.experts
 
-    def _trainable(self, cell: Cell, scratch: Path, experts: list[int] | None, record: dict[str, Any]) -> Any:
+    def _trainable(
+        self,
+        cell: Cell,
+        scratch: Path,
+        experts: list[int] | None,
+        documents: list[Encoded],
+        settings: TrainingSettings,
+        record: dict[str, Any],
+    ) -> Any:
         """The model to train; what the record says of it before training goes into `record`."""
+        from mola_core.methods.registry import needs_data
         from mola_core.models.weights import continued_adapter, new_adapter, whole_model
 
         study = self.study
@@ -387,7 +396,10 @@ class CellRunner:
             model = continued_adapter(self.base.lend(), start)
         else:
             method = study.method_by_label[cell.method]
-            model = new_adapter(self.base.lend(), method, method.adapter(study.adapter), scratch, experts)
+            adapter = method.adapter(study.adapter)
+            batches = self._first_batches(cell, documents, settings) if needs_data(method, adapter) else ()
+            steps = settings.steps(len(documents))
+            model = new_adapter(self.base.lend(), method, adapter, scratch, experts, batches, steps)
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         total = (
             model.num_parameters()
@@ -401,6 +413,17 @@ class CellRunner:
             "experts": getattr(config, "num_experts", None),
         }
         return model
+
+    def _first_batches(
+        self, cell: Cell, documents: list[Encoded], settings: TrainingSettings
+    ) -> list[dict[str, Any]]:
+        """What a start that looks at data sees: the first micro-batches of the training."""
+        from mola_core.models.starts import MICRO_BATCHES
+        from mola_core.training.batches import first_micro_batches
+
+        sizes = settings.batch_size, settings.micro_batch_size
+        seed, pad = self.study.training_seed(cell), self.base.tokenizer.pad_token_id
+        return first_micro_batches(documents, *sizes, seed, pad, settings.loss_on, MICRO_BATCHES)
 
     def _training_record(self, cell: Cell) -> TrainingRecord:
         """training.json of a trained cell, after its weights were compared with it."""

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from mola_core.errors import MolaError
-from mola_core.methods.registry import name_pattern
+from mola_core.methods.family import VIRTUAL_TOKENS
+from mola_core.methods.registry import adapter_config_without_model, name_pattern, takes_start_from_base
 from mola_core.methods.settings import AdapterSettings, MethodSettings
 from mola_core.section import Closed, Name, Seed
 from mola_core.study.sections import (
@@ -136,6 +137,12 @@ class Study(Closed):
             self.training.shared_by(max(1, self.compute.gpus))
         except ValueError as error:
             yield str(error)
+        for method in self.methods:
+            try:
+                adapter_config_without_model(method, self.adapter)
+            except ValueError as error:
+                yield str(error)
+                return
         if self.training.shared_prefix:
             yield from self._shared_prefix_problems()
         cells = len(self.tasks) * len(self.methods) * len(self.seeds)
@@ -154,13 +161,20 @@ class Study(Closed):
                 problem = settings.steps_problem(documents or 0, self.section_of(cell))
                 yield from [problem] if problem else []
         for name in {cell.method for cell in cells if self.parent(cell)}:
-            method = self.method_by_label[name]
-            if method.adapter(self.adapter).initialisation == "pissa" and method.method.startswith("lora"):
-                # PEFT saves it as a LoRA of twice the rank, so what continues would be another method.
-                yield (
-                    f"methods: {name!r} (LoRA with pissa) cannot be continued; name other continual.methods,"
-                    " or leave it to a study without instruction"
-                )
+            yield from self._continued_problems(self.method_by_label[name])
+
+    def _continued_problems(self, method: MethodSettings) -> Iterator[str]:
+        """A method whose adapter, as it is saved, would go on as another method's."""
+        config = adapter_config_without_model(method, self.adapter)
+        what = "AdaLoRA" if config.get("peft_type") == "ADALORA" else None
+        if takes_start_from_base(config):
+            what = "a LoRA that starts from the base weights, as with pissa"
+        if what:
+            # PEFT saves the one with the ranks that it has come to, the other as a LoRA of twice the rank.
+            yield (
+                f"methods: {method.label!r} ({what}) cannot be continued; name other continual.methods, or leave it to a"
+                " study without instruction"
+            )
 
     def _most_documents(self, cell: Cell, settings: TrainingSettings) -> int | None:
         """Training documents that the cell can have at most; None where only the rows say it."""
@@ -173,7 +187,7 @@ class Study(Closed):
 
     def _shared_prefix_problems(self) -> Iterator[str]:
         for method in self.methods:
-            if method.method in {"prompt-tuning", "llama-adapter"}:
+            if adapter_config_without_model(method, self.adapter).get("peft_type") in VIRTUAL_TOKENS:
                 yield f"training.shared_prefix: does not go with {method.label}; turn it off"
             if method.adapter(self.adapter).balance_loss:
                 yield (

@@ -15,7 +15,7 @@ import torch
 from mola_core.files import read_json, write_json
 from mola_core.methods.allocation import Allocation, alphalora, random_experts, sensitivity
 from mola_core.models.layer_quality import layer_quality, layer_scores
-from mola_core.training.batches import Collator, LengthGrouped
+from mola_core.training.batches import first_micro_batches
 
 if TYPE_CHECKING:
     from mola_core.methods.family import Method
@@ -42,10 +42,8 @@ def gradient_norms(
     gradient: for `y = W x` over the tokens t of a batch, `|dL/dW|^2 = sum_{s,t} (dy_s . dy_t) (x_s . x_t)` (the ghost
     norm of Li et al., ICLR 2022), which needs no memory for gradients and also works on quantised weights.
     """
-    order = list(LengthGrouped([len(d.tokens) for d in documents], settings.batch_size, seed))
-    size = settings.micro_batch_size
-    batches = [order[i : i + size] for i in range(0, min(len(order), PROBE_BATCHES * size), size)]
-    collate = Collator(pad, settings.loss_on)
+    sizes = settings.batch_size, settings.micro_batch_size
+    batches = first_micro_batches(documents, *sizes, seed, pad, settings.loss_on, PROBE_BATCHES)
     depth = base.config.get_text_config().num_hidden_layers
     squares: dict[int, torch.Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
     modules = _adapted(base, target_modules)
@@ -61,8 +59,7 @@ def gradient_norms(
             parameter.requires_grad_(False)
         for batch in batches:
             squares.clear()
-            inputs = collate([documents[index] for index in batch])
-            inputs = {k: v.to(base.device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+            inputs = {k: v.to(base.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
             base(**inputs, use_cache=False).loss.backward()
             norms += [math.sqrt(max(0.0, float(squares[layer]))) for layer in range(depth)]
     finally:

@@ -129,3 +129,20 @@ class LengthGrouped(torch.utils.data.Sampler[int]):
         rest = [batch for batch in batches if len(batch) < self.batch_size]
         shuffled = [whole[index] for index in torch.randperm(len(whole), generator=generator)]
         return iter(torch.cat(shuffled + rest).tolist())
+
+
+def first_micro_batches(
+    documents: Sequence[Encoded],
+    batch_size: int,
+    micro_batch_size: int,
+    seed: int,
+    pad: int,
+    loss_on: str,
+    count: int,
+) -> list[dict[str, Any]]:
+    """The first `count` micro-batches that a training with `seed` sees, for what looks at data before it."""
+    order = list(LengthGrouped([len(document.tokens) for document in documents], batch_size, seed))
+    order = order[: count * micro_batch_size]
+    collate = Collator(pad, loss_on)
+    places = [order[start : start + micro_batch_size] for start in range(0, len(order), micro_batch_size)]
+    return [collate([documents[index] for index in batch]) for batch in places]

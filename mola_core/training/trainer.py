@@ -31,6 +31,7 @@ from mola_core.models.memory import peak_memory
 from mola_core.models.precision import frozen_in
 from mola_core.models.tokens import Encoded
 from mola_core.training.batches import Collator, LengthGrouped, Packer
+from mola_core.training.variants import RankAllocation, allocates_ranks, loraplus_optimizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,7 +58,9 @@ class Progress(TrainerCallback):
         deadline: float | None,
         keep: Callable[[int], None] | None,
         log: Path,
+        checkpoints: bool = True,
     ) -> None:
+        self.checkpoints = checkpoints
         self.settings = settings
         self.sampler = sampler
         self.label = label
@@ -97,12 +100,13 @@ class Progress(TrainerCallback):
             control.should_save = True
             self.saved = time.monotonic()
         if stop and state.global_step < state.max_steps:
-            control.should_save = control.should_training_stop = self.out_of_time = True
+            control.should_training_stop = self.out_of_time = True
+            control.should_save = self.checkpoints
 
     def _due(self) -> tuple[bool, bool]:
         """Whether it is time for a checkpoint, and to stop."""
         save = time.monotonic() - self.saved > 60 * self.settings.checkpoint_minutes
-        return save, bool(self.deadline and time.time() > self.deadline)
+        return save and self.checkpoints, bool(self.deadline and time.time() > self.deadline)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -153,9 +157,15 @@ class Progress(TrainerCallback):
 class CellTrainer(Trainer):
     """The Trainer with this project's order of documents (`LengthGrouped`)."""
 
-    def __init__(self, sampler: LengthGrouped, **kwargs: Any) -> None:
+    def __init__(self, sampler: LengthGrouped, loraplus_ratio: float | None, **kwargs: Any) -> None:
         self.sampler = sampler
+        self.loraplus_ratio = loraplus_ratio
         super().__init__(**kwargs)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        if self.loraplus_ratio is not None and self.optimizer is None:
+            self.optimizer = loraplus_optimizer(self, self.loraplus_ratio)
+        return super().create_optimizer(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGrouped:
         return self.sampler
@@ -183,7 +193,8 @@ def train(
     deadline: float | None = None,
     keep: Callable[[int], None] | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Train `model` in place, going on from the last whole checkpoint in `checkpoints` if there is one.
+    """Train `model` in place, going on from the last whole checkpoint in `checkpoints` if there is one (AdaLoRA leaves
+    none: it always begins anew).
 
     `label` begins each line of progress; `deadline` is a time (seconds since 1970) at which training stops;
     `keep` is called with each epoch of `settings.candidates` at its end.
@@ -194,11 +205,13 @@ def train(
     if problem:
         raise MolaError(problem)
     steps, steps_per_epoch = settings.steps(len(documents)), -(-len(documents) // settings.batch_size)
-    checkpoint = from_main(lambda: last_checkpoint(checkpoints))
+    whole = allocates_ranks(model)
+    checkpoint = None if whole else from_main(lambda: last_checkpoint(checkpoints))
     seconds_before = read_json(checkpoint / MARKER)["seconds"] if checkpoint else 0.0
     lengths = [len(document.tokens) for document in documents]
     sampler = LengthGrouped(lengths, settings.batch_size, seed)
-    progress = Progress(settings, seconds_before, sampler, label, deadline, keep, checkpoints / GROWING_LOG)
+    growing = checkpoints / GROWING_LOG
+    progress = Progress(settings, seconds_before, sampler, label, deadline, keep, growing, not whole)
     on_gpu = torch.cuda.is_available()
     # Stages such as instruction tuning put loss on every token, whatever the study's own training does.
     packed = settings.shared_prefix and settings.loss_on == "answer"
@@ -241,11 +254,12 @@ def train(
         torch.cuda.reset_peak_memory_stats()
     trainer = CellTrainer(
         sampler,
+        getattr(settings, "loraplus_ratio", None),
         model=model,
         args=arguments,
         train_dataset=documents,
         data_collator=Packer() if packed else Collator(tokenizer.pad_token_id, settings.loss_on),
-        callbacks=[progress],
+        callbacks=[progress, *([RankAllocation(model.base_model)] if whole else [])],
     )
     trainer.remove_callback(PrinterCallback)
     model.config.use_cache = False

@@ -49,13 +49,14 @@ def _matched_parameters(request: Request, sizes: LayerSizes) -> int:
     )
 
 
-_MATCHED = ("rank", "alpha", "dropout", "target_modules", "initialisation")
-_PLAIN = ("alpha", "rslora", "dropout", "target_modules", "initialisation")
+_MATCHED = ("rank", "alpha", "dropout", "target_modules", "initialisation", "loraplus_ratio")
+PLAIN = ("alpha", "rslora", "dropout", "target_modules", "initialisation", "loraplus_ratio")
+"""Settings that a LoRA of one rank takes."""
 
 FAMILIES = (
     Family(
         "lora", (r"lora-r(?P<rank>[1-9]\d*)",), "lora-r<k>", "baseline",
-        "#000000", "o", plain, plain_parameters, takes=_PLAIN,
+        "#000000", "o", plain, plain_parameters, takes=PLAIN,
     ),
     Family(
         "lora-matched", (rf"lora-matched-(?P<shape>{SHAPE_PATTERN})",), "lora-matched-<shape>", "matched",

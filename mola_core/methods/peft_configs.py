@@ -1,0 +1,161 @@
+"""A PEFT config in a study file: its keys against the fields of PEFT's dataclass, and nothing that names files or code.
+
+The fields are read from PEFT's source as text: importing PEFT takes seconds, and every step reads the study file.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FOREIGN = {
+    "base_model_name_or_path", "revision", "auto_mapping", "megatron_config", "megatron_core", "tokenizer_name_or_path",
+    "tokenizer_kwargs", "prompt_tuning_init_state_dict_path", "adapters",
+}  # fmt: skip
+"""Keys that name files, repositories or code to import."""
+SET_HERE = {
+    "task_type": "it is always CAUSAL_LM",
+    "inference_mode": "it follows from the stage",
+    "peft_version": "it is recorded",
+    "total_step": "it is the number of steps of the training",
+}
+UNSUPPORTED = {
+    "corda_config": "CorDA needs a preparation of its own over a data set",
+    "loftq_config": "LoftQ replaces the base weights",
+    "arrow_config": "it routes among adapters that are trained already",
+    "alora_invocation_tokens": "its adapter acts on a part of the prompt that no task here marks",
+    "layer_replication": "it changes the model's depth",
+    "runtime_config": "it is for inference",
+    "prompt_tuning_init_text": "its text needs a tokenizer of the hub",
+}
+KINDS = {
+    "MOLA": "use the methods mola-<shape>, or mola with `experts`",
+    "XLORA": "it needs adapters that are trained already",
+    "POLY": "it needs task numbers beside the tokens",
+    "MULTITASK_PROMPT_TUNING": "it needs task numbers beside the tokens",
+    "CPT": "it needs a context of its own",
+    "CARTRIDGE": "it needs a cache that is made beforehand",
+    "LILY": "its router pools a batch, so that an answer would depend on the others in it",
+    "SHADOW": "it is a second model beside the first",
+    "TRAINABLE_TOKENS": "no token of a task here stands for it",
+}
+"""Values of `peft_type` that do not go with one adapter, one task and tokens alone."""
+STARTS = {"corda": UNSUPPORTED["corda_config"], "loftq": UNSUPPORTED["loftq_config"]}
+"""Values of `init_lora_weights` that are not supported."""
+PATTERNS = {
+    "target_modules",
+    "exclude_modules",
+    "layers_pattern",
+    "rank_pattern",
+    "alpha_pattern",
+    "feedforward_modules",
+}
+"""Keys whose values are regular expressions or hold some, in which a backslash is no path's."""
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Raise ValueError, which names the key, where PEFT has no such config or it would read files or run code."""
+    kind = config.get("peft_type")
+    if not isinstance(kind, str):
+        raise ValueError("config: peft_type is missing; name one of PEFT's, as LORA, VERA or OFT")
+    if kind in KINDS:
+        raise ValueError(f"config: peft_type {kind} cannot be trained here: {KINDS[kind]}")
+    fields = fields_of(kind)
+    if fields is None:
+        raise ValueError(
+            f"config: peft_type {kind[:40]!r} is none of PEFT's; use {', '.join(sorted(kinds()))}"
+        )
+    for key, value in config.items():
+        if key in FOREIGN:
+            raise ValueError(f"config.{key}: names files or code, which a study may not; remove it")
+        if key in SET_HERE:
+            raise ValueError(f"config.{key}: {SET_HERE[key]}; remove it")
+        if key in UNSUPPORTED:
+            raise ValueError(f"config.{key}: not supported: {UNSUPPORTED[key]}")
+        if key not in fields:
+            known = ", ".join(sorted(fields - FOREIGN - SET_HERE.keys() - UNSUPPORTED.keys()))
+            raise ValueError(f"config.{key}: {kind} has no such key; it has {known}")
+        _check_value(f"config.{key}", value, key in PATTERNS)
+    start = str(config.get("init_lora_weights", "")).lower()
+    if start in STARTS:
+        raise ValueError(f"config.init_lora_weights: {start} is not supported: {STARTS[start]}")
+
+
+def _check_value(where: str, value: Any, pattern: bool) -> None:
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"{where}: {key!r} is no name; write it in quotes")
+            if re.search(r"path|file|tokenizer|trust_remote", key):
+                raise ValueError(f"{where}.{key}: names files or code, which a study may not; remove it")
+            _check_value(where, key, pattern)
+            _check_value(f"{where}.{key}", entry, pattern)
+    elif isinstance(value, list):
+        for entry in value:
+            _check_value(where, entry, pattern)
+    elif isinstance(value, str):
+        if re.search(r"[/\0]|^~" if pattern else r"[/\\\0]|^~", value):
+            raise ValueError(
+                f"{where}: {value[:60]!r} looks like a path, which a study may not name; remove it"
+            )
+    elif value is not None and not isinstance(value, bool | int | float):
+        raise ValueError(f"{where}: {str(value)[:60]!r} is no text, number, list or mapping")
+
+
+def fields_of(kind: str) -> frozenset[str] | None:
+    """Names of the fields of PEFT's config of this `peft_type`; None where there is none."""
+    found = kinds().get(kind)
+    return None if found is None else frozenset(_fields(found))
+
+
+@functools.cache
+def kinds() -> dict[str, str]:
+    """The class of each `peft_type`'s config: the one that sets it to itself."""
+    found = {}
+    for name, definition in _classes().items():
+        for node in ast.walk(definition):
+            if (
+                isinstance(node, ast.Assign)
+                and ast.unparse(node.targets[0]) == "self.peft_type"
+                and (place := re.fullmatch(r"PeftType\.(\w+)", ast.unparse(node.value)))
+            ):
+                found[place[1]] = name
+    return found
+
+
+def _fields(name: str) -> set[str]:
+    definition = _classes().get(name)
+    if definition is None:
+        return set()
+    own = {
+        node.target.id
+        for node in definition.body
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and not re.search(r"ClassVar|init=False", ast.unparse(node))
+    }
+    return own.union(*(_fields(ast.unparse(base)) for base in definition.bases))
+
+
+@functools.cache
+def _classes() -> dict[str, ast.ClassDef]:
+    """The classes of PEFT's modules that define configs."""
+    found = importlib.util.find_spec("peft")
+    assert found is not None and found.origin is not None, "PEFT is a dependency"
+    folder = Path(found.origin).parent
+    files = [
+        folder / "config.py",
+        *sorted(folder.glob("tuners/*.py")),
+        *sorted(folder.glob("tuners/*/config.py")),
+    ]
+    return {
+        node.name: node
+        for file in files
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef)
+    }
