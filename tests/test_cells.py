@@ -14,11 +14,12 @@ from smoke_study import smoke
 from mola_core.errors import MolaError, OutOfTime
 from mola_core.files import read_json
 from mola_core.models.tokens import encode
+from mola_core.records import read_record
 from mola_core.runs.cell import CellRunner
 from mola_core.runs.key import keys
 from mola_core.runs.layout import Layout
 from mola_core.runs.local import results_of, run
-from mola_core.runs.state import standing
+from mola_core.runs.state import cell_state, standing
 from mola_core.tasks import load_task, render
 from mola_core.training.trainer import MARKER, last_checkpoint
 
@@ -221,11 +222,19 @@ def test_keys_change_with_what_decides_the_result_and_with_nothing_else(bench):
     assert keys(rank, other) == others
 
 
+def test_experts_fewer_than_top_k_are_refused_when_the_study_is_read():
+    for method in (
+        {"method": "mola-2468", "top_k": 3},
+        {"method": "mola", "name": "x", "experts": [2, 3, 4, 5], "top_k": 3},
+    ):
+        with pytest.raises(ValueError, match="top_k 3 is above the 2 experts"):
+            smoke(methods=["base", method])
+
+
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ({"method": "mola", "name": "mola-short", "experts": [1, 2]}, "lists 2 layers, the model has 4"),
-        ({"method": "mola-2468", "top_k": 3}, "top_k 3 is above the 2 experts"),
+        ({"method": "mola", "name": "mola-short", "experts": [2, 2]}, "lists 2 layers, the model has 4"),
         ({"method": "mola-2468", "target_modules": ["q_proj", "no_such_proj"]}, "no_such_proj"),
     ],
 )
@@ -276,13 +285,79 @@ def test_seeds_of_two_tasks_are_independent_and_those_of_two_methods_paired(benc
     assert [plain.training_seed(cell) for cell in plain.cells()] == [cell.seed for cell in plain.cells()]
 
 
-def test_a_training_that_diverges_is_an_error_and_no_result(bench):
-    bench = bench(training={"learning_rate": 1000.0})
-    cell = bench.study.cell("cola", "mola-2468", 0)
-    with pytest.raises(MolaError, match="diverged.*lower training.learning_rate"):
-        bench.train(cell)
-    assert not standing(bench.layout, cell).trained
-    assert not bench.layout.weights(cell).exists()
+def test_a_training_that_diverges_is_a_result(bench, monkeypatch):
+    """Recorded with its step, evaluated as a model that knows nothing, and not trained again."""
+    from mola_core.training import trainer
+
+    bench = bench(tasks=["cola"], methods=["base", "lora-r4"], seeds=[0], training={"learning_rate": 1000.0})
+    cell = bench.study.cell("cola", "lora-r4", 0)
+    original, losses = trainer.CellTrainer.compute_loss, []
+
+    def loss_of(self, *arguments, **options):
+        loss = original(self, *arguments, **options)
+        losses.append(loss)
+        return loss * float("nan") if len(losses) > 5 else loss
+
+    monkeypatch.setattr(trainer.CellTrainer, "compute_loss", loss_of)
+    bench.run(cell)
+    folder = bench.layout.cell(cell)
+    record = read_record(folder / "training.json")
+    assert record["diverged"] == {"step": 3, "reason": "the loss is not finite"}
+    assert (record["steps"], record["final_loss"]) == (3, None), "it ends there: two micro-batches a step"
+    log = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    assert [entry["loss"] is None for entry in log] == [False, False, True]
+    assert [file.name for file in bench.layout.weights(cell).iterdir()] == ["diverged.json"]
+    samples = pd.read_parquet(folder / "samples.parquet")
+    base = bench.study.cell("cola", "base", 0)
+    bench.run(base)
+    others = pd.read_parquet(bench.layout.cell(base) / "samples.parquet")
+    assert samples["document"].tolist() == others["document"].tolist()
+    assert (samples["correct"] == (others["target"] == "0")).all() and 0 < samples["correct"].mean() < 1
+    assert all(set(values) == {0.0} and len(values) == 2 for values in samples["loglikelihoods"])
+    assert cell_state(bench.layout, cell) == "complete"
+    before = len(losses)
+    bench.run(cell)
+    assert len(losses) == before, "it is there"
+
+
+def test_weights_that_are_not_finite_are_not_kept(bench, monkeypatch):
+    from mola_core.training import trainer
+
+    bench = bench(tasks=["cola"], methods=["base", "lora-r4"], seeds=[0])
+    cell = bench.study.cell("cola", "lora-r4", 0)
+    original = trainer.CellTrainer.train
+
+    def spoilt(self, *arguments, **options):
+        outcome = original(self, *arguments, **options)
+        next(p for p in self.model.parameters() if p.requires_grad).data[0] = float("inf")
+        return outcome
+
+    monkeypatch.setattr(trainer.CellTrainer, "train", spoilt)
+    bench.run(cell)
+    record = read_record(bench.layout.cell(cell) / "training.json")
+    assert "is not finite" in record["diverged"]["reason"]
+    assert not (bench.layout.weights(cell) / "adapter_model.safetensors").exists()
+
+
+def test_what_goes_on_from_a_diverged_training_has_diverged(bench, monkeypatch):
+    from mola_core.training import trainer
+
+    bench = bench(
+        tasks=["cola"],
+        methods=["base", "lora-r4"],
+        seeds=[0],
+        instruction={"epochs": 1, "documents": 16, "warmup_steps": 0},
+    )
+    parent, cell = bench.study.cell("instruction", "lora-r4", 0), bench.study.cell("cola", "lora-r4", 0)
+    original = trainer.CellTrainer.compute_loss
+    monkeypatch.setattr(
+        trainer.CellTrainer, "compute_loss", lambda self, *a, **o: original(self, *a, **o) * float("nan")
+    )
+    bench.run(parent)
+    bench.run(cell)
+    record = read_record(bench.layout.cell(cell) / "training.json")
+    assert record["diverged"]["reason"] == f"{parent.path}, from which it goes on, diverged"
+    assert cell_state(bench.layout, cell) == "complete"
 
 
 def test_another_model_than_the_studys_is_refused(bench):

@@ -211,7 +211,9 @@ def test_half_of_the_layers_has_the_parameters_of_all(name, half, tmp_path):
 
 def test_a_half_that_peft_cannot_leave_out_is_refused(tmp_path):
     """A router of Mixtral is a parameter to PEFT, which adapts all of one name."""
-    with pytest.raises(MolaError, match=r"layers\.6\.mlp\.gate has rank 6 and scale 1\.5, asked for were 0, 0"):
+    with pytest.raises(
+        MolaError, match=r"layers\.6\.mlp\.gate has rank 6 and scale 1\.5, asked for were 0, 0"
+    ):
         new_adapter(base_of("mixtral"), MethodSettings(method="lora-lower-r3"), study_of("mixtral"), tmp_path)
 
 

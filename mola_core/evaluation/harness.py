@@ -15,6 +15,7 @@ from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 
 from mola_core.errors import MolaError
+from mola_core.evaluation.unanswered import numbered
 from mola_core.models.precision import computed_in
 from mola_core.models.tokens import adds_bos, encode
 from mola_core.training.batches import left_pad
@@ -156,9 +157,7 @@ def evaluate(
     samples = outcome["samples"][task_name]
     _compare(task_name, samples, examples)
     frame = pd.DataFrame([_document(sample) for sample in samples]).sort_values("position", ignore_index=True)
-    # The same document twice in a benchmark is told apart by its place among its copies.
-    copies = frame.groupby("document").cumcount()
-    frame["document"] = frame["document"].where(copies == 0, frame["document"] + "-" + copies.astype(str))
+    frame = numbered(frame)
     metrics = {
         key.removesuffix(",none"): float(value)
         for key, value in outcome["results"][task_name].items()

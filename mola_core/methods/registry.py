@@ -113,9 +113,9 @@ def adapter_config(
 
 
 def adapter_config_without_model(settings: MethodSettings, adapter: AdapterSettings) -> dict[str, Any]:
-    """The config but for what depends on the model's depth; empty where no adapter is trained."""
+    """The config but for what depends on the model's depth; empty where no adapter is trained. `adapter` is the study's."""
     depth = len(settings.experts) if settings.experts else 4
-    return adapter_config(settings, adapter, depth) or {}
+    return adapter_config(settings, settings.adapter(adapter), depth) or {}
 
 
 def closed_form(settings: MethodSettings, adapter: AdapterSettings, sizes: LayerSizes) -> int | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mola_core.distributed import from_main, is_main, join, world_size
 from mola_core.errors import MolaError
-from mola_core.files import atomic_write, locked, read_json, remove, sha256_file, write_text
+from mola_core.files import atomic_write, locked, read_json, remove, sha256_file, write_json, write_text
 from mola_core.records import digest, git_state, read_record, versions, write_record
 from mola_core.runs import recovery
 from mola_core.runs.key import Keys, evaluation_parts, keys, training_parts
@@ -115,9 +115,7 @@ class CellRunner:
         """Train with `settings`: the weights into the cell's folder, log and record into `scratch`, by checkpoints there."""
         from transformers import set_seed
 
-        from mola_core.models.weights import save_weights
-        from mola_core.training.trackers import tracked
-        from mola_core.training.trainer import train, write_log
+        from mola_core.training.trainer import write_log
 
         study = self.study
         documents = self._documents(cell, settings)
@@ -125,11 +123,50 @@ class CellRunner:
         record: dict[str, Any] = {}
         experts = self._allocate(cell, documents, settings, seed, scratch, record)
         set_seed(seed)
+        outcome, log = self._fit(cell, documents, settings, seed, scratch, experts, record)
+        if not is_main():
+            return
+        weights, folder = self.layout.weights(cell), self.layout.cell(cell)
+        parts = training_parts(self.layout, cell)
+        record = {"key": digest(parts), "parts": parts, **record, **outcome}
+        record["settings"] = settings.model_dump(mode="json")
+        kept = [epoch for epoch in settings.candidates if candidate_folder(scratch, epoch).is_dir()]
+        if kept:
+            record |= self._choose_epoch(cell, kept, scratch)
+        elif "diverged" in record:
+            with atomic_write(weights) as temporary:
+                temporary.mkdir()
+                write_json(temporary / recovery.DIVERGED, record["diverged"])
+        write_log(folder / "train.jsonl", log)
+        record["log_sha256"] = sha256_file(folder / "train.jsonl")
+        record |= recovery.weights_record(weights)
+        remove(folder / ROUTING)  # of an adapter before this one
+        write_record(folder / "training.json", record | {**_environment()})
+        remove(scratch)
+
+    def _fit(
+        self,
+        cell: Cell,
+        documents: list[Encoded],
+        settings: TrainingSettings,
+        seed: int,
+        scratch: Path,
+        experts: list[int] | None,
+        record: dict[str, Any],
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Train, and save the weights unless they are not finite; returns the record of the training and its log."""
+        from mola_core.models.weights import save_weights
+        from mola_core.training.trackers import tracked
+        from mola_core.training.trainer import not_finite, train, untrained
+
+        study = self.study
+        parent = study.parent(cell)
+        if parent and recovery.diverged(self.layout.weights(parent)):
+            return untrained(len(documents), f"{parent.path}, from which it goes on, diverged"), []
         model = self._trainable(cell, scratch, experts, documents, settings, record)
 
         def save(folder: Path) -> None:
-            if is_main():
-                _check_finite(cell, model)
+            if is_main() and not not_finite(model):
                 save_weights(model, folder, study.model.name, study.model.dtype, scratch)
 
         def keep(epoch: int) -> None:
@@ -148,30 +185,17 @@ class CellRunner:
                     self.deadline,
                     keep,
                 )
-            if not settings.candidates:
+            if not settings.candidates and "diverged" not in outcome:
                 save(self.layout.weights(cell))
         finally:
             self.base.take_back(model)
-        if not is_main():
-            return
-        parts = training_parts(self.layout, cell)
-        record = {"key": digest(parts), "parts": parts, **record, **outcome}
-        record["settings"] = settings.model_dump(mode="json")
-        if settings.candidates:
-            record |= self._choose_epoch(cell, settings, scratch)
-        folder = self.layout.cell(cell)
-        write_log(folder / "train.jsonl", log)
-        record["log_sha256"] = sha256_file(folder / "train.jsonl")
-        record |= recovery.weights_record(self.layout.weights(cell))
-        remove(folder / ROUTING)  # of an adapter before this one
-        write_record(folder / "training.json", record | {**_environment()})
-        remove(scratch)
+        return outcome, log
 
-    def _choose_epoch(self, cell: Cell, settings: TrainingSettings, scratch: Path) -> dict[str, Any]:
+    def _choose_epoch(self, cell: Cell, candidates: list[int], scratch: Path) -> dict[str, Any]:
         record = read_json(self.layout.examples(cell.task) / "examples.json")["parts"]
         return choose_epoch(
             self._scorer(cell, validated=True),
-            settings.candidates,
+            candidates,
             scratch,
             self.layout.weights(cell),
             self.layout.candidates(cell),
@@ -206,15 +230,21 @@ class CellRunner:
         tasks = study.evaluated_on(cell)
         training = None if self._is_base(cell) else self._training_record(cell)
         weights = None if self._is_base(cell) else self.layout.weights(cell)
-        with self.base.opened(weights, self._is_full(cell)) as model:
-            self._check_weights_act(cell, model)
-            outcomes = {name: self._evaluated(model, name) for name in tasks}
+        if weights and recovery.diverged(weights):
+            outcomes = {name: self._unanswered(name) for name in tasks}
+        else:
+            with self.base.opened(weights, self._is_full(cell)) as model:
+                self._check_weights_act(cell, model)
+                outcomes = {name: self._evaluated(model, name) for name in tasks}
         for name, (frame, _) in outcomes.items():
-            if not all(math.isfinite(value) for values in frame["loglikelihoods"] for value in values):
+            if all(math.isfinite(value) for values in frame["loglikelihoods"] for value in values):
+                continue
+            if self._is_base(cell):
                 raise MolaError(
-                    f"cell {cell.path}: log-likelihoods of {name} are not finite; are the model's weights? For an adapter, "
-                    "lower training.learning_rate or use precision fp32"
+                    f"cell {cell.path}: log-likelihoods of {name} are not finite; are the model's weights?"
                 )
+            print(f"{cell.path}: log-likelihoods of {name} are not finite: no answers", file=sys.stderr)
+            outcomes[name] = self._unanswered(name)
         if tasks == [cell.task]:
             samples, record = outcomes[cell.task]
         else:
@@ -232,6 +262,11 @@ class CellRunner:
         with atomic_write(folder / "samples.parquet") as temporary:
             samples.to_parquet(temporary, index=False)
         write_record(folder / "manifest.json", self._manifest(cell, training, record))
+
+    def _unanswered(self, name: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+        from mola_core.evaluation.unanswered import unanswered
+
+        return unanswered(self._examples(name, self.study.scored_part, self.study.evaluation.documents))
 
     def count_routing(self, cell: Cell) -> None:
         """Write the cell's routing.csv: its routing on the prompts of the documents that it is evaluated on.
@@ -322,7 +357,7 @@ class CellRunner:
 
         tokenizer, length = self.base.tokenizer, settings.max_length
         examples = self._examples(
-            self.study.trained_on(cell), "train", settings.documents, bool(settings.candidates)
+            self.study.trained_on(cell), "train", settings.documents, self.study.holds_out(cell)
         )
         if cell.task == INSTRUCTION:
             return [encode_text(tokenizer, example.completion, length) for example in examples]
@@ -455,19 +490,18 @@ class CellRunner:
         verify_data(folder)
         return load_task(name, self.study.protocol, folder, validated)
 
-    def _evaluated(
-        self, model: Any, name: str, validated: bool = False
-    ) -> tuple[pd.DataFrame, dict[str, Any]]:
-        """Scores on a task's evaluation set, or on all of its validation documents; with half the batch where memory
-        does not suffice."""
+    def _evaluated(self, model: Any, name: str, whole: bool = False) -> tuple[pd.DataFrame, dict[str, Any]]:
+        """Scores on the part of a task that the study is scored on, or (`whole`) on all of its validation documents; with
+        half the batch where memory does not suffice."""
         from mola_core.evaluation.harness import evaluate
         from mola_core.models.memory import free_memory, is_out_of_memory
 
         settings = self.study.evaluation
-        if validated:
-            settings = settings.model_copy(update={"documents": None})
-        examples = self._examples(name, "validation" if validated else "evaluation", settings.documents)
-        task = self._task(name, validated)
+        part = self.study.scored_part
+        if whole:
+            settings, part = settings.model_copy(update={"documents": None}), "validation"
+        examples = self._examples(name, part, settings.documents)
+        task = self._task(name, validated=part == "validation")
         while True:
             try:
                 return evaluate(model, self.base.tokenizer, task, settings, name, examples)
@@ -477,16 +511,6 @@ class CellRunner:
             free_memory()
             settings = settings.model_copy(update={"batch_size": settings.batch_size // 2})
             print(f"{name}: out of memory, goes on with batch_size {settings.batch_size}", file=sys.stderr)
-
-
-def _check_finite(cell: Cell, model: Any) -> None:
-    """Raise `MolaError` where training has diverged: the Trainer's log shows a loss that is not a number as 0."""
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and not parameter.isfinite().all():
-            raise MolaError(
-                f"cell {cell.path}: training diverged, {name} is not finite; lower training.learning_rate or use "
-                "precision fp32"
-            )
 
 
 def _environment() -> Environment:

@@ -72,7 +72,7 @@ def training_parts(layout: Layout, cell: Cell) -> Parts | None:
     settings = effective_training(study, cell)
     rows = study.trained_on(cell)
     selected = bool(settings.candidates)
-    examples = examples_part(layout, rows, "train", settings.documents, selected)
+    examples = examples_part(layout, rows, "train", settings.documents, study.holds_out(cell))
     if examples is None:
         return None
     parsed, adapter = parse_method(method), method.adapter(study.adapter)
@@ -131,7 +131,8 @@ def evaluation_parts(layout: Layout, cell: Cell, training: str | None) -> Parts 
             return None
         parts = {"training": training}
     examples = {
-        task: examples_part(layout, task, "evaluation", study.evaluation.documents, False) for task in tasks
+        task: examples_part(layout, task, study.scored_part, study.evaluation.documents, False)
+        for task in tasks
     }
     if None in examples.values():
         return None

@@ -50,7 +50,10 @@ class TrainingRecord(Environment):
     processes: int
     seconds: float
     tokens_per_second: float
-    final_loss: float
+    final_loss: float | None
+    """Of the last logged step; None where it was not finite."""
+    diverged: NotRequired[dict[str, Any]]
+    """Step and reason, where loss or weights were no longer finite: there is no adapter then."""
     peak_memory_bytes: int
     resumed: bool
     log_sha256: str

@@ -14,6 +14,8 @@ from mola_core.study.sections import TrainingSettings
 
 MICRO_BATCH = "micro_batch.json"
 """In a cell's scratch folder: the micro-batch that memory suffices for, where it is smaller than the study's."""
+DIVERGED = "diverged.json"
+"""In place of the weights of a training that diverged: at which step, and what was no longer finite."""
 CONFIGS = ("adapter_config.json", "config.json")
 """Configuration of an adapter, of a whole model."""
 
@@ -35,10 +37,17 @@ def weights_record(folder: Path) -> dict[str, str]:
     """
     from mola_core.models.weights import weights_sha256
 
+    if (folder / DIVERGED).is_file():
+        return dict.fromkeys(("adapter_sha256", "adapter_config_sha256"), sha256_file(folder / DIVERGED))
     config = next((folder / name for name in CONFIGS if (folder / name).is_file()), None)
     if config is None:
         raise MolaError(f"{folder}: no {CONFIGS[0]}; train the cell again")
     return {"adapter_sha256": weights_sha256(folder), "adapter_config_sha256": sha256_file(config)}
+
+
+def diverged(folder: Path) -> dict[str, Any] | None:
+    """What stands in place of the weights in `folder` after a training that diverged; None where they are there."""
+    return read_json(folder / DIVERGED) if (folder / DIVERGED).is_file() else None
 
 
 def check_weights(folder: Path, record: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
@@ -69,6 +69,9 @@ StudyMethod = Annotated[
 
 class Study(Closed):
     """A study: everything that decides its results."""
+
+    scored_part: ClassVar[Literal["evaluation", "validation"]] = "evaluation"
+    """The part of a task's examples that cells are scored on."""
 
     model_config = ConfigDict(json_schema_extra={"$schema": "https://json-schema.org/draft/2020-12/schema"})
 
@@ -273,6 +276,10 @@ class Study(Closed):
         if cell.task == INSTRUCTION:
             return []
         return [cell.task] if self._continual_place(cell) is None else self.continual.tasks  # type: ignore[union-attr]
+
+    def holds_out(self, cell: Cell) -> bool:
+        """Whether the cell is not trained on the documents that validation takes out of train, where it takes some."""
+        return self.scored_part == "validation" or bool(self.training_of(cell).candidates)
 
     def in_one_job(self) -> list[Cell]:
         """The cells that one process trains and evaluates: not those that are only evaluated, or that another cell

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import signal
 import sys
 import threading
@@ -72,6 +73,7 @@ class Progress(TrainerCallback):
         self.saved = time.monotonic()
         self.spoken = 0.0
         self.out_of_time = False
+        self.diverged = False
 
     @property
     def steps_per_epoch(self) -> int:
@@ -129,6 +131,8 @@ class Progress(TrainerCallback):
         # `logs` is a copy: what shall stand in the checkpoint and the cell's log goes into the history itself.
         tokens = int(state.num_input_tokens_seen)
         state.log_history[-1] |= {"tokens": tokens, "seconds": round(self.seconds, 3)}
+        if not math.isfinite(float(logs["loss"])):
+            control.should_training_stop = self.diverged = True
         if is_main():
             self._log(state)
         if self.out_of_time or not is_main():
@@ -150,7 +154,8 @@ class Progress(TrainerCallback):
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "a" if self.logged else "w", encoding="utf-8") as file:
             for entry in losses[self.logged :]:
-                file.write(json.dumps(entry | {"steps": state.max_steps}) + "\n")
+                finite = entry["loss"] if math.isfinite(float(entry["loss"])) else None
+                file.write(json.dumps(entry | {"loss": finite, "steps": state.max_steps}) + "\n")
         self.logged = len(losses)
 
 
@@ -198,8 +203,9 @@ def train(
 
     `label` begins each line of progress; `deadline` is a time (seconds since 1970) at which training stops;
     `keep` is called with each epoch of `settings.candidates` at its end.
-    Returns the record of the training (steps, tokens, seconds, peak memory) and the log, one entry per logged step.
-    Raises `MolaError` where the settings leave nothing to train or the loss is no longer finite, and `OutOfTime`.
+    Returns the record of the training (steps, tokens, seconds, peak memory) and the log, one entry per logged step. A
+    training whose loss is no longer finite is ended; its record has `diverged`, and so has that of one with weights that
+    are not finite. Raises `MolaError` where the settings leave nothing to train, and `OutOfTime`.
     """
     problem = settings.steps_problem(len(documents))
     if problem:
@@ -235,6 +241,7 @@ def train(
         gradient_checkpointing=settings.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
         logging_steps=max(1, steps // 200),
+        logging_nan_inf_filter=False,  # it would show a loss that is not a number as the mean of those before
         include_num_input_tokens_seen="all" if packed else "non_padding",
         save_strategy="no",
         save_total_limit=1,
@@ -269,10 +276,12 @@ def train(
     if progress.out_of_time:
         raise OutOfTime(f"{label}: stopped at step {trainer.state.global_step} of {steps}")
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
-    if not all(torch.isfinite(torch.tensor(float(entry["loss"]))) for entry in log):
-        raise MolaError(
-            "training: the loss is not finite; lower training.learning_rate or use precision fp32"
-        )
+    final_loss: float | None = round(float(log[-1]["loss"]), 6)
+    reason = "the loss is not finite" if progress.diverged else not_finite(model)
+    if reason:
+        print(f"{label}: diverged by step {trainer.state.global_step} of {steps}: {reason}", file=sys.stderr)
+    if progress.diverged:
+        log[-1]["loss"] = final_loss = None
     tokens = int(trainer.state.num_input_tokens_seen)
     return {
         "documents": len(documents),
@@ -282,10 +291,34 @@ def train(
         "processes": world_size(),
         "seconds": round(progress.seconds, 3),
         "tokens_per_second": round(tokens / progress.seconds, 2),
-        "final_loss": round(float(log[-1]["loss"]), 6),
+        "final_loss": final_loss,
+        **({"diverged": {"step": trainer.state.global_step, "reason": reason}} if reason else {}),
         "peak_memory_bytes": peak_memory(),
         "resumed": checkpoint is not None,
     }, log
+
+
+def untrained(documents: int, reason: str) -> dict[str, Any]:
+    """The record of a training that could not begin, since what it goes on from has diverged."""
+    return {
+        **dict.fromkeys(
+            ("trainable_parameters", "base_parameters", "steps", "tokens", "peak_memory_bytes"), 0
+        ),
+        **dict.fromkeys(("epochs", "seconds", "tokens_per_second"), 0.0),
+        **dict.fromkeys(("experts", "final_loss")),
+        "documents": documents,
+        "processes": world_size(),
+        "resumed": False,
+        "diverged": {"step": 0, "reason": reason},
+    }
+
+
+def not_finite(model: Any) -> str | None:
+    """The first trained parameter that is not finite, in words."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not parameter.isfinite().all():
+            return f"{name} is not finite"
+    return None
 
 
 @contextlib.contextmanager
