@@ -349,6 +349,25 @@ def test_target_modules_are_the_studys_where_the_config_names_none():
         )
 
 
+def test_a_config_may_bear_the_name_of_the_method_that_it_is():
+    for name, config in (
+        ("dora-r8", {"peft_type": "LORA", "use_dora": True, "r": 8, "lora_alpha": 4}),
+        ("lora-r4", {"peft_type": "LORA", "r": 4}),
+        ("adalora-r3", {"peft_type": "ADALORA", "init_r": 5, "target_r": 3}),
+    ):
+        assert MethodSettings(method="peft", name=name, config=config).label == name
+    for name, config in (
+        ("dora-r8", {"peft_type": "LORA", "r": 8}),
+        ("dora-r8", {"peft_type": "LORA", "r": 4, "use_dora": True}),
+        ("lora-r4", {"peft_type": "VERA", "r": 4}),
+        ("lora-matched-2468", {"peft_type": "LORA", "r": 8}),
+        ("mola-2468", {"peft_type": "LORA", "r": 8}),
+        ("base", {"peft_type": "LORA", "r": 8}),
+    ):
+        with pytest.raises(ValueError, match="would be taken for another by it"):
+            MethodSettings(method="peft", name=name, config=config)
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

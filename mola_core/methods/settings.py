@@ -6,7 +6,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from mola_core.methods import peft_configs
-from mola_core.methods.registry import family_of, is_method, name_pattern, parse_method
+from mola_core.methods.family import LAYER_RANKS
+from mola_core.methods.registry import (
+    adapter_config_without_model,
+    family_of,
+    is_method,
+    name_pattern,
+    parse_method,
+)
 from mola_core.section import (
     MAX_EXPERTS,
     MAX_RANK,
@@ -134,7 +141,17 @@ class MethodSettings(Closed):
         if not re.fullmatch(SAFE_NAME, self.label):
             raise ValueError(f"method {self.method!r}: give it a `name` of letters, digits, dots and dashes")
         meant = self.label.removeprefix("pissa-") if self.initialisation == "pissa" else self.label
-        if meant != self.method and (self.method == "base" or is_method(self.label.removeprefix("pissa-"))):
+        named = is_method(self.label.removeprefix("pissa-")) and not self._is_named_by_its_config()
+        if meant != self.method and (self.method == "base" or named):
             raise ValueError(
                 f"name {self.label!r}: method {self.method!r} would be taken for another by it; choose another"
             )
+
+    def _is_named_by_its_config(self) -> bool:
+        """Whether a config of PEFT's is the method whose name it bears: `dora-r8` for DoRA of rank 8."""
+        if self.config is None:
+            return False
+        named = adapter_config_without_model(MethodSettings(method=self.label), AdapterSettings())
+        told = ("peft_type", "r", "target_r", "use_dora", "use_rslora")
+        plain = not {LAYER_RANKS, "init_lora_weights"} & self.config.keys() and LAYER_RANKS not in named
+        return plain and all(self.config.get(key) == named.get(key) for key in told)
