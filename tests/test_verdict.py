@@ -311,6 +311,15 @@ def test_equivalence_is_shown_within_the_margin_that_was_stated():
     assert slope["p_equivalence"] == pytest.approx(wide["p_equivalence"], rel=1e-6)
 
 
+def test_equivalence_is_tested_at_the_level():
+    rows = draw(seed=3)
+    p = questions(decide(rows, FAST, margin=5.0))["2468-vs-8642"]["p_equivalence_adjusted"]
+    assert 1e-5 < p < 0.3
+    for level, answer in ((1.05 * p, "equivalent"), (0.95 * p, "undecided")):
+        found = questions(decide(rows, FAST, margin=5.0, level=level))["2468-vs-8642"]
+        assert (found["answer"], found["within_margin"]) == (answer, answer == "equivalent")
+
+
 def test_an_effect_beyond_the_margin_is_not_equivalent_in_either_direction():
     for depth in (3, -3):
         found = questions(decide(draw(seed=5, depth=depth, **QUIET), FAST))["2468-vs-8642"]
