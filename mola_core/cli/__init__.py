@@ -30,7 +30,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Bad input is one line on standard error and exit code 2; so is a disk that takes no more, with
-    exit code 1, and a training stopped by SIGTERM, with 143."""
+    exit code 1, and a training stopped by SIGTERM or Ctrl-C, with 143, and what a second Ctrl-C stopped, with 130."""
     parsed = _parser().parse_args(arguments)
     parsed.command = list(sys.argv[1:] if arguments is None else arguments)
     parsed.own_process = arguments is None  # else a program's that goes on after this verb
@@ -63,6 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mola {parsed.verb}: {stop}; the same command goes on from its checkpoint", file=sys.stderr)
         return 143
     except KeyboardInterrupt:
+        print(
+            f"mola {parsed.verb}: stopped at once; the same command goes on from what is there",
+            file=sys.stderr,
+        )
         return 130
     except Exception as error:
         problem = storage_problem(error)

@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise MolaError(f"{len(failed)} cells failed, the first is {failed[0]}; the finished ones are kept")
     late = [outcome.cell.path for outcome in outcomes if outcome.state == "out of time"]
     if late:
-        raise OutOfTime(f"out of time with {len(late)} cells to go, the first is {late[0]}")
+        raise OutOfTime(f"stopped with {len(late)} cells to go, the first is {late[0]}")
 
 
 def cells(arguments: argparse.Namespace) -> None:

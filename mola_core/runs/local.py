@@ -56,6 +56,9 @@ def _open(layout: Layout, deadline: float | None, parent: int) -> None:
         leave_out_bitsandbytes()
     _bench = CellRunner(layout, deadline)
     signal.signal(signal.SIGTERM, _stop)
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # a terminal's Ctrl-C comes to all: the parent says what it means
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
 
 
@@ -105,21 +108,31 @@ def _broken_pool_explained() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _sigterm_to_workers() -> Iterator[None]:
-    """Pass SIGTERM on, so that each training leaves a checkpoint; their cells then come back as out of time."""
+def _signals_to_workers() -> Iterator[None]:
+    """Pass SIGTERM and Ctrl-C on as SIGTERM, so that each training leaves a checkpoint; their cells then come back as out
+    of time. A second Ctrl-C kills the workers."""
 
     def stop(number: int, frame: Any) -> None:
         for worker in multiprocessing.active_children():
             worker.terminate()
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, at_once)
+
+    def at_once(number: int, frame: Any) -> None:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, stop) for number in numbers]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def run(
@@ -147,7 +160,7 @@ def run(
     context = multiprocessing.get_context("spawn")
     with (
         _broken_pool_explained(),
-        _sigterm_to_workers(),
+        _signals_to_workers(),
         concurrent.futures.ProcessPoolExecutor(
             max_workers=min(parallel, len(waiting)) or 1,
             mp_context=context,

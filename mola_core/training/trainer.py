@@ -271,7 +271,7 @@ def train(
     trainer.remove_callback(PrinterCallback)
     model.config.use_cache = False
     tell_slow_bf16(settings.precision)
-    with _stopped_by_sigterm(progress), frozen_in(model, settings.precision):
+    with _stopped_by_signals(progress), frozen_in(model, settings.precision):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if progress.out_of_time:
         raise OutOfTime(f"{label}: stopped at step {trainer.state.global_step} of {steps}")
@@ -322,20 +322,27 @@ def not_finite(model: Any) -> str | None:
 
 
 @contextlib.contextmanager
-def _stopped_by_sigterm(progress: Progress) -> Iterator[None]:
-    """SIGTERM (a cluster's time limit, a drained node) ends the training after its current step, with a checkpoint."""
+def _stopped_by_signals(progress: Progress) -> Iterator[None]:
+    """SIGTERM (a cluster's time limit, a drained node) and Ctrl-C end the training after its current step, with a
+    checkpoint; a second Ctrl-C ends it at once. Where Ctrl-C is ignored, as in a worker, it stays so."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(number: int, frame: Any) -> None:
         progress.deadline = 1.0
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        numbers.append(signal.SIGINT)
+    before = [signal.signal(number, stop) for number in numbers]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def write_log(path: Path, log: Sequence[dict[str, Any]]) -> None:

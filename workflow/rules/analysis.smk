@@ -25,7 +25,7 @@ rule routing:
         gpu=min(1, compute.gpus),
     shell:
         "{mola} routing {options} --task {wildcards.task} --method {wildcards.method} --seed {wildcards.seed}"
-        " 2>&1 | tee {log:q}"
+        " 2>&1 | tee -i {log:q}"
 
 
 rule routing_figures:
@@ -43,7 +43,7 @@ rule routing_figures:
     log:
         folder("logs/routing.log"),
     shell:
-        "{mola} routing {options} 2>&1 | tee {log:q}"
+        "{mola} routing {options} 2>&1 | tee -i {log:q}"
 
 
 rule redundancy:
@@ -64,7 +64,7 @@ rule redundancy:
     log:
         folder("logs/redundancy.log"),
     shell:
-        "{mola} redundancy {options} 2>&1 | tee {log:q}"
+        "{mola} redundancy {options} 2>&1 | tee -i {log:q}"
 
 
 # Once for a base model, whatever the study; cells of `alphalora` methods wait for it.
@@ -80,7 +80,7 @@ rule layer_quality:
         mem_mb=int(1024 * compute.memory_gb),
         gpu=min(1, compute.gpus),
     shell:
-        "{mola} layers {options} --scores-only 2>&1 | tee {log:q}"
+        "{mola} layers {options} --scores-only 2>&1 | tee -i {log:q}"
 
 
 rule layer_figures:
@@ -100,7 +100,7 @@ rule layer_figures:
     log:
         folder("logs/layers.log"),
     shell:
-        "{mola} layers {options} 2>&1 | tee {log:q}"
+        "{mola} layers {options} 2>&1 | tee -i {log:q}"
 
 
 rule analysis:

@@ -91,7 +91,7 @@ if compute.cells_per_job == 1:
             gpu=compute.gpus,
         shell:
             "{mola} cell {options} --cell {wildcards.task} {wildcards.method} {wildcards.seed}"
-            " 2>&1 | tee {log:q}"
+            " 2>&1 | tee -i {log:q}"
 
     ruleorder: cell > train > evaluate
 
@@ -135,7 +135,7 @@ else:
             params:
                 cells=named(batch),
             shell:
-                "{mola} cell {options} {params.cells} 2>&1 | tee {log:q}"
+                "{mola} cell {options} {params.cells} 2>&1 | tee -i {log:q}"
 
 
 rule train:
@@ -158,7 +158,7 @@ rule train:
         gpu=compute.gpus,
     shell:
         "{mola} train {options} --task {wildcards.task} --method {wildcards.method} --seed {wildcards.seed}"
-        " 2>&1 | tee {log:q}"
+        " 2>&1 | tee -i {log:q}"
 
 
 rule evaluate:
@@ -180,4 +180,4 @@ rule evaluate:
         gpu=min(1, compute.gpus),
     shell:
         "{mola} evaluate {options} --task {wildcards.task} --method {wildcards.method} --seed {wildcards.seed}"
-        " 2>&1 | tee {log:q}"
+        " 2>&1 | tee -i {log:q}"

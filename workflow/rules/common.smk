@@ -1,6 +1,10 @@
+import logging
+import re
 import shlex
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
+from snakemake_interface_logger_plugins.common import LogEvent
 
 from mola_core.files import locked
 from mola_core.runs.gpus import check_cards
@@ -53,3 +57,32 @@ onstart:
             one_run.__enter__()
         except MolaError as error:
             raise WorkflowError(str(error))
+
+
+class StoppedJobs(logging.Filter):
+    """Tells in one line, not in blocks of errors, that Ctrl-C or a time limit stopped jobs (exit codes 130 and 143)."""
+
+    stopped = blocks = failed = 0
+
+    def filter(self, record):
+        if record.levelno < logging.ERROR:
+            return True
+        text = record.getMessage()
+        if re.search(r"non-zero exit status (130|143)\b", text):
+            self.stopped, self.blocks = self.stopped + 1, self.blocks + 1
+            return False
+        if self.blocks and getattr(record, "event", None) is LogEvent.JOB_ERROR:
+            self.blocks -= 1
+            return False
+        if "At least one job did not complete successfully" in text:
+            if self.stopped and not self.failed:
+                record.msg, record.args = (
+                    "Stopped; the same command goes on from here.",
+                    (),
+                )
+            return True
+        self.failed += 1
+        return True
+
+
+logger.addFilter(StoppedJobs())

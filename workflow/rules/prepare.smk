@@ -10,7 +10,7 @@ rule model:
     resources:
         mem_mb=int(1024 * compute.memory_gb),
     shell:
-        "{mola} model {options} 2>&1 | tee {log:q}"
+        "{mola} model {options} 2>&1 | tee -i {log:q}"
 
 
 rule data:
@@ -19,7 +19,7 @@ rule data:
     log:
         folder("logs/data/{store}/{task}.log"),
     shell:
-        "{mola} data {options} --task {wildcards.task} 2>&1 | tee {log:q}"
+        "{mola} data {options} --task {wildcards.task} 2>&1 | tee -i {log:q}"
 
 
 rule examples:
@@ -32,7 +32,7 @@ rule examples:
     log:
         folder("logs/examples/{task}.log"),
     shell:
-        "{mola} examples {options} --task {wildcards.task} 2>&1 | tee {log:q}"
+        "{mola} examples {options} --task {wildcards.task} 2>&1 | tee -i {log:q}"
 
 
 # Everything that needs a network, for a login node; compute nodes then run offline.

@@ -25,7 +25,7 @@ rule collect:
     log:
         folder("logs/collect.log"),
     shell:
-        "{mola} collect {options} 2>&1 | tee {log:q}"
+        "{mola} collect {options} 2>&1 | tee -i {log:q}"
 
 
 rule tables:
@@ -47,7 +47,7 @@ rule tables:
     log:
         folder("logs/tables.log"),
     shell:
-        "{mola} tables {options} 2>&1 | tee {log:q}"
+        "{mola} tables {options} 2>&1 | tee -i {log:q}"
 
 
 rule figures:
@@ -64,7 +64,7 @@ rule figures:
     log:
         folder("logs/figures.log"),
     shell:
-        "{mola} figures {options} 2>&1 | tee {log:q}"
+        "{mola} figures {options} 2>&1 | tee -i {log:q}"
 
 
 rule verdict:
@@ -83,7 +83,7 @@ rule verdict:
     log:
         folder("logs/verdict.log"),
     shell:
-        "{mola} verdict {options} 2>&1 | tee {log:q}"
+        "{mola} verdict {options} 2>&1 | tee -i {log:q}"
 
 
 # The published numbers, put to the same questions; needs no cell.
@@ -95,7 +95,7 @@ rule reanalysis:
     params:
         folder=str(layout.root / "reanalysis"),
     shell:
-        "{mola} reanalyse --out {params.folder:q} 2>&1 | tee {log:q}"
+        "{mola} reanalyse --out {params.folder:q} 2>&1 | tee -i {log:q}"
 
 
 rule summary:
