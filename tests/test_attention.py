@@ -7,6 +7,8 @@ import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from mola_core.models import attention, kernels
+from mola_core.models.tokens import Encoded
+from mola_core.training.batches import Collator, Packer
 
 
 @pytest.fixture(autouse=True)
@@ -124,3 +126,48 @@ def test_measuring_attention_gives_both_kernels():
     found = attention.measure(2, 8)
     assert set(found) == {"fused", "products"}
     assert all(entry["error"] <= kernels.MAX_ERROR and entry["milliseconds"] > 0 for entry in found.values())
+
+
+@pytest.mark.parametrize(("shared", "lengths"), [(3, (4, 1, 2)), (0, (2, 5)), (4, (3,)), (1, (1, 1))])
+def test_packed_documents_are_what_their_mask_says(module, shared, lengths):
+    packed = attention.Packed(shared, lengths)
+    owner = torch.tensor([0] * shared + [i for i, length in enumerate(lengths, 1) for _ in range(length)])
+    mask = ((owner.unsqueeze(1) == owner) | (owner == 0)).tril()[None, None]
+    results = []
+    for function, options in (
+        (sdpa_attention_forward, {}),
+        (attention.attention, {"packed": packed}),
+    ):
+        tensors = inputs(1, packed.length, packed.length)
+        output = function(module, *tensors, mask, scaling=0.3, **options)[0]
+        assert output.shape == (1, packed.length, 4, 8)
+        (output * torch.linspace(0, 1, output.numel()).view_as(output)).sum().backward()
+        results.append([output, *(each.grad for each in tensors)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-4)
+
+
+def test_packed_rows_are_not_computed_under_a_mask(tiny_llama, monkeypatch):
+    """What `Packer` makes reaches the attention of every layer."""
+    attention.install("fused")
+    calls, plain = [], attention.of_packed
+    monkeypatch.setattr(attention, "of_packed", lambda *given: (calls.append(given[3]), plain(*given))[1])
+    model, documents = tiny_llama(), [Encoded([1, 2, 3, 4], 3), Encoded([1, 2, 5], 2)]
+    loss = model(**Packer()(documents), use_cache=False).loss
+    assert calls == [attention.Packed(1, (3, 2))] * model.config.num_hidden_layers
+    torch.testing.assert_close(loss, model(**Collator(0, "answer")(documents), use_cache=False).loss)
+
+
+@pytest.mark.parametrize("unusual", [{"dropout": 0.1}, {"softcap": 30.0}])
+def test_what_is_not_computed_here_is_left_to_transformers(module, monkeypatch, unusual):
+    """Its attention by PyTorch refuses what it cannot do; ours must not leave it out silently."""
+    attention.install("products")
+    for name in ("products", "of_packed"):
+        monkeypatch.setattr(attention, name, lambda *_: pytest.fail("left out"))
+    given = (module, *inputs(1), None)
+    packed = attention.Packed(3, (4,))
+    if "softcap" in unusual:
+        with pytest.raises(ValueError, match="softcap"):
+            attention.attention(*given, packed=packed, **unusual)
+    else:
+        attention.attention(*given, packed=packed, **unusual)

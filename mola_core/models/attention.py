@@ -7,6 +7,7 @@ whole batch. What those cost is memory for the scores, so they are for small bat
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import statistics
 import time
@@ -19,6 +20,8 @@ from torch.nn import functional as F
 Kernel = Literal["fused", "products"]
 MAX_SCORES = 2**21
 """Scores of a layer (rows x heads x queries x keys) up to which products are taken: 8 MB, kept for the backward pass."""
+UNUSUAL = ("dropout", "softcap", "position_bias", "cache")
+"""Options with which attention is left to transformers."""
 ROWS, LENGTH, REPEATS = 2, 96, 3
 """What is measured: a small batch of prompts of usual length."""
 
@@ -45,9 +48,11 @@ def attention(
     """What transformers' `sdpa` computes: query (rows, heads, queries, width) to (rows, queries, heads, width).
 
     Keys and values may have fewer heads. `attention_mask` is boolean or added to the scores, None for causal attention.
+    The option `packed` says of a single row which documents it holds (`Packed`), as its mask does.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    packed: Packed | None = options.pop("packed", None)
     if query.device.type != "cpu":
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     before, mixed = value.dtype, torch.is_autocast_enabled("cpu")
@@ -57,7 +62,10 @@ def attention(
         if attention_mask is not None and attention_mask.is_floating_point():
             attention_mask = attention_mask.to(query.dtype)
         scores = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2]
-        if _kernel == "fused" or scores > MAX_SCORES or options.get("dropout"):
+        ordinary = not any(options.get(name) for name in UNUSUAL)
+        if packed and ordinary:
+            output = of_packed(query, key, value, packed, options.get("scaling"))
+        elif _kernel == "fused" or scores > MAX_SCORES or not ordinary:
             output = sdpa_attention_forward(module, query, key, value, attention_mask, **options)[0]
         else:
             causal = options.get("is_causal")
@@ -69,22 +77,80 @@ def attention(
 
 
 def products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
-    """softmax(query key' * scaling, masked) value, shape (rows, heads, queries, width), by two batched products."""
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = (each.repeat_interleave(groups, dim=1) for each in (key, value))
-    scores = torch.matmul(query * (scaling or query.shape[-1] ** -0.5), key.transpose(-1, -2))
-    if mask is not None and mask.dtype == torch.bool:
-        # The least number, not minus infinity: a row of padding sees nothing, and must not become NaN.
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    elif mask is not None:
-        scores = scores + mask
-    return torch.matmul(scores.softmax(-1), value)
+    """softmax(query key' * scaling, masked) value, shape (rows, heads, queries, width), by two batched products.
+
+    The queries of heads that share a key stand beside each other, so that no key is copied for each of them.
+    """
+    rows, heads, queries, width = query.shape
+    shared, keys = key.shape[1], key.shape[2]
+    if mask is None:
+        bias = query.new_zeros(())
+    else:
+        if mask.dtype == torch.bool:
+            # The least number, not minus infinity: a row of padding sees nothing, and must not become NaN.
+            mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
+        bias = mask.expand(rows, heads, queries, keys).reshape(rows * shared, -1, keys)
+    scores = torch.baddbmm(
+        bias,
+        query.reshape(rows * shared, -1, width),
+        key.reshape(rows * shared, keys, width).transpose(1, 2),
+        alpha=scaling or width**-0.5,
+    )
+    mixed = torch.bmm(scores.softmax(-1), value.reshape(rows * shared, keys, -1))
+    return mixed.view(rows, heads, queries, -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """Documents in one row: `shared` tokens that all begin with, then `lengths` more of each, document by document."""
+
+    shared: int
+    lengths: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        return self.shared + sum(self.lengths)
+
+
+def of_packed(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling: float | None) -> Tensor:
+    """Attention of each document to the shared beginning and to itself: (1, heads, length, width) to (1, length, heads, width).
+
+    A mask over the whole row would have nearly all scores computed for nothing: those between documents.
+    """
+    shared, documents, longest = packed.shared, len(packed.lengths), max(packed.lengths)
+    places, kept = _places(packed)
+
+    def apart(tokens: Tensor) -> Tensor:
+        """(1, heads, length, width) to (documents, heads, longest, width); short documents filled up with some token."""
+        rows = tokens[0].transpose(0, 1).index_select(0, places)
+        return rows.view(documents, longest, *rows.shape[1:]).transpose(1, 2)
+
+    def after_beginning(tokens: Tensor) -> Tensor:
+        beginning = tokens[:, :, :shared].expand(documents, -1, -1, -1)
+        return torch.cat([beginning, apart(tokens)], dim=2)
+
+    # Causal from the end of the beginning on; what fills up a short document stands after it, where it is not seen.
+    mask = _causal(longest, shared + longest)
+    output = products(apart(query), after_beginning(key), after_beginning(value), mask, scaling)
+    output = output.transpose(1, 2).flatten(0, 1).index_select(0, kept)
+    if shared:
+        first = (each[:, :, :shared] for each in (query, key, value))
+        output = torch.cat([products(*first, _causal(shared, shared), scaling)[0].transpose(0, 1), output])
+    return output.unsqueeze(0)
+
+
+@functools.lru_cache(maxsize=8)
+def _places(packed: Packed) -> tuple[Tensor, Tensor]:
+    """Where in the row each token of each document stands, short ones filled up; and which of these are no filling."""
+    lengths, within = torch.tensor(packed.lengths).unsqueeze(1), torch.arange(max(packed.lengths))
+    starts = packed.shared + lengths.cumsum(0) - lengths
+    return (starts + within.clamp(max=lengths - 1)).flatten(), (within < lengths).flatten().nonzero()[:, 0]
 
 
 @functools.lru_cache(maxsize=8)
 def _causal(queries: int, keys: int) -> Tensor:
-    return torch.ones(queries, keys, dtype=torch.bool).tril()
+    """Each query sees the keys up to its own, the last query all of them."""
+    return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
 
 
 def measure(heads: int, width: int) -> dict[str, dict[str, float]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from mola_core.models.attention import Packed
 from mola_core.models.tokens import Encoded
 
 IGNORED = -100
@@ -90,6 +91,7 @@ class Packer:
             "input_ids": torch.tensor([tokens]),
             "position_ids": torch.tensor([positions]),
             "attention_mask": seen[None, None],
+            "packed": Packed(shared, tuple(len(document.tokens) - shared for document in documents)),
             "logits_to_keep": torch.tensor(predicting),
             "labels": targets,
             "shift_labels": targets,  # already beside the logits that predict them
