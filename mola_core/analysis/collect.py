@@ -23,6 +23,7 @@ from mola_core.runs.key import keys
 from mola_core.runs.layout import Layout
 from mola_core.runs.plan import COLLECTED, scores_key
 from mola_core.study.study import Cell
+from mola_core.tasks.examples import remarks
 
 FILES = ("scores.parquet", "cells.parquet", "cells.csv", "curves.parquet")
 """What `write` writes, in the study's folder; with continual learning also `continual.FILE`."""
@@ -110,6 +111,22 @@ def continual_rows(layout: Layout) -> pd.DataFrame:
 def read_cells(folder: Path) -> pd.DataFrame:
     """The cells' table of a collected study, one row a cell (see `_record` for its columns)."""
     return _read(folder / "cells.parquet")
+
+
+def chance_levels(cells: pd.DataFrame) -> pd.Series:
+    """Accuracy (0 to 1) of who knows nothing of a document, by task: see `mola_core.tasks.check.chance`.
+
+    Of cells that were collected before it was recorded, the share of the most frequent target.
+    """
+    first = cells.groupby("task", sort=False).first()
+    counted = first["majority"] / first["documents"]
+    return first["chance"].fillna(counted).astype(float) if "chance" in first else counted
+
+
+def chance_label(cells: pd.DataFrame) -> str:
+    """`majority class` where every task's options are classes, else `chance`."""
+    options = "chance_of" in cells and (cells["chance_of"] == "options").any()
+    return "chance" if options else "majority class"
 
 
 def recorded_experts(cells: pd.DataFrame) -> dict[str, list[float]]:
@@ -214,7 +231,8 @@ def _record(layout: Layout, cell: Cell, manifest: dict[str, Any], samples: pa.Ta
     """One row of the cells' table.
 
     `accuracy` is correct / documents; `majority` counts the documents of the most frequent target, which is what
-    always giving the same answer would score. Seconds, tokens and bytes are those of the training unless named
+    always giving the same answer would score where the
+    options are classes; `chance` (0 to 1) is what knowing nothing of a document scores, by what its options are. Seconds, tokens and bytes are those of the training unless named
     otherwise; the base model has none.
     """
     evaluation, training = manifest["evaluation"], manifest["training"] or {}
@@ -238,6 +256,9 @@ def _record(layout: Layout, cell: Cell, manifest: dict[str, Any], samples: pa.Ta
         "correct": correct,
         "accuracy": correct / documents,
         "majority": max(pc.value_counts(samples["target"]).field("counts").to_pylist()),
+        "chance": evaluation.get("chance", {}).get("level"),
+        "chance_of": evaluation.get("chance", {}).get("of"),
+        "remarks": "; ".join(remarks(manifest["examples"][cell.task])) if "examples" in manifest else None,
         **metrics,
         "trainable_parameters": 0 if base else training["trainable_parameters"],
         "base_parameters": training.get("base_parameters"),

@@ -32,7 +32,7 @@ def verdict(arguments: argparse.Namespace) -> None:
         write_verdict_page(out)
         print(answer_sentence(found))
         return
-    from mola_core.analysis.collect import read_cells, recorded_experts
+    from mola_core.analysis.collect import chance_levels, read_cells, recorded_experts
     from mola_core.analysis.notices import missing_cells, notices
 
     layout = study_layout(arguments)
@@ -49,14 +49,13 @@ def verdict(arguments: argparse.Namespace) -> None:
     every = read_cells(layout.folder)
     cells = every.drop_duplicates("method").set_index("method")
     variants = [method.label for method in layout.study.methods if method.own_settings]
-    majority = (every["majority"] / every["documents"]).groupby(every["task"]).first()
     write_verdict(
         layout.folder / "scores.parquet",
         out,
         layout.study.verdict,
         shapes={**recorded_experts(every), **dict.fromkeys(variants)},
         parameters={str(name): int(count) for name, count in cells["trainable_parameters"].dropna().items()},
-        floors={str(task): float(share) for task, share in majority.items()},
+        floors={str(task): float(share) for task, share in chance_levels(every).items()},
         first_cell=str(every["finished"].min()),
         stand_in=layout.study.stand_in,
         notices=notices(layout.study, missing_cells(layout.study, every)),

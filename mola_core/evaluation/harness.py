@@ -17,7 +17,8 @@ from lm_eval.models.huggingface import HFLM
 from mola_core.errors import MolaError
 from mola_core.evaluation.unanswered import numbered
 from mola_core.models.precision import computed_in
-from mola_core.models.tokens import adds_bos, encode
+from mola_core.models.tokens import adds_bos, encode, split
+from mola_core.tasks.check import chance
 from mola_core.training.batches import left_pad
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ class AnswerLM(HFLM):
     """
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        return super().loglikelihood(requests, disable_tqdm=True)
+        """Log-likelihood of each request's option, its tokens cut as those of training are."""
+        asked = [request.args for request in requests]
+        return self._loglikelihood_tokens([(pair, *split(self.tokenizer, *pair)) for pair in asked])
 
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
@@ -169,6 +172,7 @@ def evaluate(
     return frame, {
         "documents": len(frame),
         "accuracy": float(frame["correct"].mean()),
+        "chance": chance(examples, [len(each) for each in frame["loglikelihoods"]]),
         "metrics": metrics,
         "seconds": round(seconds, 3),
         "documents_per_second": round(len(frame) / seconds, 3),

@@ -191,6 +191,17 @@ def load_config(folder: str | Path) -> "PreTrainedConfig":
         raise MolaError(f"{folder}: transformers cannot read this config ({one_line(error)})") from error
 
 
+def positions(folder: str | Path) -> int:
+    """Tokens that the model of a local folder takes at most; what lm-eval cuts at. No limit where its config names none."""
+    config = read_json(Path(folder) / "config.json")
+    sections = [config.get("text_config"), config]
+    for section in (each for each in sections if isinstance(each, dict)):
+        for name in ("n_positions", "max_position_embeddings", "n_ctx"):
+            if isinstance(section.get(name), int):
+                return int(section[name])
+    return sys.maxsize
+
+
 def module_dimensions(
     model: "PreTrainedConfig | torch.nn.Module", target_modules: Iterable[str]
 ) -> tuple[int, list[tuple[int, int]]]:

@@ -22,27 +22,49 @@ def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
 
 
+def split(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> tuple[list[int], list[int]]:
+    """Tokens of a prompt and of what follows it, cut as lm-eval cuts a context from its continuation.
+
+    Both are encoded as one text, of which the prompt takes as many tokens as it has alone; blanks at its end belong to
+    the completion. A text that begins with the BOS token's own text gets no other. Nothing can be computed without a
+    token to start from: where the prompt has none it is lm-eval's prefix token, BOS, else the end-of-text token.
+    """
+    bos, prefix = tokenizer.bos_token_id, tokenizer.bos_token_id
+    if prefix is None:
+        prefix = tokenizer.eos_token_id
+    stripped = prompt.rstrip()
+    whole = stripped + prompt[len(stripped) :] + completion
+    tokens = tokenizer(whole, add_special_tokens=False).input_ids
+    if not prompt:
+        return (tokens[:1], tokens[1:]) if tokens[:1] == [prefix] else ([prefix], tokens)
+    length = len(tokenizer(stripped, add_special_tokens=False).input_ids)
+    start = [bos] if adds_bos(tokenizer) and not whole.startswith(str(tokenizer.bos_token)) else []
+    return (start + tokens[:length]) or [prefix], tokens[length:]
+
+
 def encode(
     tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, max_length: int, end: bool = False
 ) -> Encoded:
-    """Tokens of `prompt + completion`, cut where lm-eval cuts a context from its continuation.
+    """Tokens of `prompt + completion` as `split` cuts them. `end` appends the end-of-text token.
 
-    Over `max_length` tokens the prompt loses its beginning. `end` appends the end-of-text token.
-    Raises ValueError where the completion alone is too long.
+    Over `max_length` tokens the prompt loses its beginning, but for a BOS token. Raises ValueError where the completion
+    alone is too long, or has no token.
     """
-    bos = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
-    stripped = prompt.rstrip()
-    completion = prompt[len(stripped) :] + completion
-    prompt_ids = tokenizer(stripped, add_special_tokens=False).input_ids
-    tokens = tokenizer(stripped + completion, add_special_tokens=False).input_ids
-    tokens = tokens + [tokenizer.eos_token_id] * end
-    answer = tokens[len(prompt_ids) :]
-    room = max_length - len(answer) - len(bos)
+    prompt_ids, answer = split(tokenizer, prompt, completion)
+    if not answer:
+        raise ValueError(
+            f"the answer {completion!r} has no token of its own: this tokenizer merges it with the prompt's end "
+            f"{prompt[-20:]!r}; change the task's target_delimiter, or use another model"
+        )
+    answer = answer + [tokenizer.eos_token_id] * end
+    kept = 1 if prompt_ids[:1] == [tokenizer.bos_token_id] and adds_bos(tokenizer) else 0
+    room = max_length - len(answer) - kept
     if room < 1:
         raise ValueError(
-            f"max_length {max_length} leaves no room for a prompt: the answer has {len(answer)} tokens"
+            f"max_length {max_length} leaves no room for a prompt: the answer has {len(answer)} tokens; raise "
+            "training.max_length"
         )
-    prompt_ids = bos + tokens[: len(prompt_ids)][-room:]
+    prompt_ids = prompt_ids[:kept] + prompt_ids[kept:][-room:]
     return Encoded(prompt_ids + answer, len(prompt_ids))
 
 

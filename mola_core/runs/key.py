@@ -94,7 +94,7 @@ def training_parts(layout: Layout, cell: Cell) -> Parts | None:
         "loading": {"dtype": study.model.dtype, "quantization": study.model.quantization},
         "adapter": config,
         "training": settings.model_dump(
-            mode="json", exclude={"checkpoint_minutes", "documents", "report_to"}
+            mode="json", exclude={"checkpoint_minutes", "documents", "report_to", "drop_shared"}
         ),
         "protocol": study.protocol,
         "seed": study.training_seed(cell),
@@ -191,6 +191,7 @@ def examples_identity(layout: Layout, rows: str) -> str | None:
             "protocol": study.protocol,
             "tokenizer": model["tokenizer"],
             "max_length": settings.max_length,
+            "drop_shared": settings.drop_shared,
             "code": code_hash(RENDER),
         }
     )

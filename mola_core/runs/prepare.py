@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mola_core.errors import MolaError
 from mola_core.files import locked, read_json
-from mola_core.models.loading import model_identity
+from mola_core.models.loading import model_identity, positions
 from mola_core.runs.key import examples_identity
 from mola_core.runs.layout import Layout
 from mola_core.study.study import Cell, Study
@@ -63,6 +63,11 @@ def prepare_examples(layout: Layout, rows: str, tokenizer: Callable[[], PreTrain
         if rendered is None:
             verify_data(layout.data(rows))
             settings = study.training_of(Cell(rows, study.methods[-1].label, study.seeds[0]))
+            most = positions(layout.model)
+            if settings.max_length > most:
+                raise MolaError(
+                    f"training.max_length: {settings.max_length}, but the base model has {most} positions; lower it"
+                )
             rendered = write_examples(
                 rows,
                 study.protocol,
@@ -71,6 +76,8 @@ def prepare_examples(layout: Layout, rows: str, tokenizer: Callable[[], PreTrain
                 tokenizer(),
                 settings.max_length,
                 identity,
+                most,
+                settings.drop_shared,
             )
     check_steps(study, rows, rendered)
 

@@ -154,6 +154,9 @@ class TrainingSettings(Closed):
     on answers and methods without virtual tokens."""
     documents: Count | None = None
     """Use only the first so many training documents (recorded in every table)."""
+    drop_shared: bool = False
+    """Leave training documents out that the evaluation, or the validation that chooses an epoch, asks too. They are
+    counted and reported either way."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Mixed precision of the forward and backward pass."""
     gradient_checkpointing: bool = False

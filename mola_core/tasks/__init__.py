@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,18 +115,53 @@ def task_config(name: str, protocol: str = "choice") -> dict[str, Any]:
 
     config = load_yaml(path, resolve_func=False)
     if not is_own(name):
-        kind = config.get("output_type", "generate_until")
-        if "class" in config or "custom_dataset" in config or kind != "multiple_choice":
-            raise MolaError(
-                f"task {name}: lm-eval's task is {kind}, not a plain multiple_choice; choose another task"
-            )
-        if not config.get("training_split"):
-            raise MolaError(
-                f"task {name}: lm-eval's task has no training_split; choose a task that can be trained on"
-            )
-        if not config.get("test_split") and not config.get("validation_split"):
-            raise MolaError(f"task {name}: lm-eval's task has no split to evaluate on; choose another task")
+        reason = unfit(config)
+        if reason:
+            raise MolaError(f"task {name}: {reason}; choose another task")
     return config
+
+
+SCORING = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "f1", "mcc", "brier_score")
+"""lm-eval's metrics that say which option was chosen."""
+
+
+def unfit(config: Mapping[str, Any]) -> str | None:
+    """Why a task with this lm-eval configuration cannot be trained and compared by its options; None where it can."""
+    kind = config.get("output_type", "generate_until")
+    if "class" in config or "custom_dataset" in config or kind != "multiple_choice":
+        return f"lm-eval's task is {kind}, not a plain multiple_choice"
+    for key, what in _UNFIT.items():
+        if config.get(key):
+            return f"it has {key}, {what}"
+    if not config.get("doc_to_choice"):
+        return "it has no doc_to_choice, so no options"
+    metrics = [metric["metric"] for metric in config.get("metric_list") or []]
+    if metrics and not any(metric in SCORING for metric in metrics):
+        return f"it is scored by {', '.join(map(str, metrics))[:80]}, not by the option that is chosen"
+    train = config.get("training_split")
+    tested = config.get("test_split") or config.get("validation_split")
+    if not train:
+        return "it has no training_split, so nothing to train on"
+    if not tested:
+        return "it has no split to evaluate on"
+    if _overlap(train, tested):
+        return f"it is evaluated on {tested!r}, which it is trained on"
+    return None
+
+
+_UNFIT = {
+    "process_results": "code that scores in its own way",
+    "filter_list": "which changes answers before they are scored",
+    "use_prompt": "whose prompts come from promptsource",
+    "doc_to_image": "and images cannot be shown to a language model",
+    "doc_to_audio": "and sounds cannot be played to a language model",
+    "unsafe_code": "which runs code of a model",
+}
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether two splits share rows: the same name, or a slice (`train[:10%]`) of the whole other."""
+    return one == other or (one.split("[")[0] == other.split("[")[0] and ("[" in one) + ("[" in other) < 2)
 
 
 def dataset_of(name: str) -> str:
@@ -139,7 +175,12 @@ def splits_of(name: str) -> dict[str, str]:
     """The dataset's own names of the splits that the task uses or may use: {"train": "train", ...}."""
     config = task_config(name)
     named = {role: config[key] for role, key in SPLIT_KEYS.items() if config.get(key)}
-    return {role: role for role in SPLITS} | named if is_own(name) else named
+    found = {role: role for role in SPLITS} | named if is_own(name) else named
+    # A validation split that is one of the others is none: epochs would be chosen on what is trained or tested on.
+    others = [found[role] for role in ("train", "test") if role in found]
+    if len(others) == 2 and any(_overlap(found.get("validation", ""), other) for other in others):
+        del found["validation"]
+    return found
 
 
 def cluster_of(name: str) -> str | None:

@@ -19,6 +19,7 @@ from mola_core.files import atomic_write, read_json, sha256_file, write_json
 from mola_core.models.tokens import encode
 from mola_core.study.study import INSTRUCTION
 from mola_core.tasks import Example, evaluation_split, load_task
+from mola_core.tasks.check import check_answers, check_options, content
 from mola_core.tasks.rows import CLUSTER_FILE
 
 if TYPE_CHECKING:
@@ -39,13 +40,16 @@ def write_examples(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     identity: str,
+    positions: int = sys.maxsize,
+    drop_shared: bool = False,
 ) -> dict[str, Any]:
     """Render the prepared `rows` of a task, or of `instruction`, into `folder`, whole or not at all; returns the record.
 
     A row has, beside `COLUMNS`: `held_out` (a training document that validation has instead, where an epoch is chosen),
-    `tokens` (of prompt and answer under this tokenizer) and `cut` (tokens that the prompt loses at `max_length`).
-    `identity` is kept in the record for `current`. Raises `MolaError` where two renderings differ, a document has no
-    answer among its options, or an answer is longer than `max_length`.
+    `tokens` (of prompt and answer under this tokenizer) and `cut` (tokens that the prompt loses at `max_length` in
+    training, at the model's own `positions` in evaluation). `drop_shared` leaves training documents out that are asked in
+    evaluation too. `identity` is kept in the record for `current`. Raises `MolaError` where two renderings differ, a
+    document is no fair question (`mola_core.tasks.check`), or an answer is longer than `max_length`.
     """
     if task == INSTRUCTION:
         parts = {"train": _instruction(rows)}
@@ -60,34 +64,59 @@ def write_examples(
         "protocol": protocol,
         "max_length": max_length,
         "identity": identity,
+        "shared": _shared(parts),
+        "dropped": _drop_shared(task, parts) if drop_shared else 0,
+        "parts": {},
     }
     with atomic_write(folder) as temporary:
         temporary.mkdir()
-        record["parts"] = {}
         for part, examples in parts.items():
-            # Evaluation cuts nothing before the model's own limit.
-            room = max_length if part == "train" else sys.maxsize
+            room = max_length if part == "train" else positions
             for number, row in enumerate(examples):
                 try:
                     row["tokens"], row["cut"] = measure(room, row)
                 except ValueError as error:
-                    raise MolaError(
-                        f"task {task}: row {number} of {part}: {error}; raise training.max_length"
-                    ) from None
-            file = temporary / f"{part}.parquet"
-            _write(file, examples)
-            record["parts"][part] = {
+                    raise MolaError(f"task {task}: row {number} of {part}: {error}") from None
+            facts: dict[str, Any] = {
                 "documents": len(examples),
                 "held_out": sum(row["held_out"] for row in examples),
                 "cut": sum(row["cut"] > 0 for row in examples),
-                "sha256": sha256_file(file),
             }
-        record["shared"] = _shared(parts)
+            if task != INSTRUCTION:
+                check_answers(task, part, examples)
+                if part != "train":
+                    facts |= check_options(task, part, examples, tokenizer)
+            file = temporary / f"{part}.parquet"
+            _write(file, examples)
+            record["parts"][part] = facts | {"sha256": sha256_file(file)}
         write_json(temporary / RECORD, record)
-    for pair, count in record["shared"].items():
-        if count:
-            print(f"task {task}: {count} documents stand in {pair}", file=sys.stderr)
+    for line in remarks(record):
+        print(f"task {task}: {line}", file=sys.stderr)
     return record
+
+
+def remarks(record: dict[str, Any]) -> list[str]:
+    """What a reader of the results must know of a task's examples: shared and cut documents, by their record."""
+    lines = []
+    for pair, count in record.get("shared", {}).items():
+        if count:
+            lines.append(f"{count} documents stand in {pair}")
+    if record.get("dropped"):
+        lines.append(f"{record['dropped']} of them were left out of training")
+    for part, facts in record["parts"].items():
+        if facts["cut"]:
+            lines.append(f"{facts['cut']} of {facts['documents']} prompts of {part} lose their beginning")
+        if facts.get("twins"):
+            lines.append(
+                f"in {facts['twins']} of {facts['documents']} documents of {part} another option is the same as the right "
+                "one, and the first of them is taken"
+            )
+        if facts.get("merged"):
+            lines.append(
+                f"in {facts['merged']} of {facts['documents']} documents of {part} an option's first letters merge with "
+                "the prompt, and lm-eval leaves that token out of its likelihood"
+            )
+    return lines
 
 
 def current(folder: Path, identity: str) -> bool:
@@ -233,18 +262,34 @@ def _same(task: str, part: str, first: Sequence[dict[str, Any]], second: Sequenc
 
 
 def _shared(parts: dict[str, list[dict[str, Any]]]) -> dict[str, int]:
-    """Documents of a later part that stand in an earlier one too: the same prompt, the same options, the same answer."""
-    known = {part: {_content(row) for row in rows if not row["held_out"]} for part, rows in parts.items()}
+    """Documents of a later part that stand in an earlier one too: the same prompt and options, in whatever order."""
+    known = {part: {content(row) for row in rows if not row["held_out"]} for part, rows in parts.items()}
     pairs = [("train", "validation"), ("train", "evaluation"), ("validation", "evaluation")]
     return {
-        f"{first} and {second}": sum(_content(row) in known[first] for row in parts[second])
+        f"{first} and {second}": sum(content(row) in known[first] for row in parts[second])
         for first, second in pairs
         if first in parts and second in parts
     }
 
 
-def _content(row: dict[str, Any]) -> str:
-    return json.dumps([row["prompt"], row["options"], row["completion"]])
+def _drop_shared(task: str, parts: dict[str, list[dict[str, Any]]]) -> int:
+    """Leave training documents out that are asked in evaluation, or in validation where they are not held out for it."""
+    if "evaluation" not in parts:
+        return 0
+    asked = {content(row) for row in parts["evaluation"]}
+    chosen_on = {content(row) for row in parts["validation"]}
+    kept = [
+        row
+        for row in parts["train"]
+        if content(row) not in asked and (row["held_out"] or content(row) not in chosen_on)
+    ]
+    if not kept:
+        raise MolaError(
+            f"task {task}: every training document is asked in evaluation too; choose another task"
+        )
+    dropped = len(parts["train"]) - len(kept)
+    parts["train"] = kept
+    return dropped
 
 
 def _write(file: Path, rows: list[dict[str, Any]]) -> None:

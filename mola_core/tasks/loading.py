@@ -3,6 +3,9 @@
 import functools
 import itertools
 import json
+import operator
+import re
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from mola_core.errors import MolaError
-from mola_core.tasks import SPLIT_KEYS, Example, evaluation_split, task_config, task_file
+from mola_core.tasks import SPLIT_KEYS, Example, evaluation_split, splits_of, task_config, task_file
 
 HELD_OUT = 1000
 """Training documents held out for validation: a tenth, at most so many."""
@@ -61,13 +64,19 @@ def load_prepared(name: str, protocol: str, folder: Path, validated: bool = Fals
     config = deepcopy(load_yaml(task_file(name, protocol)))
     for key in ("tag", "group", "task_list", "dataset_name"):
         config.pop(key, None)
-    roles = {split: key for split, key in SPLIT_KEYS.items() if key in config and files[split].is_file()}
+    known = splits_of(name)
+    roles = {
+        split: key
+        for split, key in SPLIT_KEYS.items()
+        if key in config and split in known and files[split].is_file()
+    }
     hold_out = False
     if validated:
         # Whatever else is there, the evaluation split stays out of sight.
         hold_out = evaluation_split(name) == "validation" or "validation" not in roles
         roles = {"train": SPLIT_KEYS["train"], "validation": SPLIT_KEYS["validation"]}
-    metrics = config.get("metric_list") or []
+    # It asks each option once more without its prompt, which would be taken for further options.
+    metrics = [each for each in config.get("metric_list") or [] if each["metric"] != "acc_mutual_info"]
     if all(metric["metric"] != "acc" for metric in metrics) and config["output_type"] == "multiple_choice":
         metrics = [*metrics, {"metric": "acc", "aggregation": "mean", "higher_is_better": True}]
     config |= {
@@ -91,10 +100,13 @@ def make_examples(task: ConfigurableTask, split: str, documents: int | None) -> 
     docs = {"train": task.training_docs, "validation": task.validation_docs, "test": task.test_docs}[split]()
     if docs is None:
         raise MolaError(f"task {task.task_name}: it has no split {split!r}; choose another")
-    return [
-        _example(task, doc, f"row {row} of {split}")
-        for row, doc in enumerate(itertools.islice(docs, documents))
-    ]
+    taken = list(itertools.islice(docs, documents))
+    examples = [_example(task, doc, f"row {row} of {split}") for row, doc in enumerate(taken)]
+    if task.OUTPUT_TYPE == "multiple_choice":
+        _check_reading(task, taken, split)
+        if split != "train":
+            _check_scoring(task, taken, examples)
+    return examples
 
 
 def _example(task: ConfigurableTask, doc: dict[str, Any], where: str) -> Example:
@@ -104,11 +116,12 @@ def _example(task: ConfigurableTask, doc: dict[str, Any], where: str) -> Example
         completion = task.config.target_delimiter + task.doc_to_target(doc)
         return Example(document_id(doc), context, completion, [], None)
     choices = task.doc_to_choice(doc)
-    answer = _answer(task, doc, choices)
-    if answer is None:
-        raise MolaError(
-            f"task {task.task_name}: {where} has no answer among its {len(choices)} options; remove it"
-        )
+    where = f"task {task.task_name}: {where}"
+    if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
+        raise MolaError(f"{where} has options that are no texts ({str(choices)[:80]}); write each in quotes")
+    answer = _answer(
+        task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc), choices, where
+    )
     requests = [request.args for request in task.construct_requests(doc, context)][: len(choices)]
     prompt, completion = requests[answer]
     if task.multiple_input:
@@ -116,14 +129,77 @@ def _example(task: ConfigurableTask, doc: dict[str, Any], where: str) -> Example
     return Example(document_id(doc), prompt, completion, [option for _, option in requests], answer)
 
 
-def _answer(task: ConfigurableTask, doc: dict[str, Any], choices: list[str]) -> int | None:
-    """Index of the right option (the first of several), by the rules of lm-eval's `process_results`."""
-    gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
-    if isinstance(gold, list):
-        gold = gold[0] if gold else None
+def _answer(gold: Any, choices: list[str], where: str) -> int:
+    """Index of the right option by the rules of lm-eval's `process_results`: its number, of any integer type, its text,
+    or a list with one number."""
+    if isinstance(gold, list | tuple):
+        if len(gold) > 1:
+            raise MolaError(
+                f"{where} has {len(gold)} right answers of {len(choices)} options; use a task with one right option"
+            )
+        gold = gold[0] if gold and not isinstance(gold[0], str) else None
     if isinstance(gold, str):
-        return choices.index(gold) if gold in choices else None
-    return gold if isinstance(gold, int) and 0 <= gold < len(choices) else None
+        if choices.count(gold) == 1:
+            return choices.index(gold)
+        if gold in choices:
+            raise MolaError(
+                f"{where} has the right answer {gold!r} more than once among its options; mend it"
+            )
+    elif isinstance(gold, bool | np.bool_):
+        raise MolaError(
+            f"{where} has the answer {gold}, which names no option; give its number from 0, or its text"
+        )
+    elif hasattr(gold, "__index__") and 0 <= operator.index(gold) < len(choices):
+        return operator.index(gold)
+    raise MolaError(
+        f"{where} has no answer among its {len(choices)} options (it says {str(gold)[:40]!r}); remove it or give the option's "
+        "number from 0, or its text"
+    )
+
+
+_PLACE = r"\.index\([^()]*\)\s*-?}}\s*$"
+"""End of a template that gives a place in a list."""
+
+
+def _check_reading(task: ConfigurableTask, docs: Sequence[dict[str, Any]], split: str) -> None:
+    """Refuse answers that can be read as an option's number and as its text, where the two differ.
+
+    lm-eval takes a template's digits for a number: of the options 1, 2 and 3 the answer "1" is then the second.
+    """
+    template = task.config.doc_to_target
+    if not isinstance(template, str) or template in task.features or re.search(_PLACE, template):
+        return  # a column, a function or a place: what it gives is taken as it is
+    column = re.fullmatch(r"\s*{{-?\s*(\w+)\s*-?}}\s*", template)
+    if task.multiple_input or (column and any(isinstance(doc.get(column[1]), int) for doc in docs)):
+        return
+    differs = None
+    for row, doc in enumerate(docs):
+        gold, choices = task.doc_to_target(doc), task.doc_to_choice(doc)
+        if isinstance(gold, str | list) or str(gold) not in choices:
+            return
+        if differs is None and choices.index(str(gold)) != gold:
+            differs = f"row {row} of {split} has the answer {gold} and the options {', '.join(choices)[:60]}"
+    if differs:
+        raise MolaError(
+            f"task {task.task_name}: {differs}: the number of an option or its text? write doc_to_target so that it gives a "
+            "column of text, or the option's number"
+        )
+
+
+def _check_scoring(
+    task: ConfigurableTask, docs: Sequence[dict[str, Any]], examples: Sequence[Example]
+) -> None:
+    """Compare each document's right option with what lm-eval itself would count as right."""
+    for row, (doc, example) in enumerate(zip(docs, examples, strict=True)):
+        choices = len(task.doc_to_choice(doc))
+        right = task.doc_to_text(doc) if task.multiple_input else example.answer
+        for best, wanted in ((right, 1.0), ((right + 1) % choices, float(choices == 1))):
+            answers = [(float(option == best), False) for option in range(choices)]
+            if task.process_results(doc, answers)["acc"] != wanted:
+                raise MolaError(
+                    f"task {task.task_name}: row {row} to evaluate on: lm-eval counts option {best} as "
+                    f"{'wrong' if wanted else 'right'}, its answer says otherwise; give each document one right option"
+                )
 
 
 def document_id(doc: dict[str, Any]) -> str:

@@ -75,6 +75,9 @@ def what_was_run(study: Study, cells: pd.DataFrame) -> list[str]:
         memory = trained["peak_memory_bytes"].max() / 2**30
         speed = trained["tokens"].sum() / trained["train_seconds"].sum()
         lines.append(f"Speed: {speed:,.0f} tokens/s in training; at most {memory:.1f} GiB")
+    if "remarks" in cells:
+        said = cells.groupby("task", sort=False)["remarks"].first().dropna()
+        lines += [f"Documents of {task_title(str(task))}: {text}" for task, text in said.items() if text]
     lines.append(f"Machine: {', '.join(devices)}")
     commits = cells["commit"].dropna().unique()
     if len(commits):
@@ -92,11 +95,12 @@ def duration(seconds: float) -> str:
 
 
 def did_training_help(study: Study, table: pd.DataFrame, documents: Mapping[str, int]) -> pd.DataFrame:
-    """For each task the trained methods against the untrained model and the most frequent answer.
+    """For each task the trained methods against the untrained model and knowing nothing.
 
     `documents` are those of each task's evaluation.
     """
-    majority = table.iloc[0]
+    chance = table.iloc[0]
+    over = f"Over {str(chance['method']).split()[0]}"
     untrained = table.iloc[1]
     trained = table.iloc[2:]
     rows = []
@@ -104,20 +108,18 @@ def did_training_help(study: Study, table: pd.DataFrame, documents: Mapping[str,
         scores = trained[["method", task]].dropna()
         row = {
             "Task": task_title(task),
-            "Majority class": percent(majority[task]),
+            str(chance["method"]).capitalize(): percent(chance[task]),
             "Untrained": percent(untrained[task]),
         }
         if scores.empty:
-            rows.append(
-                row | dict.fromkeys(["Best trained", "Over untrained", "Over majority", "Answer"], EMPTY)
-            )
+            rows.append(row | dict.fromkeys(["Best trained", "Over untrained", over, "Answer"], EMPTY))
             continue
         best = scores.loc[scores[task].astype(float).idxmax()]
         row |= {
             "Best trained": f"{percent(best[task])} ({best['method']})",
             "Over untrained": points(_minus(best[task], untrained[task])),
-            "Over majority": points(_minus(best[task], majority[task])),
-            "Answer": _answer(scores[task], untrained[task], majority[task], documents[task]),
+            over: points(_minus(best[task], chance[task])),
+            "Answer": _answer(scores[task], untrained[task], chance[task], documents[task]),
         }
         rows.append(row)
     return pd.DataFrame(rows)
@@ -127,12 +129,12 @@ def _minus(ours: float, other: float | None) -> float | None:
     return None if other is None or pd.isna(other) else ours - other
 
 
-def _answer(scores: pd.Series, untrained: float | None, majority: float, documents: int) -> str:
+def _answer(scores: pd.Series, untrained: float | None, chance: float, documents: int) -> str:
     """How many of the trained methods are above both by more than the noise of so many documents.
 
     Two standard errors of the difference of two proportions, unpaired, which is more than pairs have.
     """
-    level = max(level for level in (untrained, majority) if level is not None and not pd.isna(level))
+    level = max(level for level in (untrained, chance) if level is not None and not pd.isna(level))
     error = (2 * level * (1 - level) / documents) ** 0.5
     above = int((scores > level + 2 * error).sum())
     if above == len(scores):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from mola_core.analysis.collect import read_cells, recorded_experts
+from mola_core.analysis.collect import chance_label, chance_levels, read_cells, recorded_experts
 from mola_core.analysis.notices import missing_cells, notices
 from mola_core.analysis.reference import numbers as reference
 from mola_core.analysis.tables.parameters import Sizes, closed_form, layer_matrices
@@ -22,6 +22,11 @@ TABLES = ("accuracy", "parameters")
 """Tables of every study: `tables/<name>.{csv,md,tex}`."""
 
 MAJORITY = "majority class"
+CHANCE = {
+    MAJORITY: "always the most frequent answer",
+    "chance": "knowing nothing of a document: the most frequent class, or one in the number of options where these differ",
+}
+"""What the first row is, in words."""
 
 
 def write(layout: Layout, out_dir: Path | None = None) -> None:
@@ -114,10 +119,10 @@ def _means(study: Study, row: dict[str, Any], complete: pd.DataFrame) -> dict[st
 
 
 def _majority_row(study: Study, cells: pd.DataFrame) -> dict[str, Any]:
-    row: dict[str, Any] = {"method": MAJORITY}
+    levels = chance_levels(cells)
+    row: dict[str, Any] = {"method": chance_label(cells)}
     for task in study.tasks:
-        own = cells[cells["task"] == task]
-        row[task] = None if own.empty else own["majority"].iloc[0] / own["documents"].iloc[0]
+        row[task] = levels.get(task)
     values = [row[task] for task in study.tasks]
     return row | {"mean": None if None in values else sum(values) / len(values)}
 
@@ -175,7 +180,7 @@ def accuracy_notes(study: Study, cells: pd.DataFrame) -> list[str]:
     ]
     notes = [
         f"Evaluated documents: {', '.join(documents)}. Every accuracy is k of them; the mean weighs tasks equally.",
-        f"`{MAJORITY}`: always the most frequent answer. The base model is evaluated once: it has no seed noise.",
+        f"`{chance_label(cells)}`: {CHANCE[chance_label(cells)]}. The base model is evaluated once: it has no seed noise.",
     ]
     if len(study.seeds) > 1:
         notes.append("± is the standard deviation over seeds, not an interval.")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from mola_core.analysis.collect import chance_label, chance_levels
 from mola_core.analysis.figures.drawing import grid, legend_height, outer_labels, plain, shared_legend, words
 from mola_core.analysis.figures.registry import FigureEntry, StudyData
 from mola_core.analysis.reference.numbers import task_title
@@ -149,8 +150,8 @@ def _without_training(
     """What no training gives, in words below and as lines where the axis reaches so far."""
     base = next((label for label, method in study.method_by_label.items() if method.method == "base"), None)
     found = accuracies(matrix, base, tasks) if base else None
-    own = cells[cells["task"].isin(tasks)].groupby("task")[["majority", "documents"]].first()
-    levels = {"majority class": (own["majority"] / own["documents"]).mean()}
+    own = cells[cells["task"].isin(tasks)]
+    levels = {chance_label(own): chance_levels(own).mean()}
     if found:
         levels = {"untrained": found[0]} | levels
     low, high = axis.get_ylim()
