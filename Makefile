@@ -57,7 +57,7 @@ lint: $(BIN)/.ready-to-test
 
 # The documentation as a web site in build/site; a broken link or a page outside the navigation is an error.
 docs: $(BIN)/.ready-to-test
-	mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
 # The JSON schema of study files, from the study's sections and the methods' names: after a change of either.
 schema: $(BIN)/.ready
