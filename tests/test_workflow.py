@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -85,7 +86,10 @@ def test_everything_then_nothing_then_what_changed(tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"dataroot": "/x"}, "--config dataroot: unknown; give study, data_root or results"),
+        (
+            {"dataroot": "/x"},
+            "--config dataroot: unknown, did you mean 'data_root'?; give study, data_root or results",
+        ),
         (
             {"results": "/tmp/s{y}"},
             "--config results: /tmp/s{y}: braces have a meaning for Snakemake; rename it",
@@ -97,3 +101,51 @@ def test_bad_configuration_is_one_line(config, message):
     assert done.returncode != 0
     assert f"snakemake: {message}" in done.stderr.splitlines()
     assert "Traceback" not in done.stderr
+
+
+def test_another_workflow_takes_it_as_a_module(tmp_path):
+    """Jobs get their command and options, which stand outside the rules, in the module's own names."""
+    study = small(tmp_path)
+    (tmp_path / "Snakefile").write_text(
+        f"""
+module mola:
+    snakefile: "{ROOT}/Snakefile"
+    config: {{"study": "{study}", "results": "results/mola"}}
+
+use rule * from mola as mola_*
+
+rule paper:
+    default_target: True
+    input: rules.mola_all.input
+"""
+    )
+    command = [sys.executable, "-m", "snakemake", "-n", "--printshellcmds"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    planned = jobs(done.stdout)
+    assert planned["mola_collect"] == planned["paper"] == 1
+    assert f"-m mola_core.cli collect --study {study} --results results/mola" in done.stdout
+
+
+def test_a_configuration_file_takes_the_same_keys(tmp_path):
+    study = small(tmp_path)
+    (tmp_path / "config.yaml").write_text(f"study: {study}\nresults: {tmp_path / 'results'}\n")
+    done = snakemake("-n", "--configfile", str(tmp_path / "config.yaml"))
+    assert done.returncode == 0, done.stderr
+    assert f"{tmp_path / 'results'}/small/scores.parquet" in done.stdout
+    (tmp_path / "config.yaml").write_text("studie: smoke\n")
+    done = snakemake("-n", "--configfile", str(tmp_path / "config.yaml"))
+    assert done.returncode != 0
+    assert "--config studie: unknown" in done.stderr
+
+
+def test_each_finding_of_the_linter_is_answered():
+    """docs/howto/workflow.md says why these are left."""
+    done = snakemake("--lint", study="smoke")
+    found = set(re.findall(r"^    \* (.*):$", done.stdout + done.stderr, re.M))
+    answers = (ROOT / "docs/howto/workflow.md").read_text()
+    assert found == {
+        "Specify a conda environment or container for each rule.",
+        "Mixed rules and functions in same snakefile.",
+    }
+    assert all(finding in answers for finding in found)

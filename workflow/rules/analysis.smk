@@ -23,8 +23,11 @@ rule routing:
         mem_mb=int(1024 * compute.memory_gb),
         runtime=int(60 * compute.hours),
         gpu=min(1, compute.gpus),
+    params:
+        mola=mola,
+        options=options,
     shell:
-        "{mola} routing {options} --task {wildcards.task} --method {wildcards.method} --seed {wildcards.seed}"
+        "{params.mola} routing {params.options} --task {wildcards.task} --method {wildcards.method} --seed {wildcards.seed}"
         " 2>&1 | tee -i {log:q}"
 
 
@@ -42,8 +45,11 @@ rule routing_figures:
         expand(folder("figures/{figure}.png"), figure=ROUTING_FIGURES),
     log:
         folder("logs/routing.log"),
+    params:
+        mola=mola,
+        options=options,
     shell:
-        "{mola} routing {options} 2>&1 | tee -i {log:q}"
+        "{params.mola} routing {params.options} 2>&1 | tee -i {log:q}"
 
 
 rule redundancy:
@@ -63,8 +69,11 @@ rule redundancy:
         expand(folder("figures/{figure}.png"), figure=REDUNDANCY_FIGURES),
     log:
         folder("logs/redundancy.log"),
+    params:
+        mola=mola,
+        options=options,
     shell:
-        "{mola} redundancy {options} 2>&1 | tee -i {log:q}"
+        "{params.mola} redundancy {params.options} 2>&1 | tee -i {log:q}"
 
 
 # Once for a base model, whatever the study; cells of `alphalora` methods wait for it.
@@ -79,8 +88,11 @@ rule layer_quality:
     resources:
         mem_mb=int(1024 * compute.memory_gb),
         gpu=min(1, compute.gpus),
+    params:
+        mola=mola,
+        options=options,
     shell:
-        "{mola} layers {options} --scores-only 2>&1 | tee -i {log:q}"
+        "{params.mola} layers {params.options} --scores-only 2>&1 | tee -i {log:q}"
 
 
 rule layer_figures:
@@ -99,8 +111,11 @@ rule layer_figures:
         expand(folder("figures/{figure}.png"), figure=QUALITY_FIGURES),
     log:
         folder("logs/layers.log"),
+    params:
+        mola=mola,
+        options=options,
     shell:
-        "{mola} layers {options} 2>&1 | tee -i {log:q}"
+        "{params.mola} layers {params.options} 2>&1 | tee -i {log:q}"
 
 
 rule analysis:

@@ -70,13 +70,16 @@ if compute.cells_per_job == 1:
     rule cell:
         input:
             model=ancient(layout.model / "model.json"),
-            examples=lambda wildcards: trained_on(wildcards) + evaluated_on(wildcards),
+            examples=lambda wildcards: [
+                *trained_on(wildcards),
+                *evaluated_on(wildcards),
+            ],
             parent=parent_of,
             quality=quality_of,
             needed=lambda wildcards: unless(current(named_cell(wildcards))),
         output:
-            folder("cells/{task}/{method}/seed{seed}/" + TRAINED),
-            folder("cells/{task}/{method}/seed{seed}/" + EVALUATED),
+            folder(f"cells/{{task}}/{{method}}/seed{{seed}}/{TRAINED}"),
+            folder(f"cells/{{task}}/{{method}}/seed{{seed}}/{EVALUATED}"),
         log:
             folder("logs/cell/{task}/{method}/seed{seed}.log"),
         benchmark:
@@ -89,8 +92,11 @@ if compute.cells_per_job == 1:
             mem_mb=lambda wildcards, attempt: int(1024 * compute.memory_gb * attempt),
             runtime=lambda wildcards, attempt: int(60 * compute.hours * attempt),
             gpu=compute.gpus,
+        params:
+            mola=mola,
+            options=options,
         shell:
-            "{mola} cell {options} --cell {wildcards.task} {wildcards.method} {wildcards.seed}"
+            "{params.mola} cell {params.options} --cell {wildcards.task} {wildcards.method} {wildcards.seed}"
             " 2>&1 | tee -i {log:q}"
 
     ruleorder: cell > train > evaluate
@@ -135,7 +141,7 @@ else:
             params:
                 cells=named(batch),
             shell:
-                "{mola} cell {options} {params.cells} 2>&1 | tee -i {log:q}"
+                "{params.mola} cell {params.options} {params.cells} 2>&1 | tee -i {log:q}"
 
 
 rule train:
@@ -146,7 +152,7 @@ rule train:
         quality=quality_of,
         needed=lambda wildcards: unless(planned.trained(named_cell(wildcards))),
     output:
-        folder("cells/{task}/{method}/seed{seed}/" + TRAINED),
+        folder(f"cells/{{task}}/{{method}}/seed{{seed}}/{TRAINED}"),
     log:
         folder("logs/train/{task}/{method}/seed{seed}.log"),
     benchmark:
@@ -156,8 +162,11 @@ rule train:
         mem_mb=lambda wildcards, attempt: int(1024 * compute.memory_gb * attempt),
         runtime=lambda wildcards, attempt: int(60 * compute.hours * attempt),
         gpu=compute.gpus,
+    params:
+        mola=mola,
+        options=options,
     shell:
-        "{mola} train {options} --task {wildcards.task} --method {wildcards.method} --seed {wildcards.seed}"
+        "{params.mola} train {params.options} --task {wildcards.task} --method {wildcards.method} --seed {wildcards.seed}"
         " 2>&1 | tee -i {log:q}"
 
 
@@ -168,7 +177,7 @@ rule evaluate:
         training=training_of,
         needed=lambda wildcards: unless(planned.evaluated(named_cell(wildcards))),
     output:
-        folder("cells/{task}/{method}/seed{seed}/" + EVALUATED),
+        folder(f"cells/{{task}}/{{method}}/seed{{seed}}/{EVALUATED}"),
     log:
         folder("logs/evaluate/{task}/{method}/seed{seed}.log"),
     benchmark:
@@ -178,6 +187,9 @@ rule evaluate:
         mem_mb=lambda wildcards, attempt: int(1024 * compute.memory_gb * attempt),
         runtime=lambda wildcards, attempt: int(60 * compute.hours * attempt),
         gpu=min(1, compute.gpus),
+    params:
+        mola=mola,
+        options=options,
     shell:
-        "{mola} evaluate {options} --task {wildcards.task} --method {wildcards.method} --seed {wildcards.seed}"
+        "{params.mola} evaluate {params.options} --task {wildcards.task} --method {wildcards.method} --seed {wildcards.seed}"
         " 2>&1 | tee -i {log:q}"

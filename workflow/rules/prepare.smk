@@ -9,8 +9,11 @@ rule model:
         folder("logs/model.log"),
     resources:
         mem_mb=int(1024 * compute.memory_gb),
+    params:
+        mola=mola,
+        options=options,
     shell:
-        "{mola} model {options} 2>&1 | tee -i {log:q}"
+        "{params.mola} model {params.options} 2>&1 | tee -i {log:q}"
 
 
 rule data:
@@ -18,8 +21,11 @@ rule data:
         layout.root / "data" / "{store}" / "{task}" / "fingerprint.json",
     log:
         folder("logs/data/{store}/{task}.log"),
+    params:
+        mola=mola,
+        options=options,
     shell:
-        "{mola} data {options} --task {wildcards.task} 2>&1 | tee -i {log:q}"
+        "{params.mola} data {params.options} --task {wildcards.task} 2>&1 | tee -i {log:q}"
 
 
 rule examples:
@@ -31,8 +37,11 @@ rule examples:
         folder("examples/{task}/examples.json"),
     log:
         folder("logs/examples/{task}.log"),
+    params:
+        mola=mola,
+        options=options,
     shell:
-        "{mola} examples {options} --task {wildcards.task} 2>&1 | tee -i {log:q}"
+        "{params.mola} examples {params.options} --task {wildcards.task} 2>&1 | tee -i {log:q}"
 
 
 # Everything that needs a network, for a login node; compute nodes then run offline.

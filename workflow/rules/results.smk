@@ -1,4 +1,6 @@
 # From finished cells to what a person reads. Everything here is computed from the cells' files without a model.
+import os
+
 from mola_core.analysis.figures.study import FIGURES
 from mola_core.analysis.figures.verdict import FIGURES as VERDICT_FIGURES
 from mola_core.analysis.paper.tables import tables_of
@@ -24,8 +26,11 @@ rule collect:
         folder("collected.json"),
     log:
         folder("logs/collect.log"),
+    params:
+        mola=mola,
+        options=options,
     shell:
-        "{mola} collect {options} 2>&1 | tee -i {log:q}"
+        "{params.mola} collect {params.options} 2>&1 | tee -i {log:q}"
 
 
 rule tables:
@@ -46,8 +51,11 @@ rule tables:
         ),
     log:
         folder("logs/tables.log"),
+    params:
+        mola=mola,
+        options=options,
     shell:
-        "{mola} tables {options} 2>&1 | tee -i {log:q}"
+        "{params.mola} tables {params.options} 2>&1 | tee -i {log:q}"
 
 
 rule figures:
@@ -63,8 +71,11 @@ rule figures:
         expand(folder("figures/{figure}.png"), figure=FIGURES),
     log:
         folder("logs/figures.log"),
+    params:
+        mola=mola,
+        options=options,
     shell:
-        "{mola} figures {options} 2>&1 | tee -i {log:q}"
+        "{params.mola} figures {params.options} 2>&1 | tee -i {log:q}"
 
 
 rule verdict:
@@ -82,8 +93,11 @@ rule verdict:
         ),
     log:
         folder("logs/verdict.log"),
+    params:
+        mola=mola,
+        options=options,
     shell:
-        "{mola} verdict {options} 2>&1 | tee -i {log:q}"
+        "{params.mola} verdict {params.options} 2>&1 | tee -i {log:q}"
 
 
 # The published numbers, put to the same questions; needs no cell.
@@ -93,9 +107,10 @@ rule reanalysis:
     log:
         folder("logs/reanalysis.log"),
     params:
-        folder=str(layout.root / "reanalysis"),
+        mola=mola,
+        folder=lambda wildcards, output: os.path.dirname(output[0]),
     shell:
-        "{mola} reanalyse --out {params.folder:q} 2>&1 | tee -i {log:q}"
+        "{params.mola} reanalyse --out {params.folder:q} 2>&1 | tee -i {log:q}"
 
 
 rule summary:
@@ -113,8 +128,11 @@ rule summary:
         ),
     log:
         folder("logs/summary.log"),
+    params:
+        mola=mola,
+        options=options,
     shell:
-        "{mola} summary {options} > {log:q} 2>&1"
+        "{params.mola} summary {params.options} > {log:q} 2>&1"
 
 
 # The answer is the last thing that a run says, so the rule above says nothing.
