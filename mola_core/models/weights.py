@@ -15,13 +15,12 @@ from safetensors.torch import load_file
 
 import mola_core.adapter  # noqa: F401 - makes MoLA known to PEFT
 from mola_core.distributed import is_main
-from mola_core.errors import MolaError
+from mola_core.errors import MolaError, one_line
 from mola_core.files import atomic_write, read_json, remove, sha256_file, write_json
 from mola_core.methods.registry import adapter_config, takes_start_from_base
 from mola_core.models.building import build, try_out
 from mola_core.models.loading import load_model
 from mola_core.models.memory import is_out_of_memory
-from mola_core.models.sources import one_line
 from mola_core.records import digest
 
 if TYPE_CHECKING:

