@@ -43,3 +43,27 @@ def test_the_notebook_of_the_published_study_shows_what_its_scores_give():
 
     assert printed(again) == printed(committed)
     assert len(printed(committed)) >= 3
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_the_notebook_of_your_scores_answers_a_question(tmp_path, monkeypatch, given):
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    monkeypatch.delenv("MOLA_SCORES", raising=False)
+    if given:
+        random = np.random.default_rng(0)
+        rows = [
+            f"{method},{seed},q{document},{int(random.random() < chance)}"
+            for method, chance in (("one", 0.9), ("other", 0.4))
+            for seed in range(4)
+            for document in range(60)
+        ]
+        (tmp_path / "scores.csv").write_text("\n".join(["method,seed,document,correct", *rows]))
+        monkeypatch.setenv("MOLA_SCORES", str(tmp_path / "scores.csv"))
+    monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parent.parent))
+    notebook = nbformat.read(NOTEBOOK.with_name("your_scores.ipynb"), as_version=4)
+    assert all(not cell.get("outputs") for cell in notebook.cells), "commit the notebook without outputs"
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    shown = str([cell.get("outputs") for cell in notebook.cells])
+    assert ("one-vs-other" if given else "mine-vs-theirs") in shown
+    assert f"answer: {'supported' if given else 'undecided'}" in shown
