@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 
@@ -126,3 +127,26 @@ def test_a_wheel_in_another_project_s_checkout_records_no_commit(installed, tmp_
     code = "import mola_core.records as records; print(records.__file__); print(records.git_state())"
     done = python(tmp_path / "own", tmp_path, "-c", code)
     assert done.stdout.splitlines() == [str(copy / "records.py"), "{}"], done.stderr
+
+
+def test_one_list_of_pythons():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    minors = [
+        int(name.rpartition(".")[2])
+        for name in project["classifiers"]
+        if name.startswith("Programming Language :: Python :: 3.")
+    ]
+    assert project["requires-python"] == f">=3.{min(minors)},<3.{max(minors) + 1}"
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    job = workflow["jobs"]["check"]
+    assert job["strategy"]["matrix"]["python"] == [f"3.{minor}" for minor in minors]
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["bash .ci/run"]
+    assert (ROOT / ".ci/run").is_file()
+    assert f"3.{min(minors)} to 3.{max(minors)}" in (ROOT / "README.md").read_text()
+
+
+def test_the_files_at_the_front_door_name_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    version = (ROOT / "mola_core/__init__.py").read_text().split('__version__ = "')[1].split('"')[0]
+    assert citation["version"] == version
+    assert f"## {version} - {citation['date-released']}" in (ROOT / "CHANGELOG.md").read_text()
