@@ -23,6 +23,7 @@ report: "workflow/report/workflow.rst"
 include: "workflow/rules/common.smk"
 include: "workflow/rules/prepare.smk"
 include: "workflow/rules/cells.smk"
+include: "workflow/rules/tuning.smk"
 include: "workflow/rules/results.smk"
 include: "workflow/rules/analysis.smk"
 

@@ -26,7 +26,7 @@ FLOORS = [
 """Each folder or module imports from floors above it in this list only; those of one floor not from each other."""
 ANALYSIS = [
     {"reference", "notices", "score_files", "verdict_fields"},
-    {"scores", "likelihoods"},
+    {"scores"},
     {"score_writer"},
     {"looks", "statistics"},
     {"collect", "verify"},

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mola_core.analysis.likelihoods import right_likelihoods
+from mola_core.evaluation.likelihoods import right_likelihoods
 
 TABLE = np.log([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7], [0.2, 0.6, 0.2], [0.6, 0.3, 0.1]]) - 3
 RIGHT = np.array([0, 2, 1, 1])

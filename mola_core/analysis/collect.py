@@ -267,7 +267,10 @@ def _record(layout: Layout, cell: Cell, manifest: dict[str, Any], samples: pa.Ta
         "steps": training.get("steps"),
         "epochs": training.get("epochs"),
         "tokens": training.get("tokens"),
+        "learning_rate": training.get("settings", {}).get("learning_rate"),
         "final_loss": training.get("final_loss"),
+        "diverged": training.get("diverged", {}).get("step"),
+        **{f"update_{when}": _update(training, when) for when in ("first", "last")},
         "train_seconds": training.get("seconds"),
         "tokens_per_second": training.get("tokens_per_second"),
         "peak_memory_bytes": training.get("peak_memory_bytes"),
@@ -283,6 +286,12 @@ def _record(layout: Layout, cell: Cell, manifest: dict[str, Any], samples: pa.Ta
         "stand_in": manifest["stand_in"],
         "finished": manifest["finished"],
     }
+
+
+def _update(training: dict[str, Any], when: str) -> float | None:
+    """Mean over the layers of the adapter's update size after the first or last step."""
+    sizes = training.get("update_size", {}).get(when)
+    return None if not sizes or None in sizes else float(np.mean(sizes))
 
 
 def _curve(layout: Layout, cell: Cell) -> pd.DataFrame:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mola_core.analysis.likelihoods import right_likelihoods
 from mola_core.analysis.score_files import COLUMNS, CONTENT_KEY, OPTIONAL, Content
+from mola_core.evaluation.likelihoods import right_likelihoods
 
 ROWS_PER_GROUP = 250_000
 _NAME = pa.dictionary(pa.int32(), pa.string())

@@ -28,12 +28,13 @@ def damaged(layout: Layout) -> Iterator[str]:
         folder = layout.examples(rows)
         if folder.is_dir():
             yield from _tried(lambda folder=folder: examples.read_record(folder))  # type: ignore[misc]
-    for cell in layout.study.all_cells():
-        folder = layout.cell(cell)
-        if (folder / "training.json").is_file():
-            yield from _tried(lambda: _check_training(folder, layout.weights(cell)))  # noqa: B023 - called at once
-        if (folder / "manifest.json").is_file():
-            yield from _tried(lambda: _check_evaluation(folder))  # noqa: B023
+    for part in filter(None, (layout.tries, layout)):
+        for cell in part.study.all_cells():
+            folder, weights = part.cell(cell), part.weights(cell)
+            if (folder / "training.json").is_file():
+                yield from _tried(lambda: _check_training(folder, weights))  # noqa: B023 - called at once
+            if (folder / "manifest.json").is_file():
+                yield from _tried(lambda: _check_evaluation(folder))  # noqa: B023
     if (layout.folder / "scores.parquet").is_file():
         yield from _tried(lambda: load_scores(layout.folder / "scores.parquet"))
         yield from _tried(lambda: _check_scores(layout.folder))

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 
 import mola_core
-from mola_core.cli import about, benchmark, cells, prepare, results, studies, verdict
+from mola_core.cli import about, benchmark, cells, prepare, results, studies, tuning, verdict
 from mola_core.cli.options import Verbs
 from mola_core.errors import MolaError, OutOfTime
 from mola_core.files import storage_problem
@@ -23,7 +23,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mola {mola_core.__version__}")
     verbs = Verbs(parser)
-    for group in (studies, prepare, cells, results, verdict, benchmark, about):
+    for group in (studies, prepare, tuning, cells, results, verdict, benchmark, about):
         group.declare(verbs)
     return parser
 

@@ -112,10 +112,16 @@ def cells(arguments: argparse.Namespace) -> None:
         cell = layout.study.cell(*arguments.why)
         print("\n".join(differences(layout, cell)) or "nothing differs")
         return
-    for cell in layout.study.all_cells():
-        found = standing(layout, cell)
-        state = cell_state(layout, cell, found)
-        print(as_json(cell, state, found.keys) if arguments.format == "json" else f"{state:9} {cell.path}")
+    for part in filter(None, (layout.tries, layout)):
+        for cell in part.study.all_cells():
+            found = standing(part, cell)
+            state = cell_state(part, cell, found)
+            where = (
+                part.cell(cell).relative_to(layout.folder / "cells")
+                if part is layout
+                else f"tuning/{cell.path}"
+            )
+            print(as_json(cell, state, found.keys) if arguments.format == "json" else f"{state:9} {where}")
 
 
 def declare(verbs: Verbs) -> None:

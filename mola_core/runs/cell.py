@@ -23,12 +23,14 @@ from mola_core.runs.layout import Layout
 from mola_core.runs.progress import failure_noted
 from mola_core.runs.selection import candidate_folder, choose_epoch, compare_candidates
 from mola_core.runs.state import standing
+from mola_core.runs.tuning import chosen, method_of
 from mola_core.study.effective import effective_training
 from mola_core.study.study import INSTRUCTION, Cell, Study
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from mola_core.methods.settings import MethodSettings
     from mola_core.models.base import Base
     from mola_core.models.tokens import Encoded
     from mola_core.runs.records import Environment, Manifest, TrainingRecord
@@ -95,9 +97,10 @@ class CellRunner:
         """Train the cell into `scratch`; False where it needs a smaller micro-batch, which is noted there."""
         from mola_core.models.memory import free_memory, is_out_of_memory
 
-        whole = effective_training(self.study, cell)
+        method = self._method(cell)
+        whole = effective_training(self.study, cell, method=method)
         micro_batch = from_main(lambda: recovery.fitting_micro_batch(scratch, whole))
-        settings = effective_training(self.study, cell, micro_batch).shared_by(world_size())
+        settings = effective_training(self.study, cell, micro_batch, method).shared_by(world_size())
         if is_main():
             recovery.drop_damaged_checkpoints(scratch)
         try:
@@ -130,6 +133,9 @@ class CellRunner:
         parts = training_parts(self.layout, cell)
         record = {"key": digest(parts), "parts": parts, **record, **outcome}
         record["settings"] = settings.model_dump(mode="json")
+        choice = chosen(self.layout, cell)
+        if choice:
+            record["tuning"] = dataclasses.asdict(choice)
         kept = [epoch for epoch in settings.candidates if candidate_folder(scratch, epoch).is_dir()]
         if kept:
             record |= self._choose_epoch(cell, kept, scratch)
@@ -335,10 +341,18 @@ class CellRunner:
         for name in self.study.rows_of([cell]):
             prepare_examples(self.layout, name, lambda: self.base.tokenizer)
 
+    def _method(self, cell: Cell) -> MethodSettings:
+        """The cell's method with what tuning chose for it. Raises `MolaError` where it has yet to choose."""
+        method = method_of(self.layout, cell)
+        if method is None:
+            raise MolaError(f"cell {cell.path}: its learning rate is not chosen yet; run `mola tuning` first")
+        return method
+
     def _keys(self, cell: Cell) -> Keys:
         return from_main(lambda: keys(self.layout, cell))
 
     def _training_key(self, cell: Cell) -> str:
+        self._method(cell)
         key = self._keys(cell).training
         if key is None:
             raise MolaError(
@@ -377,7 +391,7 @@ class CellRunner:
         from mola_core.methods.registry import parse_method
 
         study = self.study
-        settings_of_method = study.method_by_label[cell.method]
+        settings_of_method = self._method(cell)
         method = parse_method(settings_of_method)
         if method.allocation is None or study.parent(cell):
             return None
@@ -430,7 +444,7 @@ class CellRunner:
         elif parent:
             model = continued_adapter(self.base.lend(), start)
         else:
-            method = study.method_by_label[cell.method]
+            method = self._method(cell)
             adapter = method.adapter(study.adapter)
             batches = self._first_batches(cell, documents, settings) if needs_data(method, adapter) else ()
             steps = settings.steps(len(documents))

@@ -22,6 +22,7 @@ from mola_core.models.loading import FINGERPRINT as MODEL_RECORD
 from mola_core.models.loading import model_identity
 from mola_core.records import digest, read_record
 from mola_core.runs.layout import Layout
+from mola_core.runs.tuning import method_of
 from mola_core.study.effective import effective_training
 from mola_core.study.study import INSTRUCTION, Cell
 from mola_core.tasks import is_own, task_config
@@ -69,7 +70,11 @@ def training_parts(layout: Layout, cell: Cell) -> Parts | None:
     model = _model(layout)
     if method.method == "base" or model is None:
         return None
-    settings = effective_training(study, cell)
+    chosen = method_of(layout, cell)
+    if chosen is None:
+        return None
+    method = chosen
+    settings = effective_training(study, cell, method=method)
     rows = study.trained_on(cell)
     selected = bool(settings.candidates)
     examples = examples_part(layout, rows, "train", settings.documents, study.holds_out(cell))

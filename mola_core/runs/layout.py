@@ -1,11 +1,14 @@
 """Where a study's files are: the folders of `results/`, named in one place."""
 
 import dataclasses
+import functools
 from pathlib import Path
+from typing import Any
 
 from mola_core.models.loading import model_identity
 from mola_core.records import digest
 from mola_core.study.study import Cell, Study
+from mola_core.study.tries import tries_study
 from mola_core.tasks.prepare import rows_identity
 
 
@@ -50,8 +53,20 @@ class Layout:
         """What training and evaluation read of a task, or of `instruction`."""
         return self.folder / "examples" / task
 
+    @functools.cached_property
+    def tries(self) -> "Layout | None":
+        """The study's tries, whose cells stand in `tuning/`; None where nothing is tuned."""
+        study = tries_study(self.study)
+        return dataclasses.replace(self, study=study) if study else None
+
+    @functools.cached_property
+    def remembered(self) -> dict[object, Any]:
+        """What is worth finding once for this object."""
+        return {}
+
     def cell(self, cell: Cell) -> Path:
-        return self.folder / "cells" / cell.path
+        cells = "tuning" if self.study.scored_part == "validation" else "cells"
+        return self.folder / cells / cell.path
 
     def weights(self, cell: Cell) -> Path:
         """What a cell's training leaves: its adapter, or the whole model after full fine-tuning."""

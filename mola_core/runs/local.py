@@ -30,6 +30,7 @@ from mola_core.runs.cell import EVALUATED, TRAINED, CellRunner
 from mola_core.runs.layout import Layout
 from mola_core.runs.prepare import prepare_all
 from mola_core.runs.state import cell_state
+from mola_core.runs.tuning import TABLE, TUNING, choices, choose, cost
 from mola_core.study.study import Cell, Study
 from mola_core.training.trackers import check_trackers
 
@@ -142,12 +143,25 @@ def run(
 
     A cell begins when its parent is complete. No cell is begun and no training goes on after `time_budget` seconds; a
     stopped training leaves a checkpoint, an evaluation that has begun is finished. Without `keep_adapters` the weights of a cell go as soon as no open cell
-    continues from them. Raises `MolaError` where a model or data source cannot be read.
+    continues from them. Where the study is tuned its tries come first, and its cells when all of them are complete. Raises
+    `MolaError` where a model or data source cannot be read.
     """
     deadline = time.time() + time_budget if time_budget else None
-    study = layout.study
-    check_trackers(study.training.report_to)
+    check_trackers(layout.study.training.report_to)
     prepare_all(layout)
+    outcomes: list[Outcome] = []
+    if layout.tries is not None:
+        print(cost(layout), file=sys.stderr, flush=True)
+        outcomes = _run_cells(layout.tries, parallel, deadline, keep_adapters)
+        if any(outcome.state != "complete" for outcome in outcomes):
+            return outcomes
+        if choices(layout) is None:
+            choose(layout)
+    return outcomes + _run_cells(layout, parallel, deadline, keep_adapters)
+
+
+def _run_cells(layout: Layout, parallel: int, deadline: float | None, keep_adapters: bool) -> list[Outcome]:
+    study = layout.study
     waiting = open_cells(layout)
     if any(parse_method(study.method_by_label[cell.method]).allocation == "alphalora" for cell in waiting):
         layer_quality(layout.model, layout.quality)  # here, so that workers do not all measure it
@@ -227,5 +241,8 @@ def _tell(outcome: Outcome) -> None:
 def results_of(layout: Layout) -> list[Path]:
     """The small files of complete cells: what must come home from a borrowed machine."""
     names = ("manifest.json", "samples.parquet", "training.json", "train.jsonl", TRAINED, EVALUATED)
-    cells = [cell for cell in layout.study.all_cells() if cell_state(layout, cell) == "complete"]
-    return [file for cell in cells for name in names if (file := layout.cell(cell) / name).is_file()]
+    found = [layout.folder / name for name in (TUNING, TABLE)]
+    for part in filter(None, (layout.tries, layout)):
+        cells = [cell for cell in part.study.all_cells() if cell_state(part, cell) == "complete"]
+        found += [part.cell(cell) / name for cell in cells for name in names]
+    return [file for file in found if file.is_file()]

@@ -18,6 +18,7 @@ from mola_core.runs.key import examples_identity, keys
 from mola_core.runs.layout import Layout
 from mola_core.runs.prepare import check_steps
 from mola_core.runs.state import Standing, claim, standing
+from mola_core.runs.tuning import choices, cost, tuning_key
 from mola_core.study.loading import did_you_mean, given_path, load_study, study_file
 from mola_core.study.study import Cell
 from mola_core.tasks.examples import RECORD, current
@@ -68,6 +69,16 @@ class Plan:
     def evaluated(self, cell: Cell) -> bool:
         return not self.fresh or self.standings[cell].evaluated
 
+    def tried(self, cell: Cell) -> bool:
+        """Whether a try's score is there and current."""
+        assert self.layout.tries is not None
+        return not self.fresh or standing(self.layout.tries, cell).evaluated
+
+    @cached_property
+    def tuned(self) -> bool:
+        """Whether what tuning chose is there and current."""
+        return not self.fresh or choices(self.layout) is not None
+
     @cached_property
     def _needed(self) -> set[Cell]:
         """Cells whose weights are still to be read: by their own evaluation, or by a cell that goes on from them."""
@@ -110,7 +121,12 @@ def analysis_key(layout: Layout, known: Mapping[Cell, Standing] | None = None) -
     """What tables, figures, verdict and pages are made from: the scores, the study as it is written, and the code."""
     study = layout.study.model_dump(mode="json", exclude={"compute"})
     return digest(
-        {"scores": scores_key(layout, known), "study": study, "code": code_hash("mola_core.analysis")}
+        {
+            "scores": scores_key(layout, known),
+            "tries": tuning_key(layout) if layout.tries else None,
+            "study": study,
+            "code": code_hash("mola_core.analysis"),
+        }
     )
 
 
@@ -133,6 +149,8 @@ def plan(config: Mapping[str, Any], fresh: bool) -> Plan:
         for rows in layout.study.rows():
             if planned.rendered(rows):
                 check_steps(layout.study, rows, read_json(layout.examples(rows) / RECORD))
+        if layout.tries is not None:
+            print(cost(layout), file=sys.stderr)
     return planned
 
 

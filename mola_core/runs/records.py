@@ -42,6 +42,8 @@ class TrainingRecord(Environment):
     allocation: NotRequired[dict[str, Any]]
     parent: NotRequired[ParentRecord]
     epoch_choice: NotRequired[dict[str, Any]]
+    tuning: NotRequired[dict[str, Any]]
+    """What tuning had chosen when the cell was trained: rate, alpha, score, whose tries decided."""
     documents: int
     steps: int
     epochs: float
@@ -54,6 +56,8 @@ class TrainingRecord(Environment):
     """Of the last logged step; None where it was not finite."""
     diverged: NotRequired[dict[str, Any]]
     """Step and reason, where loss or weights were no longer finite: there is no adapter then."""
+    update_size: NotRequired[dict[str, list[float | None]]]
+    """After the `first` and the `last` step, by layer: RMS of the adapter's output over that of the base module."""
     peak_memory_bytes: int
     resumed: bool
     log_sha256: str

@@ -302,6 +302,30 @@ class ContinualSettings(StageSettings):
         ]
 
 
+class TuningSettings(Closed):
+    """Choose each method's learning rate on validation before its cells are trained, with the same number of tries for
+    each. A try is a training with one rate, from the base model, on a seed that the study does not use; of the rates the
+    one with the highest score is taken, of equal ones the lower. Validation is carved out of train where a task is
+    evaluated on validation or has none; tries are not trained on it. A method's own `learning_rate` stands."""
+
+    learning_rates: Annotated[list[Rate], Field(min_length=2)]
+    """The rates that are tried, at least two."""
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [100]
+    """Seeds of the tries, none of them the study's."""
+    steps: Count | None = None
+    """Optimiser steps of a try; as many as a cell's where it is not given."""
+    documents: Count | None = None
+    """Validation documents that a try is scored on, the first so many of each task; all where it is not given."""
+    by: Literal["method", "kind"] = "method"
+    """`kind`: all MoLA shapes take the rate found for the flat one of their budget, and all matched LoRAs likewise."""
+    alphas: Annotated[list[Annotated[float, Field(gt=0, le=1_000_000)]], Field(min_length=2)] | None = None
+    """Values of `alpha` to try with each rate; each method must take one."""
+    per_task: bool = False
+    """Choose for each task by itself, not by the mean over the tasks."""
+    score: Literal["likelihood", "accuracy"] = "likelihood"
+    """What tries are compared by: the mean probability of the right option among a document's options, or accuracy."""
+
+
 class EvaluationSettings(Closed):
     """How a cell is evaluated."""
 

@@ -14,7 +14,12 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from mola_core.errors import MolaError
 from mola_core.methods.family import VIRTUAL_TOKENS
-from mola_core.methods.registry import adapter_config_without_model, name_pattern, takes_start_from_base
+from mola_core.methods.registry import (
+    adapter_config_without_model,
+    family_of,
+    name_pattern,
+    takes_start_from_base,
+)
 from mola_core.methods.settings import AdapterSettings, MethodSettings
 from mola_core.section import Closed, Name, Seed
 from mola_core.study.sections import (
@@ -25,9 +30,12 @@ from mola_core.study.sections import (
     InstructionSettings,
     ModelSource,
     TrainingSettings,
+    TuningSettings,
 )
 from mola_core.study.verdict import VerdictSettings
 
+TUNED = ("learning_rates", "alphas", "seeds")
+"""Lists of the section `tuning` in which nothing stands twice."""
 INSTRUCTION = "instruction"
 """Name of the instruction-tuning stage: of its cells' task and of its rows."""
 RESERVED = frozenset({"models", "data", "checkpoints", "reanalysis", "benchmark", "published"})
@@ -103,6 +111,8 @@ class Study(Closed):
     """Tune each adapter on instructions before its task (the paper's setting 2)."""
     continual: ContinualSettings | None = None
     """Learn tasks one after another (the paper's continual learning)."""
+    tuning: TuningSettings | None = None
+    """Choose each method's learning rate first, on validation."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """How each cell is evaluated."""
     compute: ComputeSettings = ComputeSettings()
@@ -126,6 +136,7 @@ class Study(Closed):
             ("continual.tasks", self.continual.tasks if self.continual else []),
             ("methods", [method.label for method in self.methods]),
             ("seeds", self.seeds),
+            *((f"tuning.{field}", getattr(self.tuning, field) or []) for field in TUNED if self.tuning),
         ]
         for field, values in listed:
             twice = sorted((value for value, count in Counter(values).items() if count > 1), key=str)
@@ -148,6 +159,8 @@ class Study(Closed):
                 return
         if self.training.shared_prefix:
             yield from self._shared_prefix_problems()
+        if self.tuning:
+            yield from self._tuning_problems(self.tuning)
         cells = len(self.tasks) * len(self.methods) * len(self.seeds)
         if cells > MAX_CELLS:
             yield f"seeds: {cells} cells (tasks x methods x seeds), at most {MAX_CELLS}; list fewer"
@@ -178,6 +191,29 @@ class Study(Closed):
                 f"methods: {method.label!r} ({what}) cannot be continued; name other continual.methods, or leave it to a"
                 " study without instruction"
             )
+
+    def _tuning_problems(self, tuning: TuningSettings) -> Iterator[str]:
+        for seed in sorted({*tuning.seeds} & {*self.seeds}):
+            yield f"tuning.seeds: {seed} is a seed of the study; choose others, so that no result was tuned on itself"
+        if tuning.steps is not None and tuning.steps <= self.training.warmup_steps:
+            yield (
+                f"tuning.steps: {tuning.steps} is not above training.warmup_steps {self.training.warmup_steps}; raise it"
+            )
+        if tuning.score == "likelihood" and self.protocol == "generate":
+            yield "tuning.score: answers that are generated have no options to compare; use accuracy"
+        if self.instruction:
+            yield "tuning: tries start from the base model, the cells of a study with `instruction` do not; give methods their learning_rate"
+        if self.continual and self.continual.learning_rate is None:
+            yield "tuning: is for the study's tasks; give continual.learning_rate"
+        tuned = [m for m in self.methods if m.learning_rate is None and family_of(m).role != "untrained"]
+        if not tuned:
+            yield "tuning: every method has a learning_rate of its own; remove tuning"
+        for method in tuned if tuning.alphas else []:
+            if "alpha" not in family_of(method).takes or method.alpha is not None:
+                yield (
+                    f"tuning.alphas: {method.label} takes none or has its own, so it would have fewer tries; give it a"
+                    " learning_rate of its own or remove tuning.alphas"
+                )
 
     def _most_documents(self, cell: Cell, settings: TrainingSettings) -> int | None:
         """Training documents that the cell can have at most; None where only the rows say it."""

@@ -31,7 +31,8 @@ from mola_core.models.kernels import tell_slow_bf16
 from mola_core.models.memory import peak_memory
 from mola_core.models.precision import frozen_in
 from mola_core.models.tokens import Encoded
-from mola_core.training.batches import Collator, LengthGrouped, Packer
+from mola_core.training.batches import Collator, LengthGrouped, Packer, first_micro_batches
+from mola_core.training.update_size import UpdateSize
 from mola_core.training.variants import RankAllocation, allocates_ranks, loraplus_optimizer
 
 if TYPE_CHECKING:
@@ -255,6 +256,18 @@ def train(
         log_level="error",
         full_determinism=settings.deterministic,
     )
+    sizes = UpdateSize(
+        first_micro_batches(
+            documents,
+            settings.batch_size,
+            settings.micro_batch_size,
+            seed,
+            tokenizer.pad_token_id,
+            settings.loss_on,
+            1,
+        )[0],
+        checkpoints,
+    )
     # Dropout draws from the global generators: their state must not depend on what was initialised before.
     set_seed(seed)
     if on_gpu:
@@ -266,7 +279,7 @@ def train(
         args=arguments,
         train_dataset=documents,
         data_collator=Packer() if packed else Collator(tokenizer.pad_token_id, settings.loss_on),
-        callbacks=[progress, *([RankAllocation(model.base_model)] if whole else [])],
+        callbacks=[progress, sizes, *([RankAllocation(model.base_model)] if whole else [])],
     )
     trainer.remove_callback(PrinterCallback)
     model.config.use_cache = False
@@ -293,6 +306,7 @@ def train(
         "tokens_per_second": round(tokens / progress.seconds, 2),
         "final_loss": final_loss,
         **({"diverged": {"step": trainer.state.global_step, "reason": reason}} if reason else {}),
+        **sizes.record(),
         "peak_memory_bytes": peak_memory(),
         "resumed": checkpoint is not None,
     }, log

@@ -76,6 +76,7 @@ if compute.cells_per_job == 1:
             ],
             parent=parent_of,
             quality=quality_of,
+            rates=lambda wildcards: chosen_rates(),
             needed=lambda wildcards: unless(current(named_cell(wildcards))),
         output:
             folder(f"cells/{{task}}/{{method}}/seed{{seed}}/{TRAINED}"),
@@ -122,6 +123,7 @@ else:
                     if any(by_quality(cell) for cell in batch)
                     else []
                 ),
+                rates=chosen_rates(),
                 needed=unless(all(current(cell) for cell in batch)),
             output:
                 keys_of(batch),
@@ -150,6 +152,7 @@ rule train:
         examples=trained_on,
         parent=parent_of,
         quality=quality_of,
+        rates=lambda wildcards: chosen_rates(),
         needed=lambda wildcards: unless(planned.trained(named_cell(wildcards))),
     output:
         folder(f"cells/{{task}}/{{method}}/seed{{seed}}/{TRAINED}"),

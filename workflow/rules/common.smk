@@ -7,6 +7,7 @@ from snakemake.logging import logger
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from mola_core.files import locked
+from mola_core.runs.tuning import TABLE, TUNING
 from mola_core.runs.gpus import check_cards
 
 # What every rule uses: the `mola` command of this environment, the study's options and paths.
@@ -36,6 +37,13 @@ def unless(current):
 def once_made(files, current):
     """An input that is waited for where it is made again, and whose time means nothing where it is not."""
     return ancient(files) if current else files
+
+
+def chosen_rates():
+    """What tuned cells are trained with, where it is chosen."""
+    if layout.tries is None:
+        return []
+    return once_made(folder(TUNING), planned.tuned)
 
 
 wildcard_constraints:

@@ -36,6 +36,8 @@ class StudyData:
     """Layers of the base model, where known."""
     chosen: Mapping[str, Sequence[float]]
     """Experts by layer that methods were trained with (`collect.recorded_experts`)."""
+    tries: pd.DataFrame | None = None
+    """tuning.csv: a row for each try; None where nothing is tuned."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from mola_core.analysis.figures import registry
 from mola_core.runs.layout import Layout
+from mola_core.runs.tuning import TABLE
 
 FIGURES = registry.names("study")
 """Figures of every study: `figures/<name>.{svg,png}`."""
@@ -11,6 +12,8 @@ FIGURES = registry.names("study")
 
 def study_data(layout: Layout, folder: Path) -> registry.StudyData:
     """What `collect` wrote into `folder`. Raises `MolaError` where it is missing."""
+    import pandas as pd
+
     from mola_core.analysis.collect import read_cells, read_curves, recorded_experts
     from mola_core.analysis.score_files import load_scores
     from mola_core.analysis.scores import score_matrix
@@ -18,6 +21,7 @@ def study_data(layout: Layout, folder: Path) -> registry.StudyData:
     from mola_core.analysis.tables.parameters import layer_matrices
 
     cells = read_cells(folder)
+    tries = layout.folder / TABLE
     return registry.StudyData(
         layout.study,
         cells,
@@ -25,6 +29,7 @@ def study_data(layout: Layout, folder: Path) -> registry.StudyData:
         read_curves(folder),
         model_depth(cells, layer_matrices(layout.model)),
         recorded_experts(cells),
+        pd.read_csv(tries) if layout.study.tuning and tries.is_file() else None,
     )
 
 

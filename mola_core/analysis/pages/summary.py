@@ -18,6 +18,7 @@ from mola_core.analysis.tables.render import EMPTY, markdown_text, percent, pipe
 from mola_core.files import write_text
 from mola_core.runs.layout import Layout
 from mola_core.study.study import Cell, Study
+from mola_core.study.tries import candidates
 
 FILE = "summary.md"
 SHOWN_MISSING = 20
@@ -66,7 +67,7 @@ def what_was_run(study: Study, cells: pd.DataFrame) -> list[str]:
         f"Data: {study.data.source}; tasks: {', '.join(map(task_title, study.tasks))}; protocol: {study.protocol}",
         f"Methods: {', '.join(f'`{label}`' for label in study.method_by_label)}; "
         f"seeds: {', '.join(map(str, study.seeds))}",
-        f"Training: {length}, batch {training.batch_size}, learning rate {training.learning_rate:g}, "
+        f"Training: {length}, batch {training.batch_size}, learning rate {_rates(study)}, "
         f"loss on {'the answer' if training.loss_on == 'answer' else 'prompt and answer'}",
         f"Cells: {len(cells)} of {len(study.cells())} complete; {duration(seconds)} of training and evaluation in all, "
         f"last finished {cells['finished'].max()}",
@@ -78,12 +79,61 @@ def what_was_run(study: Study, cells: pd.DataFrame) -> list[str]:
     if "remarks" in cells:
         said = cells.groupby("task", sort=False)["remarks"].first().dropna()
         lines += [f"Documents of {task_title(str(task))}: {text}" for task, text in said.items() if text]
+    lines += training_notes(study, trained)
     lines.append(f"Machine: {', '.join(devices)}")
     commits = cells["commit"].dropna().unique()
     if len(commits):
         changed = ", with uncommitted changes" if cells["dirty"].fillna(False).any() else ""
         lines.append(f"Code: {', '.join(commit[:10] for commit in commits)}{changed}")
     return lines
+
+
+def training_notes(study: Study, trained: pd.DataFrame) -> list[str]:
+    """Rates that tuning chose, choices at the edge of those tried, trainings that diverged, update sizes: a line each."""
+    lines = []
+    if study.tuning and "learning_rate" in trained:
+        tuned = trained[trained["method"].isin(candidates(study))]
+        rates = tuned.groupby("method", sort=False)["learning_rate"].unique()
+        told = [f"{method} {', '.join(f'{rate:g}' for rate in sorted(of))}" for method, of in rates.items()]
+        lines.append(f"Learning rates chosen: {'; '.join(told)} ([tuning.csv](tuning.csv))")
+        ends = {min(study.tuning.learning_rates), max(study.tuning.learning_rates)}
+        edge = [method for method, of in rates.items() if ends & set(of)]
+        if edge:
+            lines.append(
+                f"**At the edge of the rates tried: {', '.join(edge)}. A better rate may lie beyond: add rates to"
+                " `tuning.learning_rates`.**"
+            )
+    if "diverged" in trained and trained["diverged"].notna().any():
+        stopped = trained[trained["diverged"].notna()]
+        named = [
+            f"{row.task}/{row.method}/seed{row.seed} (step {row.diverged:g})" for row in stopped.itertuples()
+        ]
+        lines.append(
+            f"**Diverged: {len(stopped)} of {len(trained)} trainings, scored as models that know nothing: "
+            f"{', '.join(named[:SHOWN_MISSING])}.**"
+        )
+    if "update_first" in trained and trained["update_first"].notna().any():
+        sizes = (
+            trained.groupby("method", sort=False)[["update_first", "update_last"]].mean().dropna(how="all")
+        )
+        told = [
+            f"{method} {row.update_first:.2g} and {row.update_last:.2g}" for method, row in sizes.iterrows()
+        ]
+        lines.append(
+            "Update size after the first and the last step (RMS of adapter over base output, mean over modules): "
+            + "; ".join(told)
+        )
+    return lines
+
+
+def _rates(study: Study) -> str:
+    """The study's learning rate, or where each method's comes from."""
+    own = [f"{m.label} {m.learning_rate:g}" for m in study.methods if m.learning_rate is not None]
+    listed = f" ({', '.join(own)})" if own else ""
+    if study.tuning is None:
+        return f"{study.training.learning_rate:g}{listed}"
+    tried = ", ".join(f"{rate:g}" for rate in sorted(study.tuning.learning_rates))
+    return f"chosen on validation for each method from {tried}{listed}"
 
 
 def duration(seconds: float) -> str:

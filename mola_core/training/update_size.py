@@ -1,0 +1,108 @@
+"""Update size: RMS of what an adapter adds to a module's output over RMS of that output, after the first and last step.
+
+Methods differ in it by factors at one learning rate, so that a comparison of methods can be one of step sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from mola_core.adapter.shape import block_of
+from mola_core.distributed import is_main
+from mola_core.files import read_json, write_json
+
+FILE = "update_size.json"
+"""Among the checkpoints: what was measured before a restart."""
+
+
+@torch.no_grad()
+def update_sizes(model: Any, batch: Mapping[str, Any]) -> list[float]:
+    """Of each layer of the model that is adapted, first layer first: the mean over its adapted modules.
+
+    `batch` is a micro-batch; dropout is off, and the random generators are left as they were. Empty where the method
+    adapts no module (prompt tuning, full fine-tuning).
+    """
+    found: dict[int, list[float]] = defaultdict(list)
+    layers = [
+        (name, module) for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer) and isinstance(getattr(module, "base_layer", None), torch.nn.Module)
+    ]  # fmt: skip
+    handles = [
+        module.register_forward_hook(_measure(found[_layer(model, name)]), with_kwargs=True)
+        for name, module in layers
+    ]
+    if not handles:
+        return []
+    training, device = model.training, next(model.parameters()).device
+    inputs = {
+        name: value.to(device) if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+        if name != "labels"
+    }
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            model(**inputs, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.train(training)
+    return [mean(found[layer]) for layer in sorted(found) if found[layer]]
+
+
+def _layer(model: Any, name: str) -> int:
+    """A module in no layer, as an output layer, comes last."""
+    layer = block_of(model, name)[1]
+    return 1_000_000 if layer is None else layer
+
+
+def _measure(sizes: list[float]) -> Any:
+    def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        base = module.base_layer(*args, **kwargs)
+        if isinstance(output, torch.Tensor) and isinstance(base, torch.Tensor):
+            sizes.append(_rms(output - base) / max(_rms(base), 1e-30))
+
+    return hook
+
+
+def _rms(values: torch.Tensor) -> float:
+    return math.sqrt(float(values.float().square().mean()))
+
+
+class UpdateSize(TrainerCallback):
+    """Measures on one micro-batch after the first step and after the last."""
+
+    def __init__(self, batch: Mapping[str, Any], folder: Path) -> None:
+        self.batch = batch
+        self.file = folder / FILE
+        self.sizes: dict[str, list[float]] = read_json(self.file) if self.file.is_file() else {}
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not is_main():
+            return
+        if state.global_step == 1:
+            self.sizes["first"] = update_sizes(kwargs["model"], self.batch)
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.file, self.sizes)
+        if state.global_step == state.max_steps:
+            self.sizes["last"] = update_sizes(kwargs["model"], self.batch)
+
+    def record(self) -> dict[str, Any]:
+        """`{"update_size": {"first": ..., "last": ...}}`, each the sizes by layer; empty where there are none."""
+        sizes = {
+            when: [round(size, 8) if math.isfinite(size) else None for size in by_layer]
+            for when, by_layer in self.sizes.items()
+            if by_layer
+        }
+        return {"update_size": sizes} if sizes else {}

@@ -1,0 +1,66 @@
+# Tuning: every try is a training that is scored on validation; from all of them each method's learning rate is chosen, and
+# the cells wait for it. A study without the section `tuning` has none of this.
+
+if layout.tries is not None:
+    for number, batch in enumerate(layout.tries.study.jobs()):
+
+        rule:
+            name:
+                f"tries_{number}"
+            input:
+                model=ancient(layout.model / "model.json"),
+                examples=[examples_of(rows) for rows in study.tasks],
+                quality=(
+                    [ancient(layout.quality)]
+                    if any(
+                        parse_method(
+                            layout.tries.study.method_by_label[cell.method]
+                        ).allocation
+                        == "alphalora"
+                        for cell in batch
+                    )
+                    else []
+                ),
+                needed=unless(all(planned.tried(cell) for cell in batch)),
+            output:
+                [
+                    str(layout.tries.cell(cell) / name)
+                    for cell in batch
+                    for name in (TRAINED, EVALUATED)
+                ],
+            log:
+                folder(f"logs/tuning/{number}.log"),
+            benchmark:
+                folder(f"benchmarks/tuning/{number}.tsv")
+            threads: compute.threads
+            resources:
+                mem_mb=lambda wildcards, attempt: int(
+                    1024 * compute.memory_gb * attempt
+                ),
+                runtime=lambda wildcards, attempt, cells=len(batch): int(
+                    60 * compute.hours * cells * attempt
+                ),
+                gpu=min(1, compute.gpus),
+            params:
+                tries=" ".join(
+                    f"--try {cell.task} {cell.method} {cell.seed}" for cell in batch
+                ),
+            shell:
+                "{mola} tuning {options} {params.tries} 2>&1 | tee {log:q}"
+
+    rule tuning:
+        input:
+            [
+                once_made(
+                    str(layout.tries.cell(cell) / EVALUATED), planned.tried(cell)
+                )
+                for cell in layout.tries.study.cells()
+            ],
+            needed=unless(planned.tuned),
+        output:
+            folder(TUNING),
+            folder(TABLE),
+        log:
+            folder("logs/tuning.log"),
+        shell:
+            "{mola} tuning {options} 2>&1 | tee {log:q}"
