@@ -106,8 +106,8 @@ def test_an_edit_of_training_code_changes_every_trained_cell(world, tmp_path, ed
 EVALUATION_EDITS = {
     "likelihoods": ("evaluation/harness.py", "likelihoods.gather(1, option.unsqueeze(1)).sum()", "likelihoods.gather(1, option.unsqueeze(1)).mean()"),
     "position of an option": ("evaluation/harness.py", "end = len(scores) - (len(row) - len(inputs[index]))", "end = len(scores)"),
-    "copies of a document": ("evaluation/harness.py", "copies == 0", "copies >= 0"),
-    "another split": ("runs/cell.py", '"validation" if validated else "evaluation"', '"evaluation"'),
+    "copies of a document": ("evaluation/unanswered.py", "copies == 0", "copies >= 0"),
+    "another split": ("runs/cell.py", "part = self.study.scored_part", 'part = "train"'),
     "answer": ("evaluation/harness.py", "likelihoods.index(max(likelihoods))", "likelihoods.index(min(likelihoods))"),
 }  # fmt: skip
 
