@@ -12,8 +12,10 @@ import pytest
 import torch
 from peft import get_peft_model
 from reference import balance_loss, loop_over_experts
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
+    AutoModelForCausalLM,
     BartConfig,
     BartForConditionalGeneration,
     T5Config,
@@ -355,6 +357,38 @@ def test_hooks_on_every_module_see_what_stays(tiny_llama):
         handle.remove()
     assert len(kept) > 50
     assert all(torch.equal(tensor, then) for tensor, then in kept)
+
+
+# ---- transformers' own loader ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start", [False, "pissa"])
+@pytest.mark.parametrize("load", ["load_adapter", "from_pretrained"])
+def test_transformers_own_loader(tiny_llama, tmp_path, load, start):
+    """A whole adapter works; one that lacks a tensor is refused where it is used, as the loader only warns."""
+    tiny_llama().save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    model = adapted(base, init_lora_weights=start)
+    for name, parameter in model.named_parameters():
+        if "mola_B" in name:
+            nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(tmp_path / "adapter")
+    expected = model.eval()(input_ids=IDS).logits
+
+    def loaded():
+        if load == "from_pretrained":
+            return AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")
+        base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+        base.load_adapter(str(tmp_path / "adapter"))
+        return base
+
+    torch.testing.assert_close(loaded()(input_ids=IDS).logits, expected)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    tensors.pop("base_model.model.model.layers.2.mlp.down_proj.mola_router")
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match="layers.2.mlp.down_proj.mola_router"):
+        loaded()(input_ids=IDS)
 
 
 # ---- compilers and offloading ----------------------------------------------------------------------------------

@@ -51,6 +51,10 @@ def test_a_cell_is_trained_evaluated_and_recorded(bench):
     config = read_json(folder / "adapter" / "adapter_config.json")
     assert config["num_experts"] == [2, 4, 6, 8]
     assert config["base_model_name_or_path"] == "tiny-random-llama", "no path of this machine"
+    card = (folder / "adapter" / "README.md").read_text()
+    assert "import mola_core" in card and "experts 2 x 1, 4 x 1, 6 x 1, 8 x 1" in card
+    assert f"| cola | {100 * manifest['evaluation']['accuracy']:.1f} |" in card
+    assert str(folder) not in card
 
 
 def test_choices_equal_a_hand_computation(bench):

@@ -29,16 +29,19 @@ def complete(folder: Path, config: MolaConfig) -> None:
     file = folder / "README.md"
     if not file.is_file():
         return
-    text = re.sub(
-        rf"\n*{HEADING}\n.*?(?=\n##? |\n### Framework|\Z)", "", file.read_text(encoding="utf-8"), flags=re.S
-    )
-    header, rest = re.match(r"(---\n.*?\n---\n)?(.*)", text, re.S).groups()  # type: ignore[union-attr]
-    file.write_text(f"{header or ''}\n{HEADING}\n\n{_body(config)}\n{rest.rstrip()}\n", encoding="utf-8")
+    text = file.read_text(encoding="utf-8")
+    text = re.sub(rf"\n*{HEADING}\n.*?(?=\n##? |\n### Framework|\Z)", "", text, flags=re.S)
+    header = re.match(r"---\n.*?\n---\n", text, re.S)
+    start = header.end() if header else 0
+    file.write_text(f"{text[:start]}\n{section(config)}\n{text[start:].rstrip()}\n", encoding="utf-8")
 
 
-def _body(config: MolaConfig) -> str:
+def section(config: MolaConfig) -> str:
+    """What the adapter is and how it is loaded, in Markdown, for any card."""
     base = hub_id(config.base_model_name_or_path) or "BASE MODEL"
-    return f"""A [MoLA](https://arxiv.org/abs/2402.08562) adapter (layer-wise LoRA experts) for `{base}`: {describe(config)}.
+    return f"""{HEADING}
+
+A [MoLA](https://arxiv.org/abs/2402.08562) adapter (layer-wise LoRA experts) for `{base}`: {describe(config)}.
 
 PEFT does not know the method by itself: without `mola_core` loading ends with `KeyError: 'MOLA'`. Install the package
 `mola-core` and import it before the adapter is loaded; the same goes for every program that loads it.
@@ -50,5 +53,5 @@ from peft import PeftModel
 model = PeftModel.from_pretrained(base, "this folder or its hub id")  # base: `{base}`, loaded as usual
 ```
 
-Load it through `PeftModel`, which refuses an incomplete adapter; transformers' own `load_adapter` fills what is
-missing at random."""
+`PeftModel` refuses an incomplete file. transformers' own `load_adapter` and `from_pretrained` only warn of one: what is
+missing is an error at the first use or, with `is_trainable=True`, starts untrained."""

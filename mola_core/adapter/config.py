@@ -129,8 +129,10 @@ class MolaConfig(PeftConfig):
             raise ValueError(f"init_lora_weights is {self.init_lora_weights!r}: give true, false or 'pissa'")
 
     def to_dict(self) -> dict[str, Any]:
-        """As stored; sets, which PEFT makes of some fields, in a fixed order so that equal configs are equal files."""
-        return {k: sorted(v) if isinstance(v, set) else v for k, v in super().to_dict().items()}
+        """As stored; sets, which PEFT makes of some fields, in a fixed order so that equal configs are equal files, and
+        a base model that was loaded from the hub's cache by its id."""
+        stored = {k: sorted(v) if isinstance(v, set) else v for k, v in super().to_dict().items()}
+        return stored | {"base_model_name_or_path": card.hub_id(self.base_model_name_or_path)}
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write `adapter_config.json`, and complete the model card that PEFT has put beside it, if there is one."""

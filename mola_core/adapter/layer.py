@@ -27,7 +27,7 @@ class MolaLayer(BaseTunerLayer):
 
     adapter_layer_names = ("mola_A", "mola_B", "mola_router")
     frozen_names = ("mola_start_A", "mola_start_B")
-    other_param_names = (*frozen_names, "config", "rank")
+    other_param_names = (*frozen_names, "config", "rank", "unread")
 
     def __init__(self, base_layer: nn.Module, name: str, block: str, balance: BalanceLoss) -> None:
         self.base_layer = base_layer
@@ -41,6 +41,8 @@ class MolaLayer(BaseTunerLayer):
         self.mola_start_B = BufferDict(persistent=True)
         self.config: dict[str, MolaConfig] = {}
         self.rank: dict[str, int] = {}
+        self.unread: dict[str, bool] = {}
+        """Adapters made for weights that are still to be loaded, until their first use."""
         sizes = _get_in_out_features(self.get_base_layer())
         assert sizes[0] is not None and sizes[1] is not None, "only linear layers are adapted"
         self.in_features: int = sizes[0]
@@ -58,8 +60,27 @@ class MolaLayer(BaseTunerLayer):
             nn.init.kaiming_uniform_(self.mola_B[adapter_name], a=math.sqrt(5))
         if config.init_lora_weights == "pissa":
             self.start_at_leading_directions(adapter_name, num_experts)
+        if config.inference_mode:
+            self._expect(adapter_name)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _expect(self, adapter_name: str) -> None:
+        """Leave the adapter's tensors to be loaded: NaN, which `_check_read` finds where a loader leaves one out."""
+        self.unread[adapter_name] = True
+        for part in (*self.adapter_layer_names, *self.frozen_names):
+            if adapter_name in getattr(self, part):
+                getattr(self, part)[adapter_name].data.fill_(torch.nan)
+
+    @torch.compiler.disable
+    def _check_read(self, adapter_name: str) -> None:
+        for part in (*self.adapter_layer_names, *self.frozen_names):
+            if adapter_name in getattr(self, part) and getattr(self, part)[adapter_name].isnan().any():
+                raise ValueError(
+                    f"adapter {adapter_name!r}: no weights were loaded for {self.name}.{part}: load an adapter that has "
+                    "them, or set inference_mode=False in its config to train a new one"
+                )
+        self.unread.pop(adapter_name, None)
 
     @torch.no_grad()
     def start_at_leading_directions(self, adapter_name: str, num_experts: int) -> None:
@@ -157,7 +178,8 @@ class MolaLinear(nn.Module, MolaLayer):
     def _mixed(self, x: Tensor, y: Tensor, names: Sequence[str]) -> Tensor:
         if len(names) != len(x):
             raise ValueError(
-                f"adapter_names has {len(names)} names for an input of {len(x)} rows: give one for each row"
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(names)} and {len(x)} respectively: give one name for each row"
             )
         for adapter in dict.fromkeys(names):
             if adapter in self.mola_A:
@@ -174,6 +196,8 @@ class MolaLinear(nn.Module, MolaLayer):
 
     def _with_experts(self, adapter: str, x: Tensor, y: Tensor) -> Tensor:
         config = self.config[adapter]
+        if adapter in self.unread:
+            self._check_read(adapter)
         if adapter in self.mola_start_A:
             y = y - self._start(adapter, x).to(y.dtype)
         A, B, router = (weights[adapter] for weights in (self.mola_A, self.mola_B, self.mola_router))

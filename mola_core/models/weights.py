@@ -112,12 +112,14 @@ def unload(model: PeftModel) -> PreTrainedModel | None:
     return model.unload()
 
 
-def save_weights(model: Any, folder: Path, base: str, dtype: str, scratch: Path) -> None:
+def save_weights(
+    model: Any, folder: Path, base: str, dtype: str, scratch: Path, revision: str | None = None
+) -> None:
     """Write the adapter as PEFT does, or the whole model in `dtype`, whole or not at all.
 
-    `base` is the base model's name, which takes the place of this machine's path. The adapter always belongs to the
-    unmodified base: a PiSSA LoRA, which trains beside a residual, is written as the LoRA of twice its rank that is
-    the difference to its start.
+    `base` is the base model's id on the hub, or its name, which takes the place of this machine's path; `revision` its
+    commit on the hub. The adapter always belongs to the unmodified base: a PiSSA LoRA, which trains beside a residual,
+    is written as the LoRA of twice its rank that is the difference to its start.
     """
     with atomic_write(folder) as temporary:
         if not isinstance(model, PeftModel):
@@ -129,11 +131,14 @@ def save_weights(model: Any, folder: Path, base: str, dtype: str, scratch: Path)
             str(temporary), save_embedding_layers=False, **(initial if _changes_base(model) else {})
         )
         # Set afterwards: PEFT would look up any name that is no local folder on the hub.
-        config = read_json(temporary / "adapter_config.json") | {"base_model_name_or_path": base}
+        config = read_json(temporary / "adapter_config.json") | {
+            "base_model_name_or_path": base,
+            "revision": revision,
+        }
         if isinstance(config.get("target_modules"), list):
             config["target_modules"].sort()  # PEFT writes a set, whose order is another in each process
         write_json(temporary / "adapter_config.json", config)
-        # PEFT's model card would name this machine's paths.
+        # PEFT's model card names this machine's paths; a cell gets its own.
         remove(temporary / "README.md")
 
 

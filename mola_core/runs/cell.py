@@ -118,6 +118,7 @@ class CellRunner:
         """Train with `settings`: the weights into the cell's folder, log and record into `scratch`, by checkpoints there."""
         from transformers import set_seed
 
+        from mola_core.runs.card import write_card
         from mola_core.training.trainer import write_log
 
         study = self.study
@@ -147,6 +148,7 @@ class CellRunner:
         record["log_sha256"] = sha256_file(folder / "train.jsonl")
         record |= recovery.weights_record(weights)
         remove(folder / ROUTING)  # of an adapter before this one
+        write_card(self.layout, cell, record)
         write_record(folder / "training.json", record | {**_environment()})
         remove(scratch)
 
@@ -173,7 +175,8 @@ class CellRunner:
 
         def save(folder: Path) -> None:
             if is_main() and not not_finite(model):
-                save_weights(model, folder, study.model.name, study.model.dtype, scratch)
+                base, revision = study.model.on_hub or (study.model.name, None)
+                save_weights(model, folder, base, study.model.dtype, scratch, revision)
 
         def keep(epoch: int) -> None:
             save(candidate_folder(scratch, epoch))
@@ -232,6 +235,8 @@ class CellRunner:
     def _evaluate(self, cell: Cell) -> None:
         import pandas as pd
 
+        from mola_core.runs.card import write_card
+
         study, folder = self.study, self.layout.cell(cell)
         tasks = study.evaluated_on(cell)
         training = None if self._is_base(cell) else self._training_record(cell)
@@ -267,6 +272,8 @@ class CellRunner:
             )
         with atomic_write(folder / "samples.parquet") as temporary:
             samples.to_parquet(temporary, index=False)
+        if training is not None:
+            write_card(self.layout, cell, {**training}, record)
         write_record(folder / "manifest.json", self._manifest(cell, training, record))
 
     def _unanswered(self, name: str) -> tuple[pd.DataFrame, dict[str, Any]]:

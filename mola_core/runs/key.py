@@ -38,9 +38,10 @@ CHOICE = ("mola_core.runs.selection", f"{RUNNER}._choose_epoch", f"{RUNNER}._sco
 """Where an epoch is chosen, evaluation decides the adapter too; elsewhere neither this nor that counts."""
 KEYS = (
     *("mola_core.runs.key", "mola_core.runs.state"),
+    *("mola_core.runs.card", "mola_core.adapter.card"),
     *("mola_core.runs.progress", "mola_core.training.trackers"),
 )
-"""What names a result, or tells how it comes along, does not decide it."""
+"""What names or describes a result, or tells how it comes along, does not decide it."""
 ALLOCATION = ("mola_core.training.allocate", "mola_core.methods.allocation", "mola_core.models.layer_quality")
 
 

@@ -40,6 +40,11 @@ class BaseModelSettings(Closed):
     quantization: Literal["4bit", "8bit"] | None = None
     """Quantise the frozen weights with bitsandbytes while loading."""
 
+    @property
+    def on_hub(self) -> tuple[str, str] | None:
+        """Id and commit on the hub, where the model comes from there."""
+        return None
+
 
 class HubModel(BaseModelSettings):
     """A model of the Hugging Face hub, pinned to a commit."""
@@ -50,6 +55,10 @@ class HubModel(BaseModelSettings):
     """`organisation/model`, as the hub names it."""
     revision: Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
     """Commit of the model's repository: a branch name would not be reproducible."""
+
+    @property
+    def on_hub(self) -> tuple[str, str] | None:
+        return self.id, self.revision
 
 
 class WheelPart(Closed):
