@@ -550,6 +550,12 @@ def test_merging_is_refused(tiny_llama):
         ({"router_aux_loss_coef": -1.0}, "router_aux_loss_coef is -1.0"),
         ({"target_modules": ["q_proj", "query"]}, r"Target modules \['query'\] not found .* q_proj"),
         ({"target_modules": "query"}, "query"),
+        (
+            {"target_modules": ".*q_proj", "layers_to_transform": 1},
+            "cannot be used when `target_modules` is a str",
+        ),
+        ({"layers_pattern": "layers"}, "layers_pattern does nothing"),
+        ({"layers_to_transform": [1, 4]}, r"layers_to_transform \[4\]: the model has no target modules"),
         ({"target_modules": ["q_proj", "lm_head"]}, "lm_head is in no layer"),
         ({"target_modules": ["embed_tokens"], "num_experts": 2}, "embed_tokens is a Embedding"),
     ],

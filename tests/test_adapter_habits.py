@@ -10,7 +10,7 @@ import accelerate
 import numpy as np
 import pytest
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from reference import balance_loss, loop_over_experts
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -437,3 +437,15 @@ def test_offloaded_by_accelerate(tiny_llama, tmp_path, offload):
         output = model(input_ids=IDS, labels=IDS)
     torch.testing.assert_close(output.logits, expected.logits)
     torch.testing.assert_close(output.loss, expected.loss)
+
+
+def test_only_some_layers(tiny_llama, tmp_path):
+    """Lists still have an entry for every layer of the model."""
+    config = {"num_experts": [2, 3, 4, 5], "r": [1, 2, 3, 4], "layers_to_transform": [0, 3]}
+    for targets in (["q_proj"], "all-linear"):
+        model = adapted(tiny_llama(), target_modules=targets, **config)
+        shape = built_shape(model)
+        assert {(int(name.split(".")[4]), *found) for name, found in shape.items()} == {(0, 2, 1), (3, 5, 4)}
+        model.save_pretrained(tmp_path)
+        loaded = PeftModel.from_pretrained(tiny_llama(), tmp_path)
+        torch.testing.assert_close(loaded(input_ids=IDS).logits, model.eval()(input_ids=IDS).logits)

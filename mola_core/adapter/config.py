@@ -117,14 +117,15 @@ class MolaConfig(PeftConfig):
             raise ValueError(
                 f"router_aux_loss_coef is {self.router_aux_loss_coef!r}: give a number of at least 0"
             )
+        regex = isinstance(self.target_modules, str) and self.target_modules.lower() != "all-linear"
+        for name in ("layers_to_transform", "layers_pattern"):
+            if regex and getattr(self, name) is not None:
+                raise ValueError(
+                    f"`{name}` cannot be used when `target_modules` is a str. Name the layers in the regular "
+                    "expression, or give a list"
+                )
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("layers_pattern does nothing without layers_to_transform: give both or neither")
-        regex = isinstance(self.target_modules, str) and self.target_modules.lower() != "all-linear"
-        if regex and self.layers_to_transform is not None:
-            raise ValueError(
-                "`layers_to_transform` cannot be used when `target_modules` is a str. Name the layers in the regular "
-                "expression, or give a list"
-            )
         if self.init_lora_weights not in (True, False, "pissa"):
             raise ValueError(f"init_lora_weights is {self.init_lora_weights!r}: give true, false or 'pissa'")
 

@@ -44,7 +44,7 @@ MODELS = {
     "hf-internal-testing/tiny-random-MistralForCausalLM": ("MistralForCausalLM", {}),
     "peft-internal-testing/tiny-random-T5ForConditionalGeneration-calibrated": (
         "T5ForConditionalGeneration",
-        {},
+        {"d_ff": 64, "d_kv": 8, "num_decoder_layers": 4},
     ),
     "peft-internal-testing/tiny-random-T5ForConditionalGeneration": (
         "T5ForConditionalGeneration",
