@@ -485,6 +485,8 @@ def test_stated_beforehand_is_said_only_where_the_record_says_so(tmp_path):
         return "Stated beforehand" in (tmp_path / folder / "verdict.md").read_text()
 
     assert not page("nothing recorded")
+    Record(tmp_path / "nothing recorded").state(FAST)
+    assert not page("nothing recorded"), "stated after a look"
     for folder in ("stated", "stranger", "late", "changed"):
         Record(tmp_path / folder).state(FAST)
     assert page("stated") and page("stated")
