@@ -98,9 +98,9 @@ def test_what_bears_on_the_answer_stands_beside_it(verdict):
         "low": 0.6,
         "high": 1.4,
     }
-    question["reach"] = 1.0
-    question["drawn"] = {"low": -3.25, "high": 4.5, "p": 0.6, "p_equivalence": 0.8}
-    question["worth"] = {"estimate": 2.5, "low": 2.25, "high": 2.75}
+    question["reach"] = 0.5
+    question["drawn"] = {"low": -6.5, "high": 9.0, "p": 0.6, "p_equivalence": 0.8}
+    question["worth"] = {"estimate": 5.0, "low": 4.5, "high": 5.5}
     changed["looks"] = {"planned": 1, "taken": 2, "level": 0.05, "stated_beforehand": True}
     assert "smaller than the margin of 1.5" in answer_sentence(changed)
     told_beside = " ".join(beside_sentences(changed))

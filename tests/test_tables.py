@@ -10,6 +10,7 @@ from simulated_study import make_study, simulate
 from mola_core.analysis import collect
 from mola_core.analysis.notices import notices
 from mola_core.analysis.pages import summary
+from mola_core.analysis.paper import catalogue, comparison
 from mola_core.analysis.paper import tables as paper_tables
 from mola_core.analysis.paper.coverage import reproduce
 from mola_core.analysis.reference import numbers as reference
@@ -83,7 +84,7 @@ def test_a_missing_seed_is_named(layout):
 def test_files_of_every_kind_name_the_stand_in(layout):
     tables.write(layout)
     paper_tables.write(layout)
-    stems = [*tables.TABLES, *paper_tables.tables_of(layout.study)]
+    stems = [*tables.TABLES, *catalogue.tables_of(layout.study)]
     found = {path.name for path in (layout.folder / "tables").iterdir()}
     assert found == {f"{stem}.{kind}" for stem, kind in itertools.product(stems, KINDS)}
     for path in (layout.folder / "tables").iterdir():
@@ -175,13 +176,13 @@ def test_the_papers_columns_are_the_csvs(paper_layout):
     cells = collect.read_cells(paper_layout.folder)
     published = pd.read_csv(reference.FOLDER / "paper_results.csv")
     seen = 0
-    for table in paper_tables.ACCURACY_TABLES:
-        numbers = paper_tables.accuracy_numbers(table, paper_layout.study, cells)
+    for table in catalogue.ACCURACY_TABLES:
+        numbers = comparison.accuracy_numbers(table, paper_layout.study, cells)
         ours = numbers[numbers["column"].isin(reference.TASKS)]
         assert sorted(ours["paper"]) == sorted(published.loc[published["table"] == table.key, "accuracy"])
         seen += len(ours)
     assert seen == len(published)
-    first = paper_tables.accuracy_numbers(paper_tables.ACCURACY_TABLES[0], paper_layout.study, cells)
+    first = comparison.accuracy_numbers(catalogue.ACCURACY_TABLES[0], paper_layout.study, cells)
     counts = first[first["column"] == "parameters"].set_index("row")["paper"]
     assert counts["mola-2468"] == 105_635_840
 
@@ -201,7 +202,7 @@ def test_ours_minus_the_papers(paper_layout):
 def test_only_tables_with_something_to_put_are_written(paper_layout):
     paper_tables.write(paper_layout)
     written = {path.stem for path in (paper_layout.folder / "tables").glob("paper-*.csv")}
-    assert written == set(paper_tables.tables_of(paper_layout.study)) == {"paper-1", "paper-8"}
+    assert written == set(catalogue.tables_of(paper_layout.study)) == {"paper-1", "paper-8"}
 
 
 def test_another_base_model_is_named(layout):
@@ -211,8 +212,8 @@ def test_another_base_model_is_named(layout):
 
 def test_intervals_of_table_8(paper_layout):
     cells = collect.read_cells(paper_layout.folder)
-    table = next(table for table in paper_tables.ACCURACY_TABLES if table.number == 8)
-    numbers = paper_tables.accuracy_numbers(table, paper_layout.study, cells).set_index(["row", "column"])
+    table = next(table for table in catalogue.ACCURACY_TABLES if table.number == 8)
+    numbers = comparison.accuracy_numbers(table, paper_layout.study, cells).set_index(["row", "column"])
     values = 100 * cells[(cells.method == "mola-2468") & (cells.task == "mrpc")]["correct"] / 50
     half = 1.96 * values.std(ddof=1) / 2**0.5
     row = numbers.loc[("mola-2468", "mrpc")]
@@ -222,8 +223,8 @@ def test_intervals_of_table_8(paper_layout):
 
 def test_one_seed_has_no_interval(tmp_path):
     layout = simulate(tmp_path, make_study(seeds=[0]), documents=20)
-    table = next(table for table in paper_tables.ACCURACY_TABLES if table.number == 8)
-    numbers = paper_tables.accuracy_numbers(table, layout.study, collect.write(layout))
+    table = next(table for table in catalogue.ACCURACY_TABLES if table.number == 8)
+    numbers = comparison.accuracy_numbers(table, layout.study, collect.write(layout))
     assert numbers[["ours", "ours_low", "difference"]].isna().all(axis=None)
 
 
@@ -305,8 +306,8 @@ def test_instruction_tuned_cells_belong_to_table_4(tmp_path):
     layout = simulate(tmp_path, study, documents=20)
     cells = collect.write(layout)
     ours = {
-        table.number: paper_tables.accuracy_numbers(table, study, cells)["ours"].notna().sum()
-        for table in paper_tables.ACCURACY_TABLES
+        table.number: comparison.accuracy_numbers(table, study, cells)["ours"].notna().sum()
+        for table in catalogue.ACCURACY_TABLES
     }
     assert ours == {1: 0, 2: 0, 3: 0, 4: 2, 7: 0, 8: 0, 9: 0}
     assert reference.accuracy(study, "mola-2468", "cola") == 86.19
@@ -335,7 +336,7 @@ def test_states_of_the_reproduction(paper_layout):
 
 def test_a_whole_table_is_done(tmp_path):
     methods = [
-        name for table in paper_tables.ACCURACY_TABLES if table.number == 7 for name in table.rows("Gemma-7b")
+        name for table in catalogue.ACCURACY_TABLES if table.number == 7 for name in table.rows("Gemma-7b")
     ]
     model = LLAMA | {"paper": "Gemma-7b"}
     study = make_study(model=model, data=HUB, tasks=list(reference.TASKS), methods=methods, seeds=[0])

@@ -3,7 +3,7 @@ import os
 
 from mola_core.analysis.figures.study import FIGURES
 from mola_core.analysis.figures.verdict import FIGURES as VERDICT_FIGURES
-from mola_core.analysis.paper.tables import tables_of
+from mola_core.analysis.paper.catalogue import tables_of
 from mola_core.analysis.tables.accuracy import TABLES
 from mola_core.runs.cell import EVALUATED
 

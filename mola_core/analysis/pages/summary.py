@@ -10,7 +10,7 @@ from mola_core.analysis.collect import read_cells
 from mola_core.analysis.figures import registry
 from mola_core.analysis.notices import missing_cells, notices
 from mola_core.analysis.pages.answer import answer_sentence, change_sentence
-from mola_core.analysis.paper.tables import ALL_PAPER_TABLES
+from mola_core.analysis.paper.catalogue import ALL_PAPER_TABLES
 from mola_core.analysis.reference.numbers import task_title
 from mola_core.analysis.tables.accuracy import TABLES, accuracy_notes, accuracy_table, shown_accuracy
 from mola_core.analysis.tables.questions import shown_questions

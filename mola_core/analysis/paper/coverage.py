@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from mola_core.analysis.collect import evaluation_state
-from mola_core.analysis.paper.tables import (
+from mola_core.analysis.paper.catalogue import (
     ACCURACY_TABLES,
     CONTINUAL_TABLES,
     PaperTable,
