@@ -51,13 +51,22 @@ def study_reference() -> str:
 
 
 def _labels(schema: dict[str, Any]) -> dict[str, str]:
-    """How each section is called where it stands: its key in the study, and its source where there are several."""
-    found = {}
-    for key, setting in schema["properties"].items():
-        names = list(dict.fromkeys(_references(setting)))
-        for name in names:
-            source = schema["$defs"][name]["properties"].get("source", {}).get("const")
-            found[name] = f"{key}, source: {source}" if source else key
+    """How each section is called where it stands: its key in the study or in the section that holds it, and its source
+    where there are several."""
+    found: dict[str, str] = {}
+
+    def walk(properties: dict[str, Any], above: str) -> None:
+        for key, setting in properties.items():
+            for name in dict.fromkeys(_references(setting)):
+                if name in found:
+                    continue
+                section = schema["$defs"][name].get("properties", {})
+                source = section.get("source", {}).get("const")
+                place = f"{above}{key}"
+                found[name] = f"{place}, source: {source}" if source else place
+                walk(section, f"{place}: ")
+
+    walk(schema["properties"], "")
     return found
 
 
