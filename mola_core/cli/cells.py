@@ -17,6 +17,7 @@ from mola_core.cli.options import (
 )
 from mola_core.errors import MolaError, OutOfTime
 from mola_core.files import atomic_write
+from mola_core.study.loading import given_path
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -99,6 +100,32 @@ def run(arguments: argparse.Namespace) -> None:
         raise OutOfTime(f"stopped with {len(late)} cells to go, the first is {late[0]}")
 
 
+def pack(arguments: argparse.Namespace) -> None:
+    """Pack a study for a machine without a network: code, dependencies, model and rows in parts, and `start.py`.
+
+    There `python start.py --time-budget 540` unpacks, installs, trains and evaluates, and goes on from what is there; it
+    leaves results.tar.gz. At home `tar -xzf results.tar.gz -C results` brings cells that the workflow takes as finished.
+
+    Example: mola pack --study smollm2 --data-root ../data --out pack --part-mb 60 --without torch
+    """
+    from mola_core.runs.pack import pack as make_pack
+
+    layout = study_layout(arguments)
+    if arguments.model_dir:
+        layout = dataclasses.replace(layout, model_folder=Path(arguments.model_dir))
+    parts = make_pack(
+        layout,
+        given_path("--out", arguments.out),
+        arguments.part_mb,
+        arguments.without,
+        arguments.platform,
+        arguments.python_version,
+        not arguments.no_wheels,
+    )
+    size = sum(part.stat().st_size for part in parts) / 1e6
+    print(f"{arguments.out}: {len(parts)} parts, {size:.0f} MB; there: python start.py --time-budget SECONDS")
+
+
 def cells(arguments: argparse.Namespace) -> None:
     """List a study's cells and which of them are complete; with --why what differs from the record of one.
 
@@ -154,3 +181,22 @@ def declare(verbs: Verbs) -> None:
     )
     running.add_argument("--drop-adapters", action="store_true", help="keep scores and records only")
     running.add_argument("--archive", help="pack the finished cells' small files into this .tar.gz")
+    packing = verbs.add(pack, study_options)
+    packing.add_argument("--out", required=True, help="folder to write; one that is there is replaced")
+    packing.add_argument(
+        "--model-dir", help="an already prepared base model (the folder that holds model.json)"
+    )
+    packing.add_argument(
+        "--part-mb",
+        type=at_least(0.001, float),
+        default=60,
+        help="largest size of a part (default: %(default)s)",
+    )
+    packing.add_argument(
+        "--without", action="append", default=[], metavar="PACKAGE", help="is there already (repeatable)"
+    )
+    packing.add_argument(
+        "--platform", action="append", default=[], help="of that machine, as pip names it (repeatable)"
+    )
+    packing.add_argument("--python-version", help="of that machine, such as 3.12")
+    packing.add_argument("--no-wheels", action="store_true", help="all dependencies are there already")

@@ -146,7 +146,7 @@ def run(
     continues from them. Where the study is tuned its tries come first, and its cells when all of them are complete. Raises
     `MolaError` where a model or data source cannot be read.
     """
-    deadline = time.time() + time_budget if time_budget else None
+    deadline = None if time_budget is None else time.time() + time_budget
     check_trackers(layout.study.training.report_to)
     prepare_all(layout)
     outcomes: list[Outcome] = []

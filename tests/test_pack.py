@@ -1,0 +1,143 @@
+"""A pack on a bare machine: unpacked in a fresh folder, run without this checkout, and its cells taken as finished at home."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import yaml
+from task_rows import ROWS, write_split
+
+from mola_core.cli import main
+from mola_core.errors import MolaError
+from mola_core.files import remove
+from mola_core.locations import STUDIES
+from mola_core.runs.key import keys
+from mola_core.runs.layout import Layout
+from mola_core.runs.pack import needed_packages
+from mola_core.runs.start import unpack
+from mola_core.runs.state import cell_state
+from mola_core.study.loading import load_study
+
+METHODS = ["base", "mola-2468"]
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """(study file, results at home, pack), the study's rows in a folder that is gone afterwards."""
+    home = tmp_path_factory.mktemp("home")
+    content = yaml.safe_load((STUDIES / "smoke.yaml").read_text())
+    content |= {"name": "carried", "tasks": ["cola"], "methods": METHODS, "seeds": [0]}
+    content["training"] |= {"epochs": 1}
+    study = home / "carried.yaml"
+    study.write_text(yaml.safe_dump(content))
+    pack(home, study)
+    return study, home / "results", home / "pack"
+
+
+def pack(home: Path, study: Path, *options: str) -> None:
+    arguments = ["--study", str(study), "--results", str(home / "results"), "--out", str(home / "pack")]
+    assert main(["pack", *arguments, "--no-wheels", "--part-mb", "0.1", *options]) == 0
+
+
+def start(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """`start.py` in a process that finds no checkout: the package must be the pack's."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(
+        [sys.executable, str(folder / "start.py"), *options],
+        cwd=folder.parent,
+        capture_output=True,
+        text=True,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def copied(pack: Path, folder: Path) -> Path:
+    subprocess.run(["cp", "-r", str(pack), str(folder / "there")], check=True)
+    return folder / "there"
+
+
+def test_parts_keep_to_their_size_and_hold_code_model_and_rows(packed):
+    pack = packed[2]
+    sizes = [part.stat().st_size for part in sorted((pack / "parts").iterdir())]
+    assert len(sizes) > 1 and max(sizes) <= 100_000 and set(sizes[:-1]) == {100_000}
+    assert list(json.loads((pack / "pack.json").read_text())["parts"]) == sorted(
+        part.name for part in (pack / "parts").iterdir()
+    )
+
+
+def test_a_pack_runs_and_what_it_made_is_finished_at_home(packed, tmp_path):
+    study, results, pack = packed
+    there = copied(pack, tmp_path)
+    late = start(there, "--time-budget", "0")
+    assert late.returncode == 143, late.stderr
+    assert "unpacking" in late.stderr and "out of time" in late.stderr
+    done = start(there, "--time-budget", "500", "--parallel", "1")
+    assert done.returncode == 0, done.stderr
+    assert "unpacking" not in done.stderr, "the same command goes on from what is there"
+    assert done.stderr.count("complete ") == len(METHODS)
+    layout = Layout(load_study(study), results, file=study)
+    assert [cell_state(layout, cell) for cell in layout.study.cells()] == ["open", "open"]
+    with tarfile.open(there / "results.tar.gz") as archive:
+        names = archive.getnames()
+        archive.extractall(results, filter="data")
+    assert not any("adapter" in name for name in names), "small files only"
+    assert [cell_state(layout, cell) for cell in layout.study.cells()] == ["complete", "complete"]
+    fresh = copied(pack, tmp_path / "..")
+    (there / "results.tar.gz").rename(fresh / "results.tar.gz")
+    again = start(fresh, "--time-budget", "500")
+    assert again.returncode == 0, again.stderr
+    assert "complete " not in again.stderr, "on a fresh machine what the archive holds is not repeated"
+
+
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+def test_a_part_that_is_not_whole_is_named(packed, tmp_path, damage):
+    there = copied(packed[2], tmp_path)
+    part = there / "parts" / "0001"
+    if damage == "missing":
+        part.unlink()
+    else:
+        part.write_bytes(part.read_bytes()[:-1] + b"!")
+    done = start(there)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith(f"start: part {part} is {damage}")
+    assert not (there / "work" / "code").exists()
+
+
+def test_rows_and_model_of_folders_travel(packed, tmp_path, monkeypatch):
+    """Their places are this machine's; the keys are read off the files."""
+    rows = [dict(ROWS["cola"], sentence=f"Sentence {i}.", idx=i) for i in range(16)]
+    for split in ("train", "validation"):
+        write_split(tmp_path / "rows", "glue/cola", split, rows)
+    given = Layout(load_study(packed[0]), packed[1]).model
+    subprocess.run(["cp", "-r", str(given), str(tmp_path / "base")], check=True)
+    content = yaml.safe_load(packed[0].read_text())
+    content["model"] = {"name": "mine", "source": "directory", "path": str(tmp_path / "base")}
+    content["data"] = {"source": "directory", "root": str(tmp_path / "rows")}
+    study = tmp_path / "mine.yaml"
+    study.write_text(yaml.safe_dump(content))
+    pack(tmp_path, study)
+    layout = Layout(load_study(study), tmp_path / "results", file=study)
+    before = [keys(layout, cell) for cell in layout.study.cells()]
+    for folder in ("rows", "base", "results"):
+        remove(tmp_path / folder)
+    work = tmp_path / "work"
+    work.mkdir()
+    unpack(tmp_path / "pack", json.loads((tmp_path / "pack" / "pack.json").read_text()), work)
+    monkeypatch.chdir(work)
+    there = Layout(load_study("./mine.yaml"), Path("results"))
+    assert [keys(there, cell) for cell in there.study.cells()] == before
+    assert None not in {key.training for key in before[1:]}
+
+
+def test_packages_are_those_of_training_and_evaluation():
+    found = needed_packages([])
+    assert {"torch", "transformers", "peft", "lm-eval", "pyarrow"} <= found.keys()
+    assert not {"snakemake", "pytest", "mola-core"} & found.keys()
+    without = needed_packages(["torch"])
+    assert "torch" not in without and without.keys() < found.keys()
+    with pytest.raises(MolaError, match="--without pytorch"):
+        needed_packages(["pytorch"])
