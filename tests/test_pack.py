@@ -15,9 +15,8 @@ from mola_core.cli import main
 from mola_core.errors import MolaError
 from mola_core.files import remove
 from mola_core.locations import STUDIES
-from mola_core.runs.key import keys
 from mola_core.runs.layout import Layout
-from mola_core.runs.pack import needed_packages
+from mola_core.runs.pack import all_keys, needed_packages
 from mola_core.runs.start import unpack
 from mola_core.runs.state import cell_state
 from mola_core.study.loading import load_study
@@ -109,7 +108,7 @@ def test_a_part_that_is_not_whole_is_named(packed, tmp_path, damage):
 
 def test_rows_and_model_of_folders_travel(packed, tmp_path, monkeypatch):
     """Their places are this machine's; the keys are read off the files."""
-    rows = [dict(ROWS["cola"], sentence=f"Sentence {i}.", idx=i) for i in range(16)]
+    rows = [dict(ROWS["cola"], sentence=f"Sentence {i}.", label=i % 2, idx=i) for i in range(16)]
     for split in ("train", "validation"):
         write_split(tmp_path / "rows", "glue/cola", split, rows)
     given = Layout(load_study(packed[0]), packed[1]).model
@@ -117,11 +116,15 @@ def test_rows_and_model_of_folders_travel(packed, tmp_path, monkeypatch):
     content = yaml.safe_load(packed[0].read_text())
     content["model"] = {"name": "mine", "source": "directory", "path": str(tmp_path / "base")}
     content["data"] = {"source": "directory", "root": str(tmp_path / "rows")}
+    content["tuning"] = {"learning_rates": [1e-2, 2e-2, 4e-2], "steps": 2}
     study = tmp_path / "mine.yaml"
     study.write_text(yaml.safe_dump(content))
     pack(tmp_path, study)
     layout = Layout(load_study(study), tmp_path / "results", file=study)
-    before = [keys(layout, cell) for cell in layout.study.cells()]
+    before = all_keys(layout)
+    assert sum(key.training is not None for key in before.values()) == 3, (
+        "the three tries; their cell waits for them"
+    )
     for folder in ("rows", "base", "results"):
         remove(tmp_path / folder)
     work = tmp_path / "work"
@@ -129,8 +132,7 @@ def test_rows_and_model_of_folders_travel(packed, tmp_path, monkeypatch):
     unpack(tmp_path / "pack", json.loads((tmp_path / "pack" / "pack.json").read_text()), work)
     monkeypatch.chdir(work)
     there = Layout(load_study("./mine.yaml"), Path("results"))
-    assert [keys(there, cell) for cell in there.study.cells()] == before
-    assert None not in {key.training for key in before[1:]}
+    assert all_keys(there) == before
 
 
 def test_packages_are_those_of_training_and_evaluation():

@@ -26,9 +26,10 @@ from mola_core.errors import MolaError
 from mola_core.files import atomic_write, write_text
 from mola_core.locations import PACKAGE
 from mola_core.runs import start
-from mola_core.runs.key import keys
+from mola_core.runs.key import Keys, keys
 from mola_core.runs.layout import Layout
 from mola_core.runs.prepare import prepare_all
+from mola_core.runs.tuning import TABLE, TUNING
 from mola_core.study.loading import load_study
 from mola_core.study.sections import DirectoryData, DirectoryModel
 
@@ -85,6 +86,9 @@ def _copy_inputs(layout: Layout, stage: Path) -> str:
     for rows in study.rows():
         shutil.copytree(layout.data(rows), there.data(rows))
         shutil.copytree(layout.examples(rows), there.examples(rows))
+    for name in (TUNING, TABLE):  # learning rates that were chosen here already
+        if (layout.folder / name).is_file():
+            shutil.copyfile(layout.folder / name, there.folder / name)
     content = study.model_dump(mode="json", exclude_none=True)
     if isinstance(study.data, DirectoryData):
         root = Path(study.data.root).expanduser()
@@ -114,12 +118,19 @@ def _files_of_rows(layout: Layout, root: Path) -> Iterator[Path]:
 def _compare_keys(layout: Layout, stage: Path, study_name: str) -> None:
     with contextlib.chdir(stage):
         there = Layout(load_study(study_name), Path("results"))
-        found = {cell.path: keys(there, cell) for cell in there.study.all_cells()}
-    for cell in layout.study.all_cells():
-        if found.get(cell.path) != keys(layout, cell):
-            raise MolaError(
-                f"cell {cell.path}: has another key in the pack; report this with the study's file"
-            )
+        found = all_keys(there)
+    for name, key in all_keys(layout).items():
+        if found.get(name) != key:
+            raise MolaError(f"cell {name}: has another key in the pack; report this with the study's file")
+
+
+def all_keys(layout: Layout) -> dict[str, Keys]:
+    """Of the study's cells and of its tries."""
+    return {
+        str(part.cell(cell).relative_to(layout.root)): keys(part, cell)
+        for part in filter(None, (layout.tries, layout))
+        for cell in part.study.all_cells()
+    }
 
 
 def needed_packages(without: Collection[str]) -> dict[str, str]:

@@ -85,6 +85,14 @@ def install(work: Path) -> Path:
     return site
 
 
+def bring_back(archive: Path, results: Path) -> None:
+    """What an earlier run finished, perhaps on another machine; what is there already stays as it is."""
+    with tarfile.open(archive) as earlier:
+        for member in earlier:
+            if not (results / member.name).exists():
+                earlier.extract(member, results, filter="data")
+
+
 def main() -> NoReturn:
     began = time.monotonic()
     parser = argparse.ArgumentParser(
@@ -100,9 +108,8 @@ def main() -> NoReturn:
     unpack(here, content, work)
     site = install(work)
     archive = here / ARCHIVE
-    if archive.is_file() and not (work / "results" / content["name"] / "cells").is_dir():
-        with tarfile.open(archive) as earlier:
-            earlier.extractall(work / "results", filter="data")
+    if archive.is_file():
+        bring_back(archive, work / "results")
     command = [sys.executable, "-m", "mola_core.cli", "run", "--study", f"./{content['study']}"]
     command += ["--archive", str(archive), *others]
     if given.time_budget is not None:
