@@ -5,17 +5,18 @@ import copy
 import pytest
 import torch
 
-from mola_core.methods.registry import peft_config
+from mola_core.methods.registry import adapter_config
 from mola_core.methods.settings import SEVEN_MODULES, AdapterSettings, MethodSettings
+from mola_core.models.building import build
 from mola_core.models.precision import computed_in, frozen_in
 
 
 def adapted(base, method):
-    from peft import get_peft_model
-
     torch.manual_seed(0)
     settings = AdapterSettings(dropout=0.0, target_modules=SEVEN_MODULES)
-    model = get_peft_model(copy.deepcopy(base), peft_config(MethodSettings(method=method), settings, 4))
+    config = adapter_config(MethodSettings(method=method), settings, 4)
+    assert config
+    model = build(copy.deepcopy(base), config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:

@@ -6,18 +6,21 @@ import dataclasses
 import platform
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mola_core.benchmark.timing import Row
 from mola_core.files import atomic_write, write_json, write_text
+from mola_core.models.kernels import cpu_name, kernels
 from mola_core.records import git_state, versions
 
 
 def write(rows: Sequence[Row], out: Path) -> str:
     """Write benchmark.json, benchmark.md and benchmark.svg/.png into `out`; returns the table as text."""
     machine = {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
+        "kernels": kernels(),
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
         "versions": versions(),
@@ -27,10 +30,22 @@ def write(rows: Sequence[Row], out: Path) -> str:
     table = as_table(rows)
     kept = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     write_text(
-        out / "benchmark.md", f"{table}\n\n{machine['device']}, {machine['threads']} threads; {kept}\n"
+        out / "benchmark.md",
+        f"{table}\n\n{machine['device']}, {machine['threads']} threads, {_kernels(machine['kernels'])}; {kept}\n",
     )
     _draw(rows, out)
     return table
+
+
+def _kernels(record: dict[str, Any]) -> str:
+    """What computed float32 products and attention, with the times and errors that they were chosen by."""
+    chosen = f"{record['capability']}, float32 products by {record.get('matmul', 'default')}"
+    chosen += f", attention by {record.get('attention', 'fused')}"
+    measured = [
+        f"{name} {entry['milliseconds']:.1f} ms, error {entry['error']:.1e}"
+        for name, entry in record.get("measured", {}).items()
+    ]
+    return chosen + (f" ({'; '.join(measured)})" if measured else "")
 
 
 def as_table(rows: Sequence[Row]) -> str:

@@ -18,6 +18,7 @@ from mola_core.methods.registry import adapter_config
 from mola_core.methods.settings import SEVEN_MODULES, AdapterSettings, MethodSettings
 from mola_core.models.building import build, check_built, resolved
 from mola_core.models.loading import load_model, module_dimensions
+from mola_core.models.precision import Precision, autocast
 from mola_core.shapes import experts_per_layer, lora_parameters, mola_parameters
 
 SHAPE = "2468"
@@ -33,7 +34,7 @@ def steps(model_folder: Path, repeats: int, dtype: str) -> list[Row]:
         variants: dict[str, Callable[[], object]] = {
             "mola": step(adapted(base, f"mola-{SHAPE}", dropout)),
             "lora": step(adapted(base, f"lora-r{equal_rank(base)}", dropout)),
-            "floor": _floor(copy.deepcopy(base)),
+            "floor": floor(copy.deepcopy(base)),
         }
         if dropout:
             variants["loop"] = step(as_released(adapted(base, f"mola-{SHAPE}", dropout)))
@@ -157,28 +158,34 @@ def _batch(vocabulary: int) -> dict[str, Any]:
     return {"input_ids": ids, "labels": ids[:, -KEPT:], "logits_to_keep": KEPT}
 
 
-def step(model: nn.Module, batch: dict[str, Any] | None = None) -> Callable[[], object]:
-    """One optimiser step on `batch` (default: random tokens): forward, backward, AdamW."""
+def step(
+    model: nn.Module, batch: dict[str, Any] | None = None, precision: Precision = "fp32"
+) -> Callable[[], object]:
+    """One optimiser step on `batch` (default: random tokens): forward (in `precision`), backward, AdamW."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
     batch = batch or _batch(model.config.vocab_size)
     batch = {name: value.to(device()) if hasattr(value, "to") else value for name, value in batch.items()}
 
     def one() -> None:
-        model(**batch, use_cache=False).loss.backward()
+        with autocast(device().type, precision):
+            loss = model(**batch, use_cache=False).loss
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
     return one
 
 
-def _floor(base: nn.Module) -> Callable[[], object]:
+def floor(base: nn.Module, precision: Precision = "fp32") -> Callable[[], object]:
     """Forward and backward of the frozen base with inputs that require a gradient: no adapter can cost less."""
     base.requires_grad_(False).train()
     batch = _batch(base.config.vocab_size)
     embedded = base.get_input_embeddings()(batch.pop("input_ids")).detach()
 
     def step() -> None:
-        base(inputs_embeds=embedded.requires_grad_(True), **batch, use_cache=False).loss.backward()
+        with autocast(device().type, precision):
+            loss = base(inputs_embeds=embedded.requires_grad_(True), **batch, use_cache=False).loss
+        loss.backward()
         embedded.grad = None
 
     return step

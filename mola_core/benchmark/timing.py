@@ -33,16 +33,21 @@ class Row:
 def in_turn(
     variants: Mapping[str, Callable[[], object]], repeats: int, warmups: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of each variant's calls, the variants in turn, so that a drift of the machine meets them all."""
+    """Seconds of each variant's calls, the variants in turn, so that a drift of the machine meets them all.
+
+    With one thread on a CPU these are seconds of the processor, which other work on the machine hardly changes.
+    """
+    alone = device().type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(warmups + repeats):
         for name, call in variants.items():
             _wait()
-            started = time.perf_counter()
+            started = clock()
             call()
             _wait()
             if turn >= warmups:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(clock() - started)
     return seconds
 
 

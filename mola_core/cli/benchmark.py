@@ -8,7 +8,20 @@ from pathlib import Path
 
 from mola_core.cli.options import Verbs, at_least, study_layout, study_options
 
-BENCHMARKS = ("layers", "steps", "memory", "large", "evaluation", "prefix", "padding", "overhead", "planning")
+BENCHMARKS = (
+    *(
+        "layers",
+        "steps",
+        "precision",
+        "memory",
+        "large",
+        "evaluation",
+        "prefix",
+        "padding",
+        "overhead",
+        "planning",
+    ),
+)
 
 
 def benchmark(arguments: argparse.Namespace) -> None:
@@ -18,7 +31,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
     """
     import torch
 
-    from mola_core.benchmark import harness, large, report, steps
+    from mola_core.benchmark import harness, large, precision, report, steps
     from mola_core.models.check import prepare_checked_model
     from mola_core.tasks.prepare import prepare_rows
 
@@ -32,6 +45,10 @@ def benchmark(arguments: argparse.Namespace) -> None:
         "steps": lambda: steps.steps(layout.model, arguments.repeats, arguments.dtype),
         "memory": lambda: steps.memory(layout.model, arguments.dtype),
         "large": large.large,
+        "precision": lambda: [
+            *precision.precision(layout.model, arguments.repeats),
+            *precision.evaluation(layout, arguments.repeats),
+        ],
         "evaluation": lambda: harness.evaluation(layout, arguments.repeats),
         "prefix": lambda: harness.prefix(layout, arguments.repeats),
         "padding": lambda: harness.padding(layout),

@@ -36,6 +36,8 @@ MIN_WORK = 10_000_000
 REPEATS = 5
 
 _PRECISION = {"default": "highest", "onednn": "medium"}
+DEFAULT = {"setting": "default", "matmul": "default", "attention": "fused"}
+"""What is recorded of PyTorch's own choice."""
 _chosen: dict[str, Any] = {}
 
 

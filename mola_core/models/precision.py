@@ -52,13 +52,14 @@ def _multiplied(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter
                     yield weights, adapter, weights[adapter]
 
 
+def autocast(device: str, precision: Precision) -> contextlib.AbstractContextManager[None]:
+    """Autocast to the type of `precision`; nothing for fp32."""
+    return torch.autocast(device, dtype=TYPES[precision]) if precision in TYPES else contextlib.nullcontext()
+
+
 @contextlib.contextmanager
 def computed_in(model: nn.Module, precision: Precision) -> Iterator[None]:
     """Forward passes in the block are computed in `precision`, as those of the Trainer's are."""
-    dtype = TYPES.get(precision)
-    if dtype is None:
-        yield
-        return
     device = next(model.parameters()).device.type
-    with frozen_in(model, precision), torch.autocast(device, dtype=dtype):
+    with frozen_in(model, precision), autocast(device, precision):
         yield

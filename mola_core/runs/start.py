@@ -18,7 +18,7 @@ import tarfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 PARTS, CONTENT = "parts", "pack.json"
 ARCHIVE = "results.tar.gz"
@@ -40,7 +40,7 @@ class Joined(io.RawIOBase):
 
     def __init__(self, files: Iterable[Path]) -> None:
         self._files = iter(files)
-        self._file = io.BytesIO()
+        self._file: BinaryIO = io.BytesIO()
 
     def readable(self) -> bool:
         return True
