@@ -285,3 +285,13 @@ def test_what_is_reached_is_what_trains():
         assert f"mola_core.{place}" not in found
     with pytest.raises(ValueError, match="no such code"):
         code_hash("mola_core.runs.cell:nothing")
+
+
+def test_a_base_model_in_several_wheels_has_an_identity():
+    """Its settings hold a list, which is no key of a cache."""
+    from mola_core.models.loading import model_identity
+    from mola_core.runs.key import _identity
+    from mola_core.study.loading import load_study
+
+    source = load_study("quickstart").model
+    assert _identity(source) == _identity(source) == model_identity(source)

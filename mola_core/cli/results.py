@@ -71,6 +71,27 @@ def routing(arguments: argparse.Namespace) -> None:
     _tell_missing("router statistics", statistics.write(study_layout(arguments)))
 
 
+def knockout(arguments: argparse.Namespace) -> None:
+    """Evaluate a cell with its adapter off in each quarter of the depth; without a cell, gather and draw what is there.
+
+    Example: mola knockout --study smoke --task cola --method mola-2468 --seed 0
+    """
+    named = [arguments.task, arguments.method, arguments.seed]
+    if any(value is not None for value in named):
+        if any(value is None for value in named):
+            raise MolaError("a cell needs --task, --method and --seed; without any the study is gathered")
+        from mola_core.runs.cell import CellRunner
+        from mola_core.runs.gpus import gpu_slot
+
+        layout, cell = named_cell(arguments)
+        with gpu_slot(layout.study.compute.cells_per_gpu):
+            CellRunner(layout).knock_out(cell, arguments.by)
+        return
+    from mola_core.analysis.experts import knock_out as statistics
+
+    _tell_missing("knock-out", statistics.write(study_layout(arguments)))
+
+
 def redundancy(arguments: argparse.Namespace) -> None:
     """Measure how different the experts of the study's trained adapters are, and draw it by layer.
 
@@ -139,10 +160,17 @@ def declare(verbs: Verbs) -> None:
     verbs.add(collect, study_options).add_argument(
         "--partial", action="store_true", help="leave out the open cells"
     )
-    of_cell = verbs.add(routing, study_options)
-    of_cell.add_argument("--task", help="of the cell to count; a model is loaded")
-    of_cell.add_argument("--method", help="the method's name in the study")
-    of_cell.add_argument("--seed", type=int, help="one of the study's seeds")
+    for action in (routing, knockout):
+        of_cell = verbs.add(action, study_options)
+        of_cell.add_argument("--task", help="of one cell; a model is loaded")
+        of_cell.add_argument("--method", help="the method's name in the study")
+        of_cell.add_argument("--seed", type=int, help="one of the study's seeds")
+    of_cell.add_argument(
+        "--by",
+        choices=["quarter", "layer"],
+        default="quarter",
+        help="what is switched off (default: %(default)s)",
+    )
     verbs.add(redundancy, study_options)
     verbs.add(layers, study_options).add_argument(
         "--scores-only", action="store_true", help="only measure the base model, for all studies that use it"

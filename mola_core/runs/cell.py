@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from mola_core.runs.records import Environment, Manifest, TrainingRecord
     from mola_core.study.sections import TrainingSettings
 
-ROUTING = "routing.csv"
+ROUTING, KNOCK_OUT = "routing.csv", "knockout.csv"
 TRAINED, EVALUATED = "training.key", "evaluation.key"
 """In a cell's folder, each with the key that it has: what Snakemake waits for and may delete, unlike the records."""
 
@@ -147,7 +147,8 @@ class CellRunner:
         write_log(folder / "train.jsonl", log)
         record["log_sha256"] = sha256_file(folder / "train.jsonl")
         record |= recovery.weights_record(weights)
-        remove(folder / ROUTING)  # of an adapter before this one
+        for name in (ROUTING, KNOCK_OUT):  # of an adapter before this one
+            remove(folder / name)
         write_card(self.layout, cell, record)
         write_record(folder / "training.json", record | {**_environment()})
         remove(scratch)
@@ -280,6 +281,31 @@ class CellRunner:
         from mola_core.evaluation.unanswered import unanswered
 
         return unanswered(self._examples(name, self.study.scored_part, self.study.evaluation.documents))
+
+    def knock_out(self, cell: Cell, by: str = "quarter") -> None:
+        """Write the cell's knockout.csv: its scores with the adapter off in no layer, in each quarter (or layer), in all.
+
+        A training that diverged has no rows. Raises `MolaError` where the cell is not trained or adapts no layer.
+        """
+        import pandas as pd
+
+        from mola_core.evaluation.knock_out import COLUMNS, parts, row, switched_off
+
+        self._prepared(cell)
+        self._training_record(cell)
+        rows = []
+        if not recovery.diverged(self.layout.weights(cell)):
+            with self.base.opened(self.layout.weights(cell), self._is_full(cell)) as model:
+                depth = model.config.get_text_config().num_hidden_layers
+                for part, layers in parts(depth, by).items():
+                    with switched_off(model, layers) as modules:
+                        if part == "all" and not modules:
+                            raise MolaError(
+                                f"cell {cell.path}: its method adapts no layer that could be switched off"
+                            )
+                        rows.append(row(part, layers, self._evaluated(model, cell.task)[0]))
+        with atomic_write(self.layout.cell(cell) / KNOCK_OUT) as temporary:
+            pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(temporary, index=False)
 
     def count_routing(self, cell: Cell) -> None:
         """Write the cell's routing.csv: its routing on the prompts of the documents that it is evaluated on.

@@ -24,6 +24,7 @@ from mola_core.records import digest, read_record
 from mola_core.runs.layout import Layout
 from mola_core.runs.tuning import method_of
 from mola_core.study.effective import effective_training
+from mola_core.study.sections import ModelSource
 from mola_core.study.study import INSTRUCTION, Cell
 from mola_core.tasks import is_own, task_config
 from mola_core.tasks.rows import FINGERPRINT as ROWS_RECORD
@@ -227,7 +228,15 @@ def _read(file: Path, changed: int) -> Any:
     return read_json(file)
 
 
-_identity = functools.lru_cache(maxsize=64)(model_identity)
+_identities: dict[str, Any] = {}
+
+
+def _identity(source: ModelSource) -> Any:
+    """`model_identity`, once for each source: lists in it make no key of a cache."""
+    text = source.model_dump_json()
+    if text not in _identities:
+        _identities[text] = model_identity(source)
+    return _identities[text]
 
 
 def differences(layout: Layout, cell: Cell) -> list[str]:

@@ -1,5 +1,9 @@
 # What is read from trained adapters and from the base model's weights. Not part of `all`: cells that were trained on
 # another machine may be here without their adapters. `snakemake --cores N analysis` makes it all.
+from mola_core.analysis.experts.knock_out import (
+    FIGURES as KNOCK_OUT_FIGURES,
+    knocked_out_cells,
+)
 from mola_core.analysis.experts.quality import FIGURES as QUALITY_FIGURES
 from mola_core.analysis.experts.redundancy import (
     FIGURES as REDUNDANCY_FIGURES,
@@ -50,6 +54,43 @@ rule routing_figures:
         options=options,
     shell:
         "{params.mola} routing {params.options} 2>&1 | tee -i {log:q}"
+
+
+rule knockout:
+    input:
+        ancient(layout.model / "model.json"),
+        evaluated_on,
+        training_of,
+        needed=lambda wildcards: unless(planned.trained(named_cell(wildcards))),
+    output:
+        folder("cells/{task}/{method}/seed{seed}/knockout.csv"),
+    log:
+        folder("logs/knockout/{task}/{method}/seed{seed}.log"),
+    threads: compute.threads
+    resources:
+        mem_mb=int(1024 * compute.memory_gb),
+        runtime=int(60 * compute.hours),
+        gpu=min(1, compute.gpus),
+    shell:
+        "{mola} knockout {options} --task {wildcards.task} --method {wildcards.method} --seed {wildcards.seed}"
+        " 2>&1 | tee {log:q}"
+
+
+rule knockout_figures:
+    input:
+        [str(layout.cell(cell) / "knockout.csv") for cell in knocked_out_cells(study)],
+    output:
+        folder("knockout.csv"),
+        report(
+            expand(folder("figures/{figure}.svg"), figure=KNOCK_OUT_FIGURES),
+            caption="../report/analysis.rst",
+            category="Analysis",
+        ),
+        expand(folder("figures/{figure}.png"), figure=KNOCK_OUT_FIGURES),
+    log:
+        folder("logs/knockout.log"),
+    shell:
+        "{mola} knockout {options} 2>&1 | tee {log:q}"
 
 
 rule redundancy:
@@ -121,5 +162,6 @@ rule layer_figures:
 rule analysis:
     input:
         rules.routing_figures.output,
+        rules.knockout_figures.output,
         rules.redundancy.output,
         rules.layer_figures.output,

@@ -36,6 +36,10 @@ from mola_core.runs.layout import Layout
 FILE = "index.html"
 TITLE = "Do higher layers need more LoRA experts here?"
 ADAPTERS = {
+    "knock_out": (
+        "Knock-out by depth",
+        "Accuracy and likelihood lost with the adapter off in a quarter of the depth, mean over tasks, range over seeds.",
+    ),
     "routing": (
         "Router statistics",
         "Experts by the mean weight with which they are chosen, and by how often. No interval.",

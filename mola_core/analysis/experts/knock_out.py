@@ -1,0 +1,110 @@
+"""Knock-out of a study: accuracy and likelihood lost with each quarter of the depth switched off, from the cells' knockout.csv."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from mola_core.errors import MolaError
+from mola_core.files import atomic_write
+from mola_core.methods.registry import adapter_config_without_model
+from mola_core.runs.layout import Layout
+from mola_core.study.study import Cell, Study
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FIGURES = ("knock_out",)
+"""`figures/<name>.{svg,png}`."""
+CELL_FILE, TABLE = "knockout.csv", "knockout.csv"
+"""Of a cell, as `mola knockout --task ...` writes it; of a study, gathered."""
+
+
+def knocked_out_cells(study: Study) -> list[Cell]:
+    """The cells of the score matrix whose adapter is in layers that can be switched off."""
+    methods = {
+        label
+        for label, method in study.method_by_label.items()
+        if adapter_config_without_model(method, study.adapter).get("target_modules")
+    }
+    return [cell for cell in study.cells() if cell.method in methods]
+
+
+def losses(layout: Layout) -> tuple[pd.DataFrame, list[Cell]]:
+    """A row for each cell and part: `accuracy_lost` and `likelihood_lost`, in points, against nothing switched off; and
+    the cells that have no table yet. Raises `MolaError` where none has."""
+    frames, missing = [], []
+    for cell in knocked_out_cells(layout.study):
+        file = layout.cell(cell) / CELL_FILE
+        if not file.is_file():
+            missing.append(cell)
+            continue
+        frame = pd.read_csv(file, dtype={"part": str}, keep_default_na=False, na_values=[""])
+        if frame.empty:
+            continue  # its training diverged
+        whole = frame[frame["part"] == "none"].iloc[0]
+        for name in ("accuracy", "likelihood"):
+            frame[f"{name}_lost"] = 100 * (whole[name] - frame[name])
+        frames.append(frame.assign(task=cell.task, method=cell.method, seed=cell.seed))
+    if not frames:
+        raise MolaError(
+            f"study {layout.study.name}: no cell has {CELL_FILE}; make it with `mola knockout --task T --method M --seed S`"
+        )
+    return pd.concat(frames, ignore_index=True), missing
+
+
+def write(layout: Layout) -> list[Cell]:
+    """Write the study's knockout.csv and draw its figure; returns the cells that have no table yet."""
+    from mola_core.analysis.figures.drawing import heading, save_figure
+    from mola_core.analysis.figures.style import figure_style
+    from mola_core.analysis.notices import notices
+
+    frame, missing = losses(layout)
+    order = ["task", "method", "seed", *(name for name in frame if name not in ("task", "method", "seed"))]
+    with atomic_write(layout.folder / TABLE) as temporary:
+        frame[order].to_csv(temporary, index=False)
+    said = notices(layout.study)
+    if missing:
+        said.append(f"Incomplete: {len(missing)} cells are left out.")
+    with figure_style():
+        figure = draw(layout.study, frame)
+        heading(figure, said)
+        caption = (
+            "Points of accuracy and of the right option's probability that are lost when the adapter is off in a part of the"
+            " depth, mean over tasks and seeds, whole range over seeds. Where a line is high the trained model uses its"
+            " adapter."
+        )
+        save_figure(figure, Path(layout.folder) / "figures" / FIGURES[0], "Knock-out by depth", caption)
+    return missing
+
+
+def draw(study: Study, frame: pd.DataFrame) -> Figure:
+    """Two panels, accuracy and likelihood lost, against the part that is off; a line a method."""
+    import matplotlib.pyplot as plt
+
+    from mola_core.analysis.figures.drawing import legend_height, shared_legend
+    from mola_core.analysis.figures.style import TEXT, study_styles
+
+    parts = [part for part in dict.fromkeys(frame["part"]) if part not in ("none", "all")]
+    labels = [label for label in study.method_by_label if (frame["method"] == label).any()]
+    styles = study_styles(study)
+    figure, axes = plt.subplots(1, 2, figsize=(TEXT, 2.8 + legend_height(len(labels))))
+    for axis, what in zip(axes, ("accuracy", "likelihood"), strict=True):
+        for shift, label in enumerate(labels):
+            own = frame[frame["method"] == label]
+            by_seed = own.groupby(["part", "seed"])[f"{what}_lost"].mean().unstack("seed").reindex(parts)
+            mean = by_seed.mean(axis=1)
+            places = [place + 0.06 * (shift - (len(labels) - 1) / 2) for place in range(len(parts))]
+            spread = [mean - by_seed.min(axis=1), by_seed.max(axis=1) - mean]
+            axis.errorbar(
+                places, mean, yerr=spread, elinewidth=0.7, linestyle=styles[label].line, label=label,
+                **styles[label].marker_options(),
+            )  # fmt: skip
+        axis.axhline(0, color="black", linewidth=0.6)
+        axis.set_xticks(range(len(parts)), parts)
+        axis.set_xlabel("quarter that is off, first layers first" if len(parts) == 4 else "layer that is off")
+        axis.set_ylabel(f"{what} lost, points")
+    shared_legend(figure, list(axes))
+    return figure
