@@ -84,7 +84,7 @@ class UpdateSize(TrainerCallback):
     def __init__(self, batch: Mapping[str, Any], folder: Path) -> None:
         self.batch = batch
         self.file = folder / FILE
-        self.sizes: dict[str, list[float]] = read_json(self.file) if self.file.is_file() else {}
+        self.sizes: dict[str, list[float | None]] = read_json(self.file) if self.file.is_file() else {}
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -92,17 +92,18 @@ class UpdateSize(TrainerCallback):
         if not is_main():
             return
         if state.global_step == 1:
-            self.sizes["first"] = update_sizes(kwargs["model"], self.batch)
+            self.sizes["first"] = self._measured(kwargs["model"])
             self.file.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.file, self.sizes)
         if state.global_step == state.max_steps:
-            self.sizes["last"] = update_sizes(kwargs["model"], self.batch)
+            self.sizes["last"] = self._measured(kwargs["model"])
+
+    def _measured(self, model: Any) -> list[float | None]:
+        """Rounded; None for what is not finite, where the training has diverged."""
+        sizes = update_sizes(model, self.batch)
+        return [round(size, 8) if math.isfinite(size) else None for size in sizes]
 
     def record(self) -> dict[str, Any]:
         """`{"update_size": {"first": ..., "last": ...}}`, each the sizes by layer; empty where there are none."""
-        sizes = {
-            when: [round(size, 8) if math.isfinite(size) else None for size in by_layer]
-            for when, by_layer in self.sizes.items()
-            if by_layer
-        }
+        sizes = {when: by_layer for when, by_layer in self.sizes.items() if by_layer}
         return {"update_size": sizes} if sizes else {}
