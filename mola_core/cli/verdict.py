@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,6 +80,37 @@ def _verdict_settings(arguments: argparse.Namespace) -> VerdictSettings:
         raise MolaError(f"--{option}: {first['msg']}") from None
 
 
+def import_(arguments: argparse.Namespace) -> None:
+    """Make a score file of lm-eval's own samples (lm_eval --log_samples), of one run or many, likelihoods included.
+
+    Method and seed are read from the files' paths (--pattern) or from a CSV file with the columns file, method, seed
+    (--runs). Then `mola verdict --scores FILE --pair A B` compares any two methods.
+
+    Example: mola import runs --pattern {method}/seed{seed}/*/{file} --out scores.parquet
+    """
+    from mola_core.analysis import lm_eval_samples as samples
+
+    if bool(arguments.places) == bool(arguments.runs):
+        raise MolaError("name samples files or their folders with --pattern, or a table of them with --runs")
+    if arguments.runs:
+        runs = samples.runs_by_table(Path(arguments.runs))
+    else:
+        files = samples.sample_files(arguments.places)
+        if not arguments.pattern:
+            raise MolaError(
+                f"--pattern: missing; say how method and seed stand in the paths, as {{method}}/seed{{seed}}/{{file}} for "
+                f"{files[0]}"
+            )
+        runs = samples.runs_by_pattern(files, arguments.pattern)
+    out = Path(arguments.out)
+    for remark in samples.import_samples(runs, out, arguments.metric, arguments.filter):
+        print(remark, file=sys.stderr)
+    methods = sorted({run.method for run in runs})
+    print(f"{len(runs)} runs of {', '.join(methods)} in {out}")
+    pair = " ".join(methods[:2]) if len(methods) > 1 else "A B"
+    print(f"Compare two: mola verdict --scores {out} --pair {pair} --out verdict")
+
+
 def calibrate(arguments: argparse.Namespace) -> None:
     """Show on simulated scores that the verdict's error rates and intervals are what they claim.
 
@@ -112,6 +144,18 @@ def reproduce(arguments: argparse.Namespace) -> None:
 
 
 def declare(verbs: Verbs) -> None:
+    importing = verbs.add(import_)
+    importing.add_argument("places", nargs="*", help="samples_*.jsonl files, or folders that hold some")
+    importing.add_argument(
+        "--pattern",
+        help="end of their paths with {method}, {seed}, {task}, {model}, {study}, {file}; * is any name",
+    )
+    importing.add_argument("--runs", help="instead: a CSV file with the columns file, method, seed")
+    importing.add_argument(
+        "--metric", default="acc", help="what says that an answer is right (default: %(default)s)"
+    )
+    importing.add_argument("--filter", help="whose answers count, where lm-eval read them by several filters")
+    importing.add_argument("--out", required=True, help="the score file, .parquet")
     judging = verbs.add(verdict, study_options)
     judging.add_argument("--scores", help="any score matrix, Parquet or CSV, instead of a study's")
     judging.add_argument(

@@ -1,0 +1,232 @@
+"""Scores from lm-eval's own sample files, written by lm-eval itself: what is read, what is told, what is refused."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from lm_eval import evaluator
+from lm_eval.api.model import LM
+from lm_eval.loggers import EvaluationTracker
+from task_rows import write_split
+from test_fair_questions import arc, prepared
+
+from mola_core.analysis.lm_eval_samples import LETTERS, runs_by_pattern
+from mola_core.analysis.score_files import load_scores
+from mola_core.cli import main
+from mola_core.errors import MolaError
+from mola_core.study.sections import DirectoryData
+from mola_core.tasks import load_task
+from mola_core.tasks.rows import prepare_task
+
+DOCUMENTS = 12
+
+
+class Drawn(LM):
+    """Log-likelihoods drawn with a seed."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.random = np.random.default_rng(seed)
+
+    def loglikelihood(self, requests, **_):
+        return [(float(self.random.normal(-3, 1)), False) for _ in requests]
+
+    def loglikelihood_rolling(self, requests, **_):
+        raise NotImplementedError
+
+    generate_until = loglikelihood_rolling
+
+
+def write_run(folder: Path, task, name: str, seed: int) -> Path:
+    """Evaluate `task` with drawn answers and let lm-eval write its samples; the file."""
+    outcome = evaluator.evaluate(Drawn(seed), {name: task}, bootstrap_iters=0, log_samples=True)
+    tracker = EvaluationTracker(output_path=str(folder))
+    tracker.general_config_tracker.model_name_sanitized = "a__model"
+    tracker.date_id = "2026-11-24T10-00-00.123456"
+    tracker.save_results_samples(name, outcome["samples"][name])
+    (file,) = folder.rglob(f"samples_{name}_*.jsonl")
+    return file
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """Two methods, two seeds, three tasks: answers by number, by text, and options in the prompt."""
+    root = tmp_path_factory.mktemp("runs")
+    rows = [arc(f"q{n}?", n % 3, ("a", "b", "c")) for n in range(DOCUMENTS)]
+    loaded = {"arc_easy": load_task("arc_easy", "choice", prepared(root / "arc", rows, rows))}
+    sentences = [
+        {
+            "sentence": f"Ann met Bea, so _ waved {n}.",
+            "option1": "Ann",
+            "option2": "Bea",
+            "answer": "12"[n % 2],
+        }
+        for n in range(DOCUMENTS)
+    ]
+    for split in ("train", "validation"):
+        write_split(root / "wino", "winogrande/winogrande_xl", split, sentences)
+    source = DirectoryData(source="directory", root=str(root / "wino"))
+    prepare_task("winogrande", source, root / "wino" / "rows")
+    loaded["winogrande"] = load_task("winogrande", "choice", root / "wino" / "rows")
+    for place, method in enumerate(("mine", "theirs")):
+        for seed in (0, 1):
+            for name, task in loaded.items():
+                write_run(root / "out" / method / f"seed{seed}", task, name, 10 * place + seed)
+    return root / "out"
+
+
+PATTERN = "{method}/seed{seed}/*/{file}"
+
+
+def imported(out: Path, *arguments: object) -> int:
+    return main(["import", *map(str, arguments), "--out", str(out)])
+
+
+def test_samples_of_many_runs_become_one_score_matrix(runs, tmp_path, capsys):
+    out = tmp_path / "scores.parquet"
+    assert imported(out, runs, "--pattern", PATTERN) == 0
+    frame = load_scores(out)
+    assert len(frame) == 2 * 2 * 2 * DOCUMENTS
+    for (task, method, seed), cell in frame.groupby(["task", "method", "seed"], observed=True):
+        (file,) = (runs / method / f"seed{seed}").rglob(f"samples_{task}_*")
+        lines = {line["doc_hash"]: line for line in map(json.loads, file.read_text().splitlines())}
+        for row in cell.itertuples():
+            line = lines[row.document]
+            values = [float(answer[0]) for answer in line["filtered_resps"]]
+            assert row.correct == line["acc"]
+            if task == "arc_easy":
+                right = int(line["target"])
+            else:  # two options: what was taken is right, or the other one
+                right = int(np.argmax(values)) if line["acc"] else int(np.argmin(values))
+            assert row.likelihood == pytest.approx(np.exp(values[right]) / np.exp(values).sum(), rel=1e-5)
+    assert "4 runs" not in capsys.readouterr().err
+    assert (
+        main(["verdict", "--scores", str(out), "--pair", "mine", "theirs", "--out", str(tmp_path / "v")]) == 0
+    )
+    assert json.loads((tmp_path / "v" / "verdict.json").read_text())
+    written = pq.read_table(out).to_pandas()
+    assert np.isfinite(written["log_likelihood"]).all()
+
+
+def test_a_table_says_what_paths_do_not(runs, tmp_path):
+    lines = ["file,method,seed,task"]
+    for place, file in enumerate(sorted(runs.rglob("samples_arc_easy_*"))):
+        shutil.copy(file, tmp_path / f"{place}.jsonl")
+        lines.append(f"{place}.jsonl,m{place},7,quiz")
+    (tmp_path / "runs.csv").write_text("\n".join(lines) + "\n")
+    assert imported(tmp_path / "scores.parquet", "--runs", tmp_path / "runs.csv") == 0
+    frame = load_scores(tmp_path / "scores.parquet")
+    assert set(frame["method"]) == {"m0", "m1", "m2", "m3"}
+    assert set(frame["seed"]) == {7} and set(frame["task"]) == {"quiz"}
+
+
+def changed(runs: Path, tmp_path: Path, change) -> Path:
+    """A copy of the ARC samples, of which `change` has altered the first file's documents."""
+    for file in runs.rglob("samples_arc_easy_*"):
+        copy = tmp_path / "runs" / file.relative_to(runs)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, copy)
+    first = min((tmp_path / "runs").rglob("*.jsonl"))
+    samples = [json.loads(line) for line in first.read_text().splitlines()]
+    samples = change(samples) or samples
+    first.write_text("".join(f"{json.dumps(sample)}\n" for sample in samples))
+    return tmp_path / "runs"
+
+
+def drop(*names):
+    def change(samples):
+        for sample in samples:
+            for name in names:
+                del sample[name]
+
+    return change
+
+
+def each(**values):
+    def change(samples):
+        for sample in samples:
+            sample.update(values)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda samples: samples[1:], r"task arc_easy: 12 documents, of which 11 are among the 11 of"),
+        (lambda samples: samples + samples[:1], "doc_id 0 stands twice"),
+        (lambda samples: [{"run_info": {}, "train_info": {}}], "no sample of lm-eval .*no documents"),
+        (each(acc=0.5), "acc is 0.5, not 0 or 1; choose one with --metric: acc_norm"),
+        (drop("acc"), "acc has no such metric"),
+        (drop("doc_id"), "no sample of lm-eval"),
+        (
+            lambda samples: samples + [sample | {"filter": "strict"} for sample in samples],
+            r"by 2 filters \(none, strict\); choose one with --filter",
+        ),
+        (each(doc_hash="0" * 64), "of which 0 are among"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_in_one_line(runs, tmp_path, capsys, change, words):
+    folder = changed(runs, tmp_path, change)
+    assert imported(tmp_path / "scores.parquet", folder, "--pattern", PATTERN) == 2
+    said = capsys.readouterr().err
+    assert re.search(words, said), said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "scores.parquet").exists()
+
+
+def test_other_prompts_and_missing_likelihoods_are_told(runs, tmp_path, capsys):
+    folder = changed(runs, tmp_path, each(prompt_hash="other"))
+    assert imported(tmp_path / "scores.parquet", folder, "--pattern", PATTERN) == 0
+    assert f"asked in other words than mine in {DOCUMENTS} of {DOCUMENTS}" in capsys.readouterr().err
+    folder = changed(runs, tmp_path / "again", each(target="unknown"))
+    assert imported(tmp_path / "again.parquet", folder, "--pattern", PATTERN) == 0
+    assert "task arc_easy: no likelihoods" in capsys.readouterr().err
+    frame = load_scores(tmp_path / "again.parquet")
+    assert frame["likelihood"].isna().sum() == DOCUMENTS
+
+
+@pytest.mark.parametrize(
+    ("target", "read"), [(lambda number: LETTERS[number], True), (lambda number: "abc"[number], True)]
+)
+def test_targets_by_letter_and_by_text_are_read(runs, tmp_path, target, read):
+    def rename(samples):
+        for sample in samples:
+            sample["target"] = target(int(sample["target"]))
+
+    plain = imported(
+        tmp_path / "plain.parquet", changed(runs, tmp_path / "plain", lambda _: None), "--pattern", PATTERN
+    )
+    renamed = imported(
+        tmp_path / "renamed.parquet", changed(runs, tmp_path / "renamed", rename), "--pattern", PATTERN
+    )
+    assert plain == renamed == 0
+    first, second = (load_scores(tmp_path / f"{name}.parquet") for name in ("plain", "renamed"))
+    assert np.array_equal(first["likelihood"], second["likelihood"])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("{method}/{file}", "lacks {seed}"),
+        ("s{seed}/{file}", "lacks {method}"),
+        ("{method}/{methode}/seed{seed}", "at most once"),
+        ("{method}/{method}/seed{seed}/{file}", "at most once"),
+        ("{method}/run{seed}/*/{file}", "does not end as --pattern"),
+    ],
+)
+def test_patterns_that_do_not_say_enough_are_refused(runs, pattern, words):
+    with pytest.raises(MolaError, match=words):
+        runs_by_pattern(sorted(runs.rglob("*.jsonl")), pattern)
+
+
+def test_a_cell_that_stands_twice_names_both_files(runs, tmp_path, capsys):
+    shutil.copytree(runs, tmp_path / "runs")
+    for file in list((tmp_path / "runs").rglob("samples_arc_easy_*")):
+        shutil.copy(file, file.with_name(file.name.replace("10-00", "11-00")))
+    assert imported(tmp_path / "scores.parquet", tmp_path / "runs", "--pattern", PATTERN) == 2
+    assert "task arc_easy, method mine, seed 0 is that of" in capsys.readouterr().err
