@@ -62,4 +62,4 @@ def test_a_cells_card_and_base_are_the_hubs(tiny_llama, tmp_path, method):
     assert ("import mola_core" in text) == method.startswith("mola")
     write_card(layout, cell, TRAINING, {"accuracy": 0.625, "documents": 64})
     text = (layout.weights(cell) / "README.md").read_text()
-    assert "| cola | 62.5 | 64 |" in text and "stand-in" in text and "1,234 trainable" in text
+    assert "| cola | 62.5 | 50.3 to 73.3 | 64 |" in text and "stand-in" in text and "1,234 trainable" in text

@@ -46,6 +46,22 @@ def test_a_study_s_cells_from_open_to_complete(bench):
     assert seconds_left(cells) == pytest.approx(done.seconds), "the open cell will take what the other took"
 
 
+def test_a_cell_that_is_evaluated_runs(bench, monkeypatch):
+    runner = bench(**SMALL)
+    seen = []
+    evaluating = CellRunner._evaluate
+
+    def evaluate(self, cell):
+        seen.append(states(CellRunner(runner.layout))[cell.method])
+        evaluating(self, cell)
+
+    monkeypatch.setattr(CellRunner, "_evaluate", evaluate)
+    for method in ("base", "lora-r4"):
+        runner.run(runner.study.cell("cola", method, 0))
+    assert [(one.state, one.evaluated) for one in seen] == [("running", True)] * 2
+    assert states(runner)["lora-r4"].state == "complete"
+
+
 def test_the_losses_of_a_running_cell_can_be_read(bench, monkeypatch):
     runner = bench(**SMALL)
     cell = runner.study.cell("cola", "mola-2468", 0)

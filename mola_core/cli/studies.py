@@ -65,6 +65,8 @@ def _line(one: CellProgress) -> str:
     text = f"{one.state:9} {one.cell.path}"
     if one.step is not None and one.loss is not None:
         text += f"  step {one.step}/{one.steps}  loss {one.loss:.4f}"
+    if one.evaluated:
+        text += "  is evaluated"
     if one.state == "running" and one.seconds_left is not None:
         text += f"  {_duration(one.seconds_left)} left"
     return f"{text}  {one.reason}".rstrip()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig
@@ -15,15 +17,24 @@ from mola_core.study.study import Cell
 
 
 def write_card(
-    layout: Layout, cell: Cell, training: dict[str, Any], evaluation: dict[str, Any] | None = None
+    layout: Layout,
+    cell: Cell,
+    training: Mapping[str, Any],
+    evaluation: Mapping[str, Any] | None = None,
+    folder: Path | None = None,
+    base: str | None = None,
+    licence: str | None = None,
 ) -> None:
     """Write `README.md` beside the cell's adapter; nothing where the whole model was trained.
 
     Args:
         training: The record of training.json.
         evaluation: Accuracy and documents, or under `tasks` those of each task.
+        folder: Where the adapter is; by default in the cell.
+        base: Hub id of the base model, where the study names none.
+        licence: Of the base model, where known.
     """
-    folder = layout.weights(cell)
+    folder = folder or layout.weights(cell)
     if not (folder / "adapter_config.json").is_file():
         return
     study, source = layout.study, layout.study.model
@@ -31,28 +42,54 @@ def write_card(
     config = PeftConfig.from_pretrained(str(folder))
     kind = str(getattr(config.peft_type, "value", config.peft_type)).lower()
     header = ["---", "library_name: peft", f"tags: [{kind}]"]
-    header += [f"base_model: {hub[0]}"] if hub else []
-    base = f"`{hub[0]}` at commit `{hub[1]}`" if hub else f"`{source.name}` ({source.source})"
+    named = base or (hub and hub[0])
+    header += [f"base_model: {named}"] if named else []
+    header += [f"license: {licence}"] if licence else []
     parts = [
         "\n".join([*header, "---"]),
         f"# {cell.method} on {cell.task}",
-        f"Cell `{cell.path}` of the study `{study.name}`, trained by mola-core {versions()['mola-core']} on {base}: "
-        f"{training['trainable_parameters']:,} trainable parameters, {training['documents']:,} documents, "
-        f"{training['steps']:,} steps.",
+        f"Cell `{cell.path}` of the study `{study.name}`, trained by mola-core {versions()['mola-core']} on "
+        f"{_base(layout, base)}: {training['trainable_parameters']:,} trainable parameters, "
+        f"{training['documents']:,} documents, {training['steps']:,} steps.",
         section(config) if isinstance(config, MolaConfig) else _plain(config, kind),
     ]
     if evaluation:
-        scores = evaluation.get("tasks", {cell.task: evaluation})
-        rows = [
-            f"| {task} | {100 * one['accuracy']:.1f} | {one['documents']:,} |" for task, one in scores.items()
-        ]
-        parts += [
-            "## Scores",
-            "\n".join(["| task | accuracy, % | documents |", "| --- | ---: | ---: |", *rows]),
-        ]
+        parts += ["## Scores", _scores(evaluation.get("tasks", {cell.task: evaluation}))]
     if study.stand_in:
         parts.append("The documents are generated, a stand-in for the benchmarks.")
+    parts.append(f"Licence of the base model: {licence or 'not known here; see its own page'}.")
     write_text(folder / "README.md", "\n\n".join(parts) + "\n")
+
+
+def _base(layout: Layout, base: str | None) -> str:
+    """The weights that the adapter belongs to."""
+    source = layout.study.model
+    if source.on_hub:
+        return "`{}` at commit `{}`".format(*source.on_hub)
+    facts = source.model_dump(
+        exclude={"name", "paper", "dtype", "quantization", "path", "source"}, exclude_none=True
+    )
+    told = "".join(f", {key} {value}" for key, value in facts.items())
+    of = f" of `{base}`" if base else ""
+    return f"`{source.name}`{of} (source {source.source}{told}; on other weights its scores do not hold)"
+
+
+def _scores(tasks: Mapping[str, Mapping[str, Any]]) -> str:
+    """Accuracy with Wilson's interval, which covers other documents; other seeds it cannot."""
+    from scipy.stats import binomtest
+
+    rows = []
+    for task, one in tasks.items():
+        accuracy, documents = one["accuracy"], one["documents"]
+        low, high = binomtest(round(accuracy * documents), documents).proportion_ci(method="wilson")
+        rows.append(
+            f"| {task} | {100 * accuracy:.1f} | {100 * low:.1f} to {100 * high:.1f} | {documents:,} |"
+        )
+    head = ["| task | accuracy, % | 95 % interval | documents |", "| --- | ---: | ---: | ---: |"]
+    note = (
+        "The interval covers other documents like these; other seeds of the same training differ beside it."
+    )
+    return "\n".join([*head, *rows, "", note])
 
 
 def _plain(config: PeftConfig, kind: str) -> str:

@@ -82,7 +82,7 @@ class CellRunner:
         key = self._training_key(cell)
         scratch, folder = self.layout.checkpoints(key), self.layout.cell(cell)
         weights = self.layout.weights(cell)
-        with locked(scratch.with_suffix(".lock")) if is_main() else contextlib.nullcontext():
+        with locked(self.layout.lock(key)) if is_main() else contextlib.nullcontext():
             if from_main(lambda: recovery.training_is_whole(folder, weights, key)):
                 if is_main():
                     print(f"{cell.path}: already trained", file=sys.stderr)
@@ -226,12 +226,14 @@ class CellRunner:
     def evaluate(self, cell: Cell) -> None:
         """Evaluate the cell, unless its scores are there; its manifest, written last, says that the cell is complete."""
         self._prepared(cell)
-        found = standing(self.layout, cell)
-        if found.evaluated:
-            print(f"{cell.path}: already evaluated", file=sys.stderr)
-        else:
-            self._evaluate(cell)
-        write_text(self.layout.cell(cell) / EVALUATED, f"{found.keys.evaluation}\n")
+        key = self._keys(cell).evaluation
+        with locked(self.layout.lock(key)) if key else contextlib.nullcontext():
+            found = standing(self.layout, cell)
+            if found.evaluated:
+                print(f"{cell.path}: already evaluated", file=sys.stderr)
+            else:
+                self._evaluate(cell)
+            write_text(self.layout.cell(cell) / EVALUATED, f"{found.keys.evaluation}\n")
 
     def _evaluate(self, cell: Cell) -> None:
         import pandas as pd

@@ -80,3 +80,7 @@ class Layout:
     def checkpoints(self, training_key: str) -> Path:
         """Checkpoints stand outside the cell's folder because Snakemake deletes declared outputs before a job."""
         return self.root / "checkpoints" / training_key[:16]
+
+    def lock(self, key: str) -> Path:
+        """Held by the process that trains or evaluates the cell of this key."""
+        return self.checkpoints(key).with_suffix(".lock")

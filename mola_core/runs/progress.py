@@ -51,6 +51,8 @@ class CellProgress:
     """Of training and evaluation of a complete cell; of the training so far of another."""
     reason: str = ""
     """Why the last try failed."""
+    evaluated: bool = False
+    """Of a running cell: that it is evaluated now, its training is over."""
 
     @property
     def seconds_left(self) -> float | None:
@@ -103,6 +105,8 @@ def _progress_of(layout: Layout, cell: Cell) -> CellProgress:
             if (reason := _reason(layout, cell))
             else CellProgress(cell, state)
         )
+    if state == "running" and (found.trained or layout.study.method_by_label[cell.method].method == "base"):
+        return CellProgress(cell, state, evaluated=True)
     last: dict[str, Any] = {}
     if found.keys.training:
         last = _last_entry(layout.checkpoints(found.keys.training) / LOG)

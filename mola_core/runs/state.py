@@ -16,7 +16,7 @@ from mola_core.runs.layout import Layout
 from mola_core.study.study import Cell
 
 State = Literal["complete", "trained", "running", "open"]
-"""`complete`: trained where it is to be, and evaluated where it is to be; `running`: some process trains it now."""
+"""`complete`: trained where it is to be, and evaluated where it is to be; `running`: some process trains or evaluates it now."""
 OWNER = "study.json"
 """In a study's folder of results: the study file that they belong to."""
 
@@ -65,7 +65,7 @@ def cell_state(layout: Layout, cell: Cell, found: Standing | None = None) -> Sta
     trained = layout.study.method_by_label[cell.method].method != "base"
     if (found.trained or not trained) and (found.evaluated or not evaluated):
         return "complete"
-    if found.keys.training and _locked(layout.checkpoints(found.keys.training).with_suffix(".lock")):
+    if any(key and _locked(layout.lock(key)) for key in (found.keys.training, found.keys.evaluation)):
         return "running"
     return "trained" if found.trained else "open"
 
