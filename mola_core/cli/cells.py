@@ -17,7 +17,6 @@ from mola_core.cli.options import (
 )
 from mola_core.errors import MolaError, OutOfTime
 from mola_core.files import atomic_write
-from mola_core.study.loading import given_path
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -109,6 +108,7 @@ def pack(arguments: argparse.Namespace) -> None:
     Example: mola pack --study smollm2 --data-root ../data --out pack --part-mb 60 --without torch
     """
     from mola_core.runs.pack import pack as make_pack
+    from mola_core.study.loading import given_path
 
     layout = study_layout(arguments)
     if arguments.model_dir:
