@@ -24,7 +24,7 @@ from mola_core.shapes import centre_of_depth
 from mola_core.study.loading import load_study
 from mola_core.study.sections import TrainingSettings
 from mola_core.study.study import Study
-from mola_core.training.allocate import allocate, gradient_norms
+from mola_core.training.allocate import allocate, fisher_traces, gradient_norms
 from mola_core.training.batches import Collator, LengthGrouped
 
 MISTRAL_SCORES = [
@@ -112,6 +112,23 @@ def test_ghost_norms_are_the_norms_of_the_gradients(tiny_llama):
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+def test_fisher_traces_are_the_mean_squares_of_each_documents_gradient(tiny_llama):
+    """In order of the training, the documents of as many micro-batches as the sensitivity takes."""
+    settings = TrainingSettings(batch_size=4, micro_batch_size=2, loss_on="all")
+    targets, rows = ["q_proj", "down_proj"], documents(12)
+    found = fisher_traces(tiny_llama(), targets, rows, settings, pad=0, seed=5)
+    model = tiny_llama().eval()
+    order = list(LengthGrouped([len(d.tokens) for d in rows], 4, 5))[:8]
+    expected = np.zeros(4)
+    for index in order:
+        model.zero_grad()
+        model(**Collator(0, "all")([rows[index]])).loss.backward()
+        for layer, block in enumerate(model.model.layers):
+            gradients = [block.self_attn.q_proj.weight.grad, block.mlp.down_proj.weight.grad]
+            expected[layer] += sum(g.square().sum().item() for g in gradients) / len(order)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
 def test_the_probe_leaves_the_model_as_it_was(tiny_llama):
     model = tiny_llama().train()
     model.model.norm.weight.requires_grad_(False)
@@ -133,13 +150,15 @@ def bench(tmp_path):
     from mola_core.models.loading import prepare_model
     from mola_core.tasks.rows import prepare_task
 
-    layout = Layout(study("alphalora-20", "sensitivity-20", "random-20-3", "alphalora-4"), tmp_path)
+    layout = Layout(
+        study("alphalora-20", "sensitivity-20", "fisher-20", "random-20-3", "alphalora-4"), tmp_path
+    )
     prepare_model(layout.study.model, layout.model)
     prepare_task("cola", layout.study.data, layout.data("cola"))
     return CellRunner(layout)
 
 
-@pytest.mark.parametrize("method", ["alphalora-20", "sensitivity-20", "random-20-3"])
+@pytest.mark.parametrize("method", ["alphalora-20", "fisher-20", "random-20-3"])
 def test_a_cell_trains_with_its_allocation_and_records_it(bench, method):
     cell = bench.study.cell("cola", method, 1)
     bench.run(cell)
@@ -159,9 +178,12 @@ def allocated(bench, cell, scratch):
     )
 
 
-def test_a_sensitivity_outlives_a_stopped_training(bench, tmp_path):
-    cell = bench.study.cell("cola", "sensitivity-20", 0)
-    write_json(tmp_path / "scratch" / "gradient_norms.json", [1.0, 2.0, 3.0, 4.0])
+@pytest.mark.parametrize(
+    ("method", "file"), [("sensitivity-20", "gradient_norms"), ("fisher-20", "fisher_traces")]
+)
+def test_what_gradients_say_outlives_a_stopped_training(bench, tmp_path, method, file):
+    cell = bench.study.cell("cola", method, 0)
+    write_json(tmp_path / "scratch" / f"{file}.json", [1.0, 2.0, 3.0, 4.0])
     found = allocated(bench, cell, tmp_path / "scratch")
     assert isinstance(found, Allocation) and found.experts == [2, 4, 6, 8]
 

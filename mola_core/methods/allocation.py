@@ -4,6 +4,7 @@
 | ----------------------- | -------------------------------------------------------------------------------------- |
 | `alphalora-<budget>`    | PL_Alpha_Hill of the layer's base weights to the power 2.5 (AlphaLoRA, EMNLP 2024)     |
 | `sensitivity-<budget>`  | the gradient of the base weights that are adapted, on the cell's first training batches |
+| `fisher-<budget>`       | the Fisher information of these weights, document by document, on the same batches     |
 | `random-<budget>-<n>`   | four numbers drawn with seed n, one a quarter of the depth: a control, and a point      |
 |                         | for the depth slope                                                                    |
 
@@ -100,3 +101,12 @@ def sensitivity(norms: Sequence[float], budget: int, least: int) -> Allocation:
     """Experts in proportion to the gradient norms of `gradient_norms`."""
     experts = apportion(norms, total_experts(budget, len(norms)), least)
     return Allocation(experts, list(norms), "gradient norm of the adapted base weights")
+
+
+def fisher(traces: Sequence[float], budget: int, least: int) -> Allocation:
+    """Experts in proportion to the Fisher information of `fisher_traces`, as FIM-LoRA (arXiv 2605.16800) shares ranks by
+    the variance of gradients."""
+    experts = apportion(traces, total_experts(budget, len(traces)), least)
+    return Allocation(
+        experts, list(traces), "trace of the empirical Fisher information of the adapted base weights"
+    )

@@ -38,7 +38,7 @@ class Method:
     """Rank of a plain LoRA."""
     shape: str | None = None
     allocation: str | None = None
-    """How data choose the experts of a `mola`: `alphalora`, `sensitivity` or `random`."""
+    """How data choose the experts of a `mola`: `alphalora`, `sensitivity`, `fisher` or `random`."""
     budget: int | None = None
     """Of an allocation: the sum over the four quarters, as a shape's."""
     draw: int | None = None

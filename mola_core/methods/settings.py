@@ -57,7 +57,7 @@ class MethodSettings(Closed):
 
     method: Annotated[str, Field(max_length=80, json_schema_extra={"pattern": f"^{name_pattern()}$"})]
     """`base`, `full`, `prompt-tuning`, `llama-adapter`, `lora-r<k>`, `lora-matched-<shape>`, `mola-<shape>`, `mola`
-    with `experts`, or experts chosen by data: `alphalora-<budget>`, `sensitivity-<budget>`, `random-<budget>-<n>`;
+    with `experts`, or experts chosen by data: `alphalora-<budget>`, `sensitivity-<budget>`, `fisher-<budget>`, `random-<budget>-<n>`;
     `dora-r<k>`, `rslora-r<k>`, `adalora-r<k>`, `lora-upper-r<k>`, `lora-lower-r<k>`; `peft` with `config`. In a study
     file the plain string `pissa-<method>` is that method with `initialisation: pissa`."""
     name: Name | None = None

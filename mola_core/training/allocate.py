@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 
 from mola_core.files import read_json, write_json
-from mola_core.methods.allocation import Allocation, alphalora, random_experts, sensitivity
+from mola_core.methods.allocation import Allocation, alphalora, fisher, random_experts, sensitivity
 from mola_core.models.layer_quality import layer_quality, layer_scores
 from mola_core.training.batches import first_micro_batches
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from mola_core.study.sections import TrainingSettings
 
 PROBE_BATCHES = 4
-"""Micro-batches whose gradients `sensitivity` takes."""
+"""Micro-batches whose gradients `sensitivity` and `fisher` take."""
 
 
 def gradient_norms(
@@ -38,12 +37,40 @@ def gradient_norms(
 ) -> list[float]:
     """Frobenius norm of the loss gradient by a layer's adapted base weights, together, averaged over batches.
 
-    The batches are the first `PROBE_BATCHES` micro-batches that training with `seed` would see. No weight gets a
-    gradient: for `y = W x` over the tokens t of a batch, `|dL/dW|^2 = sum_{s,t} (dy_s . dy_t) (x_s . x_t)` (the ghost
-    norm of Li et al., ICLR 2022), which needs no memory for gradients and also works on quantised weights.
+    The batches are the first `PROBE_BATCHES` micro-batches that training with `seed` would see.
     """
     sizes = settings.batch_size, settings.micro_batch_size
     batches = first_micro_batches(documents, *sizes, seed, pad, settings.loss_on, PROBE_BATCHES)
+    return np.sqrt(_squared_gradients(base, target_modules, batches)).mean(axis=0).tolist()
+
+
+def fisher_traces(
+    base: Any,
+    target_modules: Sequence[str],
+    documents: Sequence[Encoded],
+    settings: TrainingSettings,
+    pad: int,
+    seed: int,
+) -> list[float]:
+    """Trace of the empirical Fisher information of a layer's adapted base weights: the mean over documents of the squared
+    norm of each one's loss gradient, which is its variance where the mean gradient is small beside it.
+
+    The documents are those of `gradient_norms`, one at a time.
+    """
+    count = PROBE_BATCHES * settings.micro_batch_size
+    batches = first_micro_batches(documents, settings.batch_size, 1, seed, pad, settings.loss_on, count)
+    return _squared_gradients(base, target_modules, batches).mean(axis=0).tolist()
+
+
+def _squared_gradients(
+    base: Any, target_modules: Sequence[str], batches: Sequence[Mapping[str, Any]]
+) -> np.ndarray:
+    """Squared Frobenius norms of the loss gradient by the adapted base weights: (batches, layers).
+
+    No weight gets a gradient: for `y = W x` over the tokens t of a batch, `|dL/dW|^2 = sum_{s,t} (dy_s . dy_t)
+    (x_s . x_t)` (the ghost norm of Li et al., ICLR 2022), which needs no memory for gradients and also works on
+    quantised weights.
+    """
     depth = base.config.get_text_config().num_hidden_layers
     squares: dict[int, torch.Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
     modules = _adapted(base, target_modules)
@@ -51,24 +78,24 @@ def gradient_norms(
     handles = [module.register_forward_hook(_ghost_norm(layer, squares)) for layer, module in modules]
     # The weights need no gradient, so the graph starts at the embeddings.
     handles.append(base.get_input_embeddings().register_forward_hook(_require_grad))
-    norms = np.zeros(depth)
+    found = np.zeros((len(batches), depth))
     training = base.training
     base.eval()
     try:
         for parameter in unfrozen:
             parameter.requires_grad_(False)
-        for batch in batches:
+        for row, batch in zip(found, batches, strict=True):
             squares.clear()
             inputs = {k: v.to(base.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
             base(**inputs, use_cache=False).loss.backward()
-            norms += [math.sqrt(max(0.0, float(squares[layer]))) for layer in range(depth)]
+            row[:] = [max(0.0, float(squares[layer])) for layer in range(depth)]
     finally:
         for handle in handles:
             handle.remove()
         for parameter in unfrozen:
             parameter.requires_grad_(True)
         base.train(training)
-    return (norms / len(batches)).tolist()
+    return found
 
 
 def _adapted(base: Any, target_modules: Sequence[str]) -> list[tuple[int, Any]]:
@@ -110,7 +137,7 @@ def allocate(
 ) -> Allocation:
     """The experts of each layer that `method`, which has an allocation, gets on this base model and these documents.
 
-    `quality` is the file of the layers' scores; `seed` the training's. A sensitivity is kept in `scratch`, so that a
+    `quality` is the file of the layers' scores; `seed` the training's. What gradients say is kept in `scratch`, so that a
     training that goes on from a checkpoint there has the experts that it began with. Raises ValueError where the
     budget is too small.
     """
@@ -122,13 +149,21 @@ def allocate(
         return Allocation(experts, [float(n) for n in experts], f"drawn with seed {method.draw}")
     if method.allocation == "alphalora":
         return alphalora(layer_scores(layer_quality(base.folder, quality)), method.budget, adapter.top_k)
-    if method.allocation != "sensitivity":
+    if method.allocation not in MEASURES:
         raise ValueError(f"allocation {method.allocation!r}: nothing here computes it")
-    kept = scratch / "gradient_norms.json"
+    measure, name, experts_of = MEASURES[method.allocation]
+    kept = scratch / f"{name}.json"
     if kept.is_file():
-        norms = read_json(kept)
+        scores = read_json(kept)
     else:
         pad = base.tokenizer.pad_token_id
-        norms = gradient_norms(base.model, adapter.target_modules, documents, settings, pad, seed)
-        write_json(kept, norms)
-    return sensitivity(norms, method.budget, adapter.top_k)
+        scores = measure(base.model, adapter.target_modules, documents, settings, pad, seed)
+        write_json(kept, scores)
+    return experts_of(scores, method.budget, adapter.top_k)
+
+
+MEASURES = {
+    "sensitivity": (gradient_norms, "gradient_norms", sensitivity),
+    "fisher": (fisher_traces, "fisher_traces", fisher),
+}
+"""Of each allocation by gradients: what is measured, the file that keeps it, what the experts are in proportion to."""

@@ -58,6 +58,10 @@ FAMILIES = (
         "#6A3D9A", "h", _config, _parameters, _ALLOCATED, takes=_TAKES,
     ),
     Family(
+        "fisher", (r"(?P<allocation>fisher)-(?P<budget>[1-9]\d*)",), "fisher-<budget>", "routed",
+        "#A6761D", "*", _config, _parameters, _ALLOCATED, takes=_TAKES,
+    ),
+    Family(
         "random", (r"(?P<allocation>random)-(?P<budget>[1-9]\d*)-(?P<draw>\d+)",), "random-<budget>-<n>", "routed",
         "#7F7F7F", "8", _config, _parameters, _ALLOCATED, takes=_TAKES,
     ),
