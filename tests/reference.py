@@ -37,7 +37,7 @@ def loop_forward(layer: MolaLinear, x: Tensor) -> Tensor:
         layer.mola_B[adapter],
         layer.mola_router[adapter],
         config.top_k,
-        config.lora_alpha / config.r,
+        layer.scaling(adapter),
     )
     return layer.base_layer(x) + added
 

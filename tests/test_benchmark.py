@@ -4,7 +4,7 @@ import json
 
 from mola_core.cli import main
 
-PARTS = ("steps", "precision", "memory", "large", "evaluation", "prefix", "padding")
+PARTS = ("steps", "ablation", "precision", "memory", "large", "evaluation", "prefix", "padding")
 
 
 def test_every_part_gives_rows_with_numbers(tmp_path, capsys):

@@ -17,7 +17,7 @@ class ReleasedLinear(nn.Module):
         config = layer.config[adapter]
         self.base_layer = layer.base_layer
         self.top_k = config.top_k
-        self.scaling = config.lora_alpha / config.r
+        self.scaling = layer.scaling(adapter)
         self.dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
         self.router = _linear(layer.mola_router[adapter])
         experts = self.router.out_features

@@ -12,6 +12,7 @@ BENCHMARKS = (
     *(
         "layers",
         "steps",
+        "ablation",
         "precision",
         "memory",
         "large",
@@ -31,7 +32,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
     """
     import torch
 
-    from mola_core.benchmark import harness, large, precision, report, steps
+    from mola_core.benchmark import ablation, harness, large, precision, report, steps
     from mola_core.models.check import prepare_checked_model
     from mola_core.tasks.prepare import prepare_rows
 
@@ -43,6 +44,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
     parts = {
         "layers": lambda: steps.layers(arguments.repeats, arguments.dtype),
         "steps": lambda: steps.steps(layout.model, arguments.repeats, arguments.dtype),
+        "ablation": lambda: ablation.ablation(layout.model, arguments.repeats, arguments.dtype),
         "memory": lambda: steps.memory(layout.model, arguments.dtype),
         "large": large.large,
         "precision": lambda: [
