@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ _UMASK = os.umask(0o077)
 os.umask(_UMASK)  # there is no other way to read it
 MODE = 0o666 & ~_UMASK
 """Of a new file, as the user's umask has it."""
+MAX_JSON = 268_435_456
+"""Bytes of a JSON file."""
 STORAGE_ERRORS = {
     getattr(errno, name): os.strerror(getattr(errno, name))
     for name in (
@@ -153,12 +156,17 @@ def write_json(path: str | Path, content: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """The content of a JSON file. Raises `MolaError` where it is missing or cut short."""
+    """The content of a JSON file. Raises `MolaError` where it is missing, cut short, no file or larger than any of ours."""
     try:
+        state = Path(path).stat()
+        if not stat.S_ISREG(state.st_mode):
+            raise MolaError(f"{path}: is a folder, a pipe or a device; put a file there")
+        if state.st_size > MAX_JSON:
+            raise MolaError(f"{path}: has {state.st_size} bytes, more than {MAX_JSON}; is it the right file?")
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MolaError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MolaError(f"{path}: not valid JSON ({error}); remove the file and run again") from None
 
 

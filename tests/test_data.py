@@ -351,3 +351,19 @@ def test_identity_follows_the_files(root: Path):
     assert {split for split in SPLITS if before["files"][split] != after["files"][split]} == {"train"}
     known = [task for task in task_names() if task.removesuffix(CLOZE) in ROWS or task in SCIENCEQA_TOPICS]
     assert all(data_identity(task, directory(root))["task"] == task for task in known)
+
+
+def test_a_file_that_unfolds_to_more_than_memory_holds_is_refused(root: Path, tmp_path: Path, monkeypatch):
+    """A text that stands a thousand times takes the room of one: its file says nothing of what it unfolds to."""
+    from mola_core.tasks import rows
+
+    monkeypatch.setattr(rows, "MAX_UNFOLDED", 1_000_000)
+    file = root / FOLDERS["cola"] / "train.parquet"
+    plain = ROWS["cola"] | {"sentence": "word " * 100}
+    pq.write_table(pa.Table.from_pylist([plain] * 4000), file)
+    assert file.stat().st_size < 50_000
+    with pytest.raises(MolaError, match=r"train\.parquet .* unfolds to more than 1000000 bytes"):
+        prepare_task("cola", directory(root), tmp_path / "out")
+    monkeypatch.setattr(rows, "MAX_UNFOLDED", 10_000_000)
+    prepare_task("cola", directory(root), tmp_path / "out")
+    assert verify_data(tmp_path / "out")["splits"]["train"]["rows"] == 4000

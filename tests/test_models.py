@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import os
 import shutil
 import time
 import zipfile
@@ -701,4 +702,84 @@ def test_module_dimensions_of_other_architectures():
 def test_module_that_the_model_lacks(tiny):
     with pytest.raises(MolaError, match=r"no linear 'proj', it has q_proj, .*down_proj") as error:
         module_dimensions(load_config(tiny), ["q_proj", "proj"])
+    one_line(error)
+
+
+# ------------------------------------------------------------------------------ models that cannot be adapted right
+
+
+def vision_model(folder: Path) -> Path:
+    """A tiny Gemma 3 with a text and a vision tower."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    text = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 512, "sliding_window": 16,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    Gemma3ForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_model_with_two_stacks_of_layers_is_refused(tiny, tmp_path):
+    folder = vision_model(tmp_path / "vision")
+    for file in tiny.glob("*token*"):
+        shutil.copy(file, folder)
+    with pytest.raises(MolaError, match=r"model\.path: .* has 2 stacks of layers .*vision") as error:
+        prepare_checked_model(directory(folder), tmp_path / "prepared")
+    one_line(error)
+    assert not (tmp_path / "prepared").exists()
+
+
+def test_a_mixture_of_experts_is_one_stack(tiny, tmp_path):
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=512, num_local_experts=2,
+    )  # fmt: skip
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "moe")
+    for file in tiny.glob("*token*"):
+        shutil.copy(file, tmp_path / "moe")
+    prepare_checked_model(directory(tmp_path / "moe"), tmp_path / "prepared")
+    assert read_json(tmp_path / "prepared/model.json")["depth"] == 4
+
+
+def test_a_tokenizer_that_ends_every_text_is_refused(tiny, tmp_path):
+    from tokenizers.processors import TemplateProcessing
+
+    shutil.copytree(tiny, tmp_path / "model")
+    tokenizer = load_tokenizer(tmp_path / "model")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", tokenizer.eos_token_id)]
+    )
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(MolaError, match="ends every text with </s>"):
+        prepare_checked_model(directory(tmp_path / "model"), tmp_path / "prepared")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda folder: os.mkfifo(folder / "config.json"), "a pipe or a device"),
+        (lambda folder: (folder / "config.json").symlink_to("/dev/zero"), "a pipe or a device"),
+        (lambda folder: (folder / "config.json").write_text("[" * 100_000), "not valid JSON"),
+        (
+            lambda folder: (folder / "config.json").write_text(
+                json.dumps({"model_type": "llama", "num_hidden_layers": 10**9})
+            ),
+            "num_hidden_layers 1000000000, the weights have",
+        ),
+    ],
+)
+def test_configs_that_hang_nest_or_bomb_are_one_line(tiny, tmp_path, change, words):
+    shutil.copytree(tiny, tmp_path / "model")
+    (tmp_path / "model/config.json").unlink()
+    change(tmp_path / "model")
+    with pytest.raises(MolaError, match=words) as error:
+        prepare_checked_model(directory(tmp_path / "model"), tmp_path / "prepared")
     one_line(error)

@@ -6,7 +6,6 @@ import argparse
 import inspect
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,12 +16,13 @@ if TYPE_CHECKING:
 def study_layout(arguments: argparse.Namespace) -> Layout:
     from mola_core.models.loading import leave_out_bitsandbytes
     from mola_core.runs.layout import Layout
-    from mola_core.study.loading import load_study, study_file
+    from mola_core.study.loading import given_path, load_study, study_file
 
     study = load_study(arguments.study, arguments.data_root)
     if arguments.own_process and study.model.quantization is None:
         leave_out_bitsandbytes()
-    return Layout(study, Path(arguments.results), file=study_file(arguments.study))
+    results = given_path("--results", str(arguments.results))
+    return Layout(study, results, file=study_file(arguments.study))
 
 
 def owned(layout: Layout) -> Layout:

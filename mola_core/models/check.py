@@ -4,6 +4,7 @@ Not in `models.py` and `model_sources.py`, where it would belong: the digests of
 """
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from mola_core.files import read_json, remove
 from mola_core.models.loading import load_config, load_model, load_tokenizer, prepare_model
 from mola_core.study.sections import DirectoryModel, ModelSource
 
+MAX_COUNT = 4096
+"""Layers or experts that a config may name whatever its weights hold."""
 OWN_ATTENTION = (None, "eager", "sdpa", "flex_attention")
 """What transformers and torch compute themselves; for other names native code is fetched from the hub."""
 
@@ -36,13 +39,60 @@ def check_model(folder: Path, name: str) -> None:
     """
     config = read_json(folder / "config.json")
     refuse_kernels(config, name)
+    refuse_depth(config, name, folder)
     with loading(folder, name):
         load_config(folder)
-        if not load_tokenizer(folder)("Question").input_ids:
+        tokenizer = load_tokenizer(folder)
+        tokens = tokenizer("Question").input_ids
+        if not tokens:
             raise ValueError("the tokenizer makes no token of a word")
+        if tokens[-1] == tokenizer.eos_token_id:
+            # lm-eval and training cut a prompt from its option by the number of the prompt's tokens.
+            raise MolaError(
+                f"{name}: its tokenizer ends every text with {tokenizer.eos_token}; set add_eos_token to false in "
+                "tokenizer_config.json, or save it without"
+            )
         # Weights that were saved quantised may need a GPU or a library that this machine lacks.
         if not isinstance(config.get("quantization_config"), dict):
-            load_model(folder, device="meta")
+            refuse_stacks(load_model(folder, device="meta"), name)
+
+
+def refuse_depth(config: Any, name: str, folder: Path) -> None:
+    """Raise `MolaError` where a config asks for more layers or experts than its weights can hold: building them hangs."""
+    from safetensors import safe_open
+
+    tensors = 0
+    for file in folder.glob("model*.safetensors"):
+        with safe_open(file, framework="numpy") as weights:
+            tensors += len(weights.keys())
+    parts = [config] if isinstance(config, dict) else []
+    while parts:
+        part = parts.pop()
+        parts += [value for value in part.values() if isinstance(value, dict)]
+        for key, value in part.items():
+            counted = re.fullmatch(r"(num|n)_.*(layers?|experts|blocks)", str(key))
+            if counted and isinstance(value, int) and value > max(tensors, MAX_COUNT):
+                raise MolaError(
+                    f"{name}: config.json says {key} {value}, the weights have {tensors} tensors; copy it anew"
+                )
+
+
+def refuse_stacks(model: Any, name: str) -> None:
+    """Raise `MolaError` for a model with two stacks of layers, as of text and of images: adapters would go into both."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    stacks: dict[str, set[str]] = {}
+    for module, kind in model.named_modules():
+        place = re.match(r"(\D*)\.(\d+)\.", module)
+        if place and isinstance(kind, torch.nn.Linear | Conv1D):
+            stacks.setdefault(place[1], set()).add(place[2])
+    found = sorted(stack for stack, layers in stacks.items() if len(layers) > 1)
+    if len(found) > 1:
+        raise MolaError(
+            f"{name}: has {len(found)} stacks of layers ({', '.join(found)}), of which an adapter is for one; save its "
+            "text model alone (AutoModel, get_decoder(), save_pretrained) and use that"
+        )
 
 
 def refuse_kernels(config: Any, name: str) -> None:

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 KNOWN_ROWS = FOLDER / "known_rows.json"
 """Content hashes of the published benchmarks' rows: {task: {split: hash}}."""
+MAX_UNFOLDED = 2_147_483_648
+"""Bytes of a split's rows in memory."""
 FINGERPRINT = "fingerprint.json"
 CLUSTER = "cluster of the document"
 """Name of the column while rows are prepared; no task has one of it."""
@@ -184,7 +186,21 @@ def _read_parquet(task: str, split: str, file: Path) -> pyarrow.Table:
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_table(file)
+        source = pq.ParquetFile(file)
+        groups = [source.metadata.row_group(number) for number in range(source.num_row_groups)]
+        parts, size = [], 0
+        if sum(group.total_byte_size for group in groups) <= MAX_UNFOLDED:
+            # What repeated values unfold to stands nowhere in the file.
+            for part in source.iter_batches(1024):
+                parts.append(part)
+                size += part.nbytes
+                if size > MAX_UNFOLDED:
+                    break
+            else:
+                return pa.Table.from_batches(parts, source.schema_arrow)
+        raise MolaError(
+            f"task {task}: {file} (split {split}) unfolds to more than {MAX_UNFOLDED} bytes; replace it"
+        )
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise MolaError(
