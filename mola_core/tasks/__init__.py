@@ -166,8 +166,12 @@ def _overlap(one: str, other: str) -> bool:
 
 def dataset_of(name: str) -> str:
     """The dataset's folder in a `data_root`: "glue/mrpc" for nyu-mll/glue, mrpc."""
-    config = task_config(name)
-    dataset = config["dataset_path"].rstrip("/").split("/")[-1].lower()
+    return dataset_folder(task_config(name))
+
+
+def dataset_folder(config: Mapping[str, Any]) -> str:
+    """See `dataset_of`; `config` is a task's lm-eval configuration."""
+    dataset = str(config["dataset_path"]).rstrip("/").split("/")[-1].lower()
     return f"{dataset}/{config['dataset_name']}" if config.get("dataset_name") else dataset
 
 
