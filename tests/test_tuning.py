@@ -339,3 +339,44 @@ def test_the_workflow_tunes_first_and_plans_what_a_rate_more_changes(tmp_path, p
         and "rule tuning" in more
         and "rule cells_0" in more
     )
+
+
+def drawn(study, tried):
+    from mola_core.analysis.figures.catalogue import tuning as figure
+    from mola_core.analysis.figures.registry import StudyData
+    from mola_core.analysis.figures.style import figure_style
+
+    data = StudyData(study, None, None, None, 4, {}, tried)
+    with figure_style():
+        return figure.draw(data), figure.caption(data)
+
+
+def test_the_figure_has_a_line_a_method_and_marks_what_was_chosen():
+    study = smoke(methods=SHAPES, tuning=tuned(by="kind", learning_rates=[1e-4, 1e-3, 1e-2]))
+    best = {"lora-r4": 1e-3, "mola-5555": 1e-2, "lora-matched-5555": 1e-3}
+    tried = pd.DataFrame(
+        [
+            {
+                "method": attempt.candidate,
+                "task": task,
+                "learning_rate": attempt.learning_rate,
+                "alpha": None,
+                "seed": 100,
+                "score": None if attempt.learning_rate == 1e-2 and attempt.candidate == "lora-r4" else 0.5,
+                "diverged": attempt.learning_rate == 1e-2 and attempt.candidate == "lora-r4",
+                "chosen": attempt.learning_rate == best[attempt.candidate],
+            }
+            for attempt in tries(study).values()
+            for task in study.tasks
+        ]
+    )
+    figure, caption = drawn(study, tried.astype({"score": float}))
+    assert len(figure.axes) == 2
+    for axis in figure.axes:
+        assert axis.get_xscale() == "log"
+        lines = {line.get_label(): line for line in axis.lines if not line.get_label().startswith("_")}
+        assert set(lines) == set(best)
+        marks = [line.get_xdata()[0] for line in axis.lines if line.get_markersize() == 11]
+        assert sorted(marks) == sorted(best.values())
+    assert "At the edge of the rates tried: mola-5555;" in caption and "2 of 18 tries diverged" in caption
+    assert drawn(smoke(), None) == (None, "")

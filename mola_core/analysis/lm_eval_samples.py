@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mola_core.analysis.likelihoods import LETTERS
 from mola_core.analysis.score_writer import SCHEMA, repeat, write_scores
 from mola_core.errors import MolaError
+from mola_core.evaluation.likelihoods import LETTERS
 from mola_core.files import atomic_write
 
 FIELDS = ("study", "model", "task", "method", "seed")
