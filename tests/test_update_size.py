@@ -91,6 +91,14 @@ def test_a_first_step_of_a_matched_lora_is_as_large_as_mola_s_and_that_of_plain_
     )
 
 
+def test_the_first_step_of_a_warm_up_which_moves_nothing_is_not_the_first(tiny_llama, tmp_path):
+    model = adapted(tiny_llama(), MethodSettings(method="lora-r4"), tmp_path)
+    outcome, _ = train(
+        model, Words(), documents(), settings(warmup_steps=3, scheduler="linear"), 0, tmp_path / "scratch"
+    )
+    assert 0 < sum(outcome["update_size"]["first"]) < sum(outcome["update_size"]["last"])
+
+
 def test_a_method_that_adapts_no_module_has_no_size(tiny_llama, tmp_path):
     model = adapted(tiny_llama(), MethodSettings(method="prompt-tuning"), tmp_path)
     outcome, _ = train(model, Words(), documents(), settings(), 0, tmp_path / "scratch")

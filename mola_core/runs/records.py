@@ -57,7 +57,7 @@ class TrainingRecord(Environment):
     diverged: NotRequired[dict[str, Any]]
     """Step and reason, where loss or weights were no longer finite: there is no adapter then."""
     update_size: NotRequired[dict[str, list[float | None]]]
-    """After the `first` and the `last` step, by layer: RMS of the adapter's output over that of the base module."""
+    """After the `first` step whose learning rate is not 0 and the `last`, by layer: RMS of the adapter's output over that of the base module."""
     peak_memory_bytes: int
     resumed: bool
     log_sha256: str

@@ -79,7 +79,7 @@ def _rms(values: torch.Tensor) -> float:
 
 
 class UpdateSize(TrainerCallback):
-    """Measures on one micro-batch after the first step and after the last."""
+    """Measures on one micro-batch after the first step whose learning rate is not 0, and after the last."""
 
     def __init__(self, batch: Mapping[str, Any], folder: Path) -> None:
         self.batch = batch
@@ -91,7 +91,8 @@ class UpdateSize(TrainerCallback):
     ) -> None:
         if not is_main():
             return
-        if state.global_step == 1:
+        # With a warm-up the rate of the very first step is 0, and nothing moves in it.
+        if state.global_step == (2 if args.warmup_steps else 1):
             self.sizes["first"] = self._measured(kwargs["model"])
             self.file.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.file, self.sizes)
