@@ -9,10 +9,14 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import importlib.metadata
 import pkgutil
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 
+from mola_core.errors import one_line
+from mola_core.files import sha256_file
 from mola_core.methods import families
 from mola_core.methods.family import IN_BASE, NEEDS_DATA, Family, LayerSizes, Method, Request
 from mola_core.shapes import experts_per_layer, parse_shape
@@ -20,17 +24,49 @@ from mola_core.shapes import experts_per_layer, parse_shape
 if TYPE_CHECKING:
     from mola_core.methods.settings import AdapterSettings, MethodSettings
 
+GROUP = "mola_core.methods"
+"""Entry points of installed packages, each a tuple of `Family`: someone's own methods and allocations, without a fork."""
+
 
 @functools.cache
 def all_families() -> dict[str, Family]:
-    """Every family by its kind. Raises ValueError where two have the same."""
+    """Every family by its kind: those here and those of installed packages (`GROUP`). Raises ValueError where two have the
+    same."""
     found: dict[str, Family] = {}
     for module in sorted(each.name for each in pkgutil.iter_modules(families.__path__)):
         for family in importlib.import_module(f"{families.__name__}.{module}").FAMILIES:
             if family.kind in found:
                 raise ValueError(f"methods/families/{module}.py: there is a family {family.kind!r} already")
             found[family.kind] = family
+    for family in _outside():
+        if family.kind in found:
+            raise ValueError(f"entry points {GROUP}: there is a family {family.kind!r} already")
+        found[family.kind] = family
     return found
+
+
+@functools.cache
+def _outside() -> dict[Family, str]:
+    """Families of other packages, each with the sha256 of its module's file. A package that cannot be imported is told
+    and left out: its methods are then unknown."""
+    found = {}
+    for entry in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda entry: entry.name):
+        try:
+            module = importlib.import_module(entry.module)
+            families_of = entry.load()
+            code = sha256_file(str(module.__file__))
+            found.update(dict.fromkeys(families_of, code))
+            if not all(isinstance(family, Family) for family in families_of):
+                raise TypeError("it holds something else than Family")
+        except Exception as error:  # another's code raises what it likes
+            print(f"entry point {GROUP}, {entry.name}: left out ({one_line(error)})", file=sys.stderr)
+            found = {family: code for family, code in found.items() if isinstance(family, Family)}
+    return found
+
+
+def outside_code(family: Family) -> str | None:
+    """sha256 of the code of a family of another package, which a cell's key holds; None for a family of this one."""
+    return _outside().get(family)
 
 
 def name_pattern() -> str:

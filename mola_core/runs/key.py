@@ -17,7 +17,7 @@ from typing import Any
 from mola_core.code_hash import code_hash
 from mola_core.errors import MolaError
 from mola_core.files import read_json
-from mola_core.methods.registry import adapter_config, family_of, parse_method
+from mola_core.methods.registry import adapter_config, family_of, outside_code, parse_method
 from mola_core.models.loading import FINGERPRINT as MODEL_RECORD
 from mola_core.models.loading import model_identity
 from mola_core.records import digest, read_record
@@ -111,6 +111,9 @@ def training_parts(layout: Layout, cell: Cell) -> Parts | None:
         parts["validation"] = examples_part(layout, rows, "validation", None, False)
         parts["scoring"] = _scoring(layout, [rows])
         parts["precision_of_scoring"] = study.evaluation.precision
+    foreign = outside_code(family_of(method))
+    if foreign:
+        parts["method code"] = foreign
     parent = study.parent(cell)
     if parent:
         before = training_parts(layout, parent)
