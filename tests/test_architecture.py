@@ -28,7 +28,7 @@ ANALYSIS = [
     {"reference", "notices", "score_files", "verdict_fields"},
     {"scores"},
     {"score_writer"},
-    {"looks", "statistics"},
+    {"lm_eval_samples", "looks", "statistics"},
     {"collect", "verify"},
     {"tables"},
     {"figures"},
