@@ -20,7 +20,7 @@ $(BIN)/.ready-to-test: $(BIN)/.ready
 	touch $@
 
 study: $(BIN)/.ready
-	snakemake --cores $(CORES) --config study=$(STUDY)
+	snakemake --cores $(CORES) --quiet host rules progress --config study=$(STUDY)
 	@mola where --study $(STUDY)
 
 # A process for each core, each with one thread.

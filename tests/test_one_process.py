@@ -122,7 +122,14 @@ def test_what_needs_no_model_imports_no_torch(tmp_path, verb):
     assert done.stdout.strip().endswith("heavy: []"), done.stdout[-2000:] + done.stderr[-2000:]
 
 
+@pytest.fixture
+def untold(monkeypatch):
+    monkeypatch.setattr("mola_core.runs.several.told", lambda layout, cell: "complete")
+
+
 class Runner:
+    layout = None
+
     def __init__(self, failing, error):
         self.done, self.failing, self.error = [], failing, error
 
@@ -138,7 +145,7 @@ def cells(count):
     return Study.model_validate(content).cells()
 
 
-def test_a_failed_cell_does_not_hold_up_the_others(capsys):
+def test_a_failed_cell_does_not_hold_up_the_others(untold, capsys):
     runner = Runner(1, ValueError("no\nluck"))
     with pytest.raises(MolaError, match="1 of 3 cells failed, the first is cola/mola-2468/seed1"):
         run_in_turn(runner, cells(3))
@@ -146,7 +153,7 @@ def test_a_failed_cell_does_not_hold_up_the_others(capsys):
     assert capsys.readouterr().err == "cola/mola-2468/seed1: failed: ValueError: no luck\n"
 
 
-def test_one_cell_fails_as_it_is_and_a_full_disk_ends_all():
+def test_one_cell_fails_as_it_is_and_a_full_disk_ends_all(untold):
     with pytest.raises(ValueError, match="luck"):
         run_in_turn(Runner(0, ValueError("luck")), cells(1))
     runner = Runner(1, OSError(28, "No space left on device"))
@@ -222,3 +229,16 @@ def test_several_cells_a_job_and_only_those_that_are_open(tmp_path):
     small(tmp_path, compute={"threads": 1, "cells_per_job": 1})
     found = jobs(snakemake("-n", results=results, study=study))
     assert found["cell"] == 1 and "evaluate" not in found
+
+
+def test_a_study_is_told_in_few_lines_and_each_cell_in_one(tmp_path):
+    study, results = small(tmp_path), tmp_path / "results"
+    quiet = ("--quiet", "host", "rules", "progress")  # as `make study`
+    said = snakemake("--cores", 2, *quiet, results=results, study=study)
+    lines = [line for line in said.splitlines() if " cells are complete" in line]
+    assert len(lines) == len(METHODS)
+    assert sorted(line.split(":")[0] for line in lines) == [f"cola/{method}/seed0" for method in METHODS]
+    assert any("of 4 cells are complete" in line for line in lines)
+    assert len(said.splitlines()) <= 60, said
+    log = (results / "small/logs/cell/cola/mola-2468/seed0.log").read_text()
+    assert "step 6/6" in log and "cells are complete" in log

@@ -139,6 +139,7 @@ def test_packages_are_those_of_training_and_evaluation():
     found = needed_packages([])
     assert {"torch", "transformers", "peft", "lm-eval", "pyarrow"} <= found.keys()
     assert not {"snakemake", "pytest", "mola-core"} & found.keys()
+    assert "tabulate" in found, "of the harness for its tables only, but a dependency of lm-eval needs it too"
     without = needed_packages(["torch"])
     assert "torch" not in without and without.keys() < found.keys()
     with pytest.raises(MolaError, match="--without pytorch"):

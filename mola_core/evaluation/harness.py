@@ -20,6 +20,7 @@ from mola_core.models.precision import computed_in
 from mola_core.models.tokens import adds_bos, encode, split
 from mola_core.tasks.check import chance
 from mola_core.training.batches import left_pad
+from mola_core.training.trainer import TOLD_EVERY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -72,7 +73,7 @@ class AnswerLM(HFLM):
                     chosen = likelihoods.gather(1, option.unsqueeze(1)).sum()
                     greedy = bool((likelihoods.argmax(dim=1) == option).all())
                     results[index] = (float(chosen), greedy)
-            if time.monotonic() - spoken > 5:
+            if time.monotonic() - spoken > TOLD_EVERY:
                 spoken = time.monotonic()
                 print(f"evaluated {start + len(batch)}/{len(passes)} passes", file=sys.stderr, flush=True)
         return results

@@ -191,7 +191,7 @@ def _run_cells(layout: Layout, parallel: int, deadline: float | None, keep_adapt
                 outcome = future.result()
                 del running[future]
                 outcomes.append(outcome)
-                _tell(outcome)
+                _tell(outcome, _time_left(outcomes, len(waiting) + len(running), parallel))
                 if outcome.state != "complete":
                     for cell in _descendants(study, outcome.cell, waiting):
                         waiting.remove(cell)
@@ -231,11 +231,20 @@ def _drop_weights(layout: Layout, finished: list[Cell], coming: list[Cell]) -> N
             remove(layout.candidates(cell))
 
 
-def _tell(outcome: Outcome) -> None:
-    note = f": {outcome.reason}" if outcome.reason else ""
+def _tell(outcome: Outcome, study: str = "") -> None:
+    note = f": {outcome.reason}" if outcome.reason else study
     print(
         f"{outcome.state:12} {outcome.cell.path} ({outcome.seconds:.0f} s){note}", file=sys.stderr, flush=True
     )
+
+
+def _time_left(outcomes: list[Outcome], to_go: int, parallel: int) -> str:
+    """How far the study is, and an estimate from the cells so far."""
+    took = [outcome.seconds for outcome in outcomes if outcome.state == "complete"]
+    if not took or not to_go:
+        return ""
+    minutes = sum(took) / len(took) * to_go / min(parallel, to_go) / 60
+    return f"; {len(took)} done, {to_go} to go, about {minutes:.0f} min"
 
 
 def results_of(layout: Layout) -> list[Path]:

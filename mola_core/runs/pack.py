@@ -35,7 +35,7 @@ from mola_core.study.sections import DirectoryData, DirectoryModel
 
 ROOT = "mola-core[harness]"
 NOT_NEEDED = ("snakemake", "matplotlib", "shtab", "pip", "tabulate", "markdown-it-py")
-"""Of the harness: what plans and what draws, neither of which is done there."""
+"""Of what the harness itself asks for: what plans and what draws, neither of which is done there."""
 
 
 def pack(
@@ -141,7 +141,8 @@ def needed_packages(without: Collection[str]) -> dict[str, str]:
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
-    left_out = {canonicalize_name(name) for name in (*NOT_NEEDED, *without)}
+    left_out = {canonicalize_name(name) for name in without}
+    own = canonicalize_name(Requirement(ROOT).name)
     found: dict[str, str] = {}
     met: set[str] = set()
     waiting = [Requirement(ROOT)]
@@ -159,6 +160,8 @@ def needed_packages(without: Collection[str]) -> dict[str, str]:
         found[name] = distribution.version
         for text in distribution.requires or ():
             wanted = Requirement(text)
+            if name == own and canonicalize_name(wanted.name) in NOT_NEEDED:
+                continue
             extras = requirement.extras or {""}
             if any(
                 wanted.marker is None or wanted.marker.evaluate({"extra": extra}) for extra in extras
@@ -167,7 +170,7 @@ def needed_packages(without: Collection[str]) -> dict[str, str]:
     unknown = sorted({canonicalize_name(name) for name in without} - met)
     if unknown:
         raise MolaError(f"--without {unknown[0]}: is no package that training or evaluation needs")
-    del found[canonicalize_name(Requirement(ROOT).name)]  # travels as code
+    del found[own]  # travels as code
     return dict(sorted(found.items()))
 
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mola_core.errors import MolaError, OutOfTime
-from mola_core.files import storage_problem
+from mola_core.files import read_json, storage_problem
 
 if TYPE_CHECKING:
     from mola_core.runs.cell import CellRunner
+    from mola_core.runs.layout import Layout
     from mola_core.study.study import Cell
 
 
@@ -22,11 +23,13 @@ def run_in_turn(runner: CellRunner, cells: Sequence[Cell]) -> None:
     """
     if len(cells) == 1:
         runner.run(cells[0])
+        print(told(runner.layout, cells[0]), flush=True)
         return
     failed = []
     for cell in cells:
         try:
             runner.run(cell)
+            print(told(runner.layout, cell), flush=True)
         except OutOfTime:
             raise
         except Exception as error:
@@ -39,3 +42,17 @@ def run_in_turn(runner: CellRunner, cells: Sequence[Cell]) -> None:
         raise MolaError(
             f"{len(failed)} of {len(cells)} cells failed, the first is {failed[0]}; the finished ones are kept"
         )
+
+
+def told(layout: Layout, cell: Cell) -> str:
+    """One line on a cell that has just been completed, and on how far the study is."""
+    manifest = read_json(layout.cell(cell) / "manifest.json")
+    training, evaluation = manifest["training"] or {}, manifest["evaluation"]
+    seconds = training.get("seconds", 0.0) + evaluation.get("seconds", 0.0)
+    accuracy = f", accuracy {100 * evaluation['accuracy']:.2f} %" if "accuracy" in evaluation else ""
+    cells = layout.study.all_cells()
+    done = sum((layout.cell(each) / "manifest.json").is_file() for each in cells)
+    left = (
+        f", the others at this pace {(len(cells) - done) * seconds / 60:.0f} min" if done < len(cells) else ""
+    )
+    return f"{cell.path}: {seconds:.0f} s{accuracy}; {done} of {len(cells)} cells are complete{left}"

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
     from mola_core.study.sections import TrainingSettings
 
+TOLD_EVERY = 60
+"""Seconds between two lines of progress."""
 MARKER = "complete.json"
 """Written into a checkpoint after everything else: a checkpoint without it was cut short and is not resumed."""
 
@@ -72,7 +74,7 @@ class Progress(TrainerCallback):
         self.logged = 0
         self.started = time.monotonic() - seconds_before
         self.saved = time.monotonic()
-        self.spoken = 0.0
+        self.spoken = -math.inf
         self.out_of_time = False
         self.diverged = False
 
@@ -139,7 +141,7 @@ class Progress(TrainerCallback):
         if self.out_of_time or not is_main():
             return  # Who sent SIGTERM may have closed the log; the checkpoint is still to be written.
         last = state.global_step == state.max_steps
-        if last or time.monotonic() - self.spoken > 5:
+        if last or time.monotonic() - self.spoken > TOLD_EVERY:
             self.spoken = time.monotonic()
             left = self.seconds / state.global_step * (state.max_steps - state.global_step)
             print(
