@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from mola_core.files import remove
 from mola_core.locations import STUDIES
 from mola_core.runs.layout import Layout
 from mola_core.runs.pack import all_keys, needed_packages
-from mola_core.runs.start import unpack
+from mola_core.runs.start import install, unpack
 from mola_core.runs.state import cell_state
 from mola_core.study.loading import load_study
 
@@ -144,3 +145,27 @@ def test_packages_are_those_of_training_and_evaluation():
     assert "torch" not in without and without.keys() < found.keys()
     with pytest.raises(MolaError, match="--without pytorch"):
         needed_packages(["pytorch"])
+
+
+def test_wheels_are_installed_where_dill_takes_them_for_packages(tmp_path):
+    """It pickles what a user's own modules hold, and datasets then fails on pyarrow's; it goes by the folder's name."""
+    (tmp_path / "wheels").mkdir()
+    with zipfile.ZipFile(tmp_path / "wheels" / "carried_one-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("carried_one.py", "")
+        wheel.writestr(
+            "carried_one-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: carried-one\nVersion: 1.0\n"
+        )
+        wheel.writestr(
+            "carried_one-1.0.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
+        wheel.writestr("carried_one-1.0.dist-info/RECORD", "")
+    site = install(tmp_path)
+    code = "import carried_one; from dill._dill import _is_builtin_module; print(_is_builtin_module(carried_one))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "True", done.stderr

@@ -71,7 +71,8 @@ def unpack(here: Path, content: dict, work: Path) -> None:
 
 def install(work: Path) -> Path:
     """The folder with the pack's wheels installed, for `PYTHONPATH`."""
-    site, wheels = work / "site", sorted((work / "wheels").glob("*.whl"))
+    # By this name dill, and so datasets, knows installed packages from a user's own modules.
+    site, wheels = work / "site-packages", sorted((work / "wheels").glob("*.whl"))
     mark = work / "installed.json"
     names = [wheel.name for wheel in wheels]
     if not wheels or (mark.is_file() and json.loads(mark.read_text()) == names):
