@@ -133,6 +133,7 @@ def overhead(layout: Layout) -> list[Row]:
             (results / shared).symlink_to((layout.root / shared).resolve())
         study = ["--study", str(file), "--results", str(results)]
         first, *others = Layout(Study.model_validate(content), results).study.cells()
+        _seconds(["examples", *study])  # a job of its own, once a task
         alone = _seconds(["cell", *study, "--cell", first.task, first.method, str(first.seed)])
         together = _seconds(["run", *study])
         parsed = Layout(Study.model_validate(content), results)
