@@ -24,9 +24,10 @@ from safetensors.torch import load_file
 
 from mola_core import cli
 from mola_core.analysis import collect
-from mola_core.errors import MolaError
+from mola_core.errors import MolaError, OutOfTime
 from mola_core.files import atomic_write, locked, read_json
 from mola_core.models.loading import prepare_model, verify_model
+from mola_core.runs import local
 from mola_core.runs.cell import TRAINED, CellRunner
 from mola_core.runs.gpus import gpu_slot
 from mola_core.runs.key import keys
@@ -516,3 +517,20 @@ def test_a_killed_snakemake_continues_by_being_started_again(undisturbed, fresh)
     assert third.returncode == 0, third.stderr
     CellRunner(fresh).evaluate(cell_of(fresh))
     assert outcome(fresh) == outcome(undisturbed)
+
+
+def test_a_worker_that_was_stopped_in_a_training_begins_no_other_cell(monkeypatch):
+    """The training's own handler takes the signal, and the worker has more cells to come."""
+
+    class Stopped:
+        deadline, begun = None, 0
+
+        def run(self, cell):
+            self.begun += 1
+            raise OutOfTime("stopped at step 3 of 6")
+
+    bench = Stopped()
+    monkeypatch.setattr(local, "_bench", bench, raising=False)
+    outcomes = [local._run(cell) for cell in load_study("smoke").cells()[:3]]
+    assert [outcome.state for outcome in outcomes] == ["out of time"] * 3
+    assert bench.begun == 1

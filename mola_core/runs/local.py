@@ -89,6 +89,8 @@ def _run(cell: Cell) -> Outcome:
     try:
         _bench.run(cell)
     except OutOfTime as stop:
+        # What stopped this cell, a SIGTERM that its training took included, is meant for those after it too.
+        _bench.deadline = 1.0
         return Outcome(cell, "out of time", time.time() - started, str(stop))
     except Exception as error:  # one failed cell must not take the others with it
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
