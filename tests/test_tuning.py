@@ -12,10 +12,10 @@ from smoke_study import smoke
 
 from mola_core.errors import MolaError
 from mola_core.records import read_record
-from mola_core.runs.key import keys
+from mola_core.runs.key import choices, keys, method_of
 from mola_core.runs.local import run
 from mola_core.runs.state import cell_state
-from mola_core.runs.tuning import choices, choose, method_of
+from mola_core.runs.tuning import choose
 from mola_core.study.tries import candidates, tries, tries_study
 
 RATES = [1e-4, 1e-2]

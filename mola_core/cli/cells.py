@@ -131,7 +131,7 @@ def cells(arguments: argparse.Namespace) -> None:
 
     Example: mola cells --study smoke --why cola mola-2468 0
     """
-    from mola_core.runs.key import differences
+    from mola_core.runs.differences import differences
     from mola_core.runs.state import as_json, cell_state, standing
 
     layout = study_layout(arguments)

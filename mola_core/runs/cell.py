@@ -18,12 +18,11 @@ from mola_core.errors import MolaError
 from mola_core.files import atomic_write, locked, read_json, remove, sha256_file, write_json, write_text
 from mola_core.records import digest, git_state, read_record, versions, write_record
 from mola_core.runs import recovery
-from mola_core.runs.key import Keys, evaluation_parts, keys, training_parts
+from mola_core.runs.key import Keys, chosen, evaluation_parts, keys, method_of, training_parts
 from mola_core.runs.layout import Layout
 from mola_core.runs.progress import failure_noted
 from mola_core.runs.selection import candidate_folder, choose_epoch, compare_candidates
 from mola_core.runs.state import standing
-from mola_core.runs.tuning import chosen, method_of
 from mola_core.study.effective import effective_training
 from mola_core.study.study import INSTRUCTION, Cell, Study
 

@@ -18,14 +18,16 @@ from mola_core.code_hash import code_hash
 from mola_core.errors import MolaError
 from mola_core.files import read_json
 from mola_core.methods.registry import adapter_config, family_of, outside_code, parse_method
+from mola_core.methods.settings import MethodSettings
 from mola_core.models.loading import FINGERPRINT as MODEL_RECORD
 from mola_core.models.loading import model_identity
-from mola_core.records import digest, read_record
+from mola_core.records import digest
+from mola_core.runs.choice import EVERY_TASK, TUNING, Choice, read_choices
 from mola_core.runs.layout import Layout
-from mola_core.runs.tuning import method_of
 from mola_core.study.effective import effective_training
 from mola_core.study.sections import ModelSource
 from mola_core.study.study import INSTRUCTION, Cell
+from mola_core.study.tries import candidates, is_tuned
 from mola_core.tasks import is_own, task_config
 from mola_core.tasks.rows import FINGERPRINT as ROWS_RECORD
 
@@ -242,37 +244,49 @@ def _identity(source: ModelSource) -> Any:
     return _identities[text]
 
 
-def differences(layout: Layout, cell: Cell) -> list[str]:
-    """One line for each part of the cell's keys that differs from its records on disk, and for missing records."""
-    lines = []
-    training = training_parts(layout, cell)
-    wanted = [("training.json", "training", training)]
-    evaluation = evaluation_parts(layout, cell, digest(training) if training else None)
-    wanted.append(("manifest.json", "evaluation", evaluation))
-    for name, stage, now in wanted:
-        if now is None:
-            continue
+def method_of(layout: Layout, cell: Cell) -> MethodSettings | None:
+    """The cell's method with the rate and alpha that tuning chose; None where it has yet to choose them."""
+    method = layout.study.method_by_label[cell.method]
+    if not is_tuned(layout.study, cell):
+        return method
+    found = chosen(layout, cell)
+    if found is None:
+        return None
+    own = {"learning_rate": found.learning_rate} | ({} if found.alpha is None else {"alpha": found.alpha})
+    return method.model_copy(update=own)
+
+
+def chosen(layout: Layout, cell: Cell) -> Choice | None:
+    """What tuning chose for a cell; None where it is not tuned, or its tries are not those of today."""
+    if not is_tuned(layout.study, cell):
+        return None
+    found = choices(layout) or {}
+    of_method = found.get(cell.method, {})
+    return of_method.get(cell.task) or of_method.get(EVERY_TASK)
+
+
+def choices(layout: Layout) -> dict[str, dict[str, Choice]] | None:
+    """By method and task what was chosen; None where it was not, or from other tries than today's."""
+    file = layout.folder / TUNING
+    if layout.tries is None or not file.is_file():
+        return None
+    place = ("choices", file.stat().st_mtime_ns)
+    if place not in layout.remembered:
         try:
-            then = read_record(layout.cell(cell) / name)["parts"]
+            key, found = read_choices(layout)
+            layout.remembered[place] = found if key == tuning_key(layout) else None
         except (MolaError, KeyError, TypeError):
-            lines.append(f"{stage}: no record in {layout.cell(cell) / name}")
-            continue
-        for part in sorted({*now, *then}):
-            if now.get(part) != then.get(part):
-                lines += [f"{stage}.{part}: {line}" for line in _changes(then.get(part), now.get(part))]
-    return lines
+            layout.remembered[place] = None
+    return layout.remembered[place]
 
 
-def _changes(then: Any, now: Any) -> list[str]:
-    if isinstance(then, dict) and isinstance(now, dict):
-        return [
-            f"{name}: {_short(then.get(name))} -> {_short(now.get(name))}"
-            for name in sorted({*then, *now})
-            if then.get(name) != now.get(name)
-        ]
-    return [f"{_short(then)} -> {_short(now)}"]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True)
-    return f"{text[:12]}…" if re.fullmatch('"[0-9a-f]{64}"', text) else text[:120]
+def tuning_key(layout: Layout) -> str | None:
+    """What the choice is made from: the scores of the tries, the rule, and who takes whose rate; None where a try is
+    not prepared."""
+    assert layout.tries is not None and layout.study.tuning is not None
+    found = {cell.path: keys(layout.tries, cell).evaluation for cell in layout.tries.study.cells()}
+    if None in found.values():
+        return None
+    rule = layout.study.tuning.model_dump(include={"per_task", "score"})
+    code = code_hash("mola_core.runs.tuning:choose")
+    return digest({"tries": found, "rule": rule, "candidates": candidates(layout.study), "code": code})

@@ -26,10 +26,10 @@ from mola_core.errors import MolaError
 from mola_core.files import atomic_write, write_text
 from mola_core.locations import PACKAGE
 from mola_core.runs import start
+from mola_core.runs.choice import TABLE, TUNING
 from mola_core.runs.key import Keys, keys
 from mola_core.runs.layout import Layout
 from mola_core.runs.prepare import prepare_all
-from mola_core.runs.tuning import TABLE, TUNING
 from mola_core.study.loading import load_study
 from mola_core.study.sections import DirectoryData, DirectoryModel
 

@@ -6,96 +6,17 @@ import csv
 import math
 import sys
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
-from mola_core.code_hash import code_hash
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write, read_json, write_json
-from mola_core.methods.settings import MethodSettings
-from mola_core.records import digest, read_record
+from mola_core.records import read_record
+from mola_core.runs.choice import EVERY_TASK, TABLE, TUNING, Choice
+from mola_core.runs.key import tuning_key
 from mola_core.runs.layout import Layout
 from mola_core.study.study import Cell
-from mola_core.study.tries import candidates, is_tuned, tries
-
-TUNING, TABLE = "tuning.json", "tuning.csv"
-"""In a study's folder: what was chosen, and the key of the tries that it was chosen from; every try with its score."""
-EVERY_TASK = "every task"
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What a method is trained with."""
-
-    task: str
-    """Or `EVERY_TASK`."""
-    tried: str
-    """Label of the method whose tries decided."""
-    learning_rate: float
-    alpha: float | None
-    """None where `tuning.alphas` is not given."""
-    score: float
-    """Mean over tasks and seeds of the tries: `tuning.score`."""
-    edge: str | None
-    """`lowest` or `highest` where the rate is the first or the last of those tried: a better one may lie beyond."""
-
-
-def method_of(layout: Layout, cell: Cell) -> MethodSettings | None:
-    """The cell's method with the rate and alpha that tuning chose; None where it has yet to choose them."""
-    method = layout.study.method_by_label[cell.method]
-    if not is_tuned(layout.study, cell):
-        return method
-    found = chosen(layout, cell)
-    if found is None:
-        return None
-    own = {"learning_rate": found.learning_rate} | ({} if found.alpha is None else {"alpha": found.alpha})
-    return method.model_copy(update=own)
-
-
-def chosen(layout: Layout, cell: Cell) -> Choice | None:
-    """What tuning chose for a cell; None where it is not tuned, or its tries are not those of today."""
-    if not is_tuned(layout.study, cell):
-        return None
-    found = choices(layout) or {}
-    of_method = found.get(cell.method, {})
-    return of_method.get(cell.task) or of_method.get(EVERY_TASK)
-
-
-def choices(layout: Layout) -> dict[str, dict[str, Choice]] | None:
-    """By method and task what was chosen; None where it was not, or from other tries than today's."""
-    file = layout.folder / TUNING
-    if layout.tries is None or not file.is_file():
-        return None
-    place = ("choices", file.stat().st_mtime_ns)
-    if place not in layout.remembered:
-        try:
-            record = read_json(file)
-            current = record["key"] == tuning_key(layout)
-            layout.remembered[place] = _read(record) if current else None
-        except (MolaError, KeyError, TypeError):
-            layout.remembered[place] = None
-    return layout.remembered[place]
-
-
-def _read(record: dict[str, Any]) -> dict[str, dict[str, Choice]]:
-    return {
-        method: {choice["task"]: Choice(**choice) for choice in listed}
-        for method, listed in record["choices"].items()
-    }
-
-
-def tuning_key(layout: Layout) -> str | None:
-    """What the choice is made from: the scores of the tries, the rule, and who takes whose rate; None where a try is
-    not prepared."""
-    from mola_core.runs.key import keys
-
-    assert layout.tries is not None and layout.study.tuning is not None
-    found = {cell.path: keys(layout.tries, cell).evaluation for cell in layout.tries.study.cells()}
-    if None in found.values():
-        return None
-    rule = layout.study.tuning.model_dump(include={"per_task", "score"})
-    code = code_hash("mola_core.runs.tuning:choose")
-    return digest({"tries": found, "rule": rule, "candidates": candidates(layout.study), "code": code})
+from mola_core.study.tries import candidates, tries
 
 
 def choose(layout: Layout) -> dict[str, dict[str, Choice]]:

@@ -71,9 +71,12 @@ rule knockout:
         mem_mb=int(1024 * compute.memory_gb),
         runtime=int(60 * compute.hours),
         gpu=min(1, compute.gpus),
+    params:
+        mola=mola,
+        options=options,
     shell:
-        "{mola} knockout {options} --task {wildcards.task} --method {wildcards.method} --seed {wildcards.seed}"
-        " 2>&1 | tee {log:q}"
+        "{params.mola} knockout {params.options} --task {wildcards.task} --method {wildcards.method} --seed {wildcards.seed}"
+        " 2>&1 | tee -i {log:q}"
 
 
 rule knockout_figures:
@@ -89,8 +92,11 @@ rule knockout_figures:
         expand(folder("figures/{figure}.png"), figure=KNOCK_OUT_FIGURES),
     log:
         folder("logs/knockout.log"),
+    params:
+        mola=mola,
+        options=options,
     shell:
-        "{mola} knockout {options} 2>&1 | tee {log:q}"
+        "{params.mola} knockout {params.options} 2>&1 | tee -i {log:q}"
 
 
 rule redundancy:

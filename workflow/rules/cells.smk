@@ -141,6 +141,8 @@ else:
                 ),
                 gpu=compute.gpus,
             params:
+                mola=mola,
+                options=options,
                 cells=named(batch),
             shell:
                 "{params.mola} cell {params.options} {params.cells} 2>&1 | tee -i {log:q}"

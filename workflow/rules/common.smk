@@ -7,7 +7,7 @@ from snakemake.logging import logger
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from mola_core.files import locked
-from mola_core.runs.tuning import TABLE, TUNING
+from mola_core.runs.choice import TABLE, TUNING
 from mola_core.runs.gpus import check_cards
 
 # What every rule uses: the `mola` command of this environment, the study's options and paths.

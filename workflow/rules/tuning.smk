@@ -42,11 +42,13 @@ if layout.tries is not None:
                 ),
                 gpu=min(1, compute.gpus),
             params:
+                mola=mola,
+                options=options,
                 tries=" ".join(
                     f"--try {cell.task} {cell.method} {cell.seed}" for cell in batch
                 ),
             shell:
-                "{mola} tuning {options} {params.tries} 2>&1 | tee {log:q}"
+                "{params.mola} tuning {params.options} {params.tries} 2>&1 | tee -i {log:q}"
 
     rule tuning:
         input:
@@ -62,5 +64,8 @@ if layout.tries is not None:
             folder(TABLE),
         log:
             folder("logs/tuning.log"),
+        params:
+            mola=mola,
+            options=options,
         shell:
-            "{mola} tuning {options} 2>&1 | tee {log:q}"
+            "{params.mola} tuning {params.options} 2>&1 | tee -i {log:q}"

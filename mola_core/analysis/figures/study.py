@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from mola_core.analysis.figures import registry
+from mola_core.runs.choice import TABLE
 from mola_core.runs.layout import Layout
-from mola_core.runs.tuning import TABLE
 
 FIGURES = registry.names("study")
 """Figures of every study: `figures/<name>.{svg,png}`."""
