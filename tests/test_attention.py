@@ -158,7 +158,9 @@ def test_packed_rows_are_not_computed_under_a_mask(tiny_llama, monkeypatch):
     torch.testing.assert_close(loss, model(**Collator(0, "answer")(documents), use_cache=False).loss)
 
 
-@pytest.mark.parametrize("unusual", [{"dropout": 0.1}, {"softcap": 30.0}])
+@pytest.mark.parametrize(
+    "unusual", [{"dropout": 0.1}, {"softcap": 30.0}, {"position_bias": torch.ones(1, 1, 7, 7)}]
+)
 def test_what_is_not_computed_here_is_left_to_transformers(module, monkeypatch, unusual):
     """Its attention by PyTorch refuses what it cannot do; ours must not leave it out silently."""
     attention.install("products")

@@ -82,9 +82,9 @@ def trained(cells: dict) -> set[tuple[str, str]]:
 
 
 TRAINING_EDITS = {
-    "validation rows": ("runs/cell.py", 'trained_on(cell), "train", settings', 'trained_on(cell), "validation", settings'),
-    "end of text on every answer": ("runs/cell.py", 'end = self.study.protocol == "generate"', "end = True"),
-    "another seed": ("runs/cell.py", "set_seed(seed)", "set_seed(seed + 1)"),
+    "validation rows": ("runs/training.py", 'trained_on(cell), "train", settings', 'trained_on(cell), "validation", settings'),
+    "end of text on every answer": ("runs/training.py", 'end = self.study.protocol == "generate"', "end = True"),
+    "another seed": ("runs/training.py", "set_seed(seed)", "set_seed(seed + 1)"),
     "loss on nothing": ("training/batches.py", "row[: len(row) - answer] = IGNORED", "row[: len(row) - answer + 1] = IGNORED"),
     "order": ("training/batches.py", "descending=True, stable=True", "descending=False, stable=True"),
     "decay": ("training/trainer.py", "weight_decay=settings.weight_decay", "weight_decay=0.1"),
@@ -107,7 +107,7 @@ EVALUATION_EDITS = {
     "likelihoods": ("evaluation/harness.py", "likelihoods.gather(1, option.unsqueeze(1)).sum()", "likelihoods.gather(1, option.unsqueeze(1)).mean()"),
     "position of an option": ("evaluation/harness.py", "end = len(scores) - (len(row) - len(inputs[index]))", "end = len(scores)"),
     "copies of a document": ("evaluation/unanswered.py", "copies == 0", "copies >= 0"),
-    "another split": ("runs/cell.py", "part = self.study.scored_part", 'part = "train"'),
+    "another split": ("runs/opened.py", "part = self.study.scored_part", 'part = "train"'),
     "answer": ("evaluation/harness.py", "likelihoods.index(max(likelihoods))", "likelihoods.index(min(likelihoods))"),
 }  # fmt: skip
 
@@ -250,8 +250,8 @@ def test_the_code_has_one_hash_on_every_python(version):
     if found is None:
         pytest.skip(f"no Python {version} here")
     entries = [
-        "mola_core.runs.cell:CellRunner.train",
-        "mola_core.runs.cell:CellRunner.evaluate",
+        "mola_core.runs.training:TrainingRunner.train",
+        "mola_core.runs.evaluation:EvaluationRunner.evaluate",
         "mola_core.adapter",
     ]
     code = (
@@ -265,7 +265,9 @@ def test_the_code_has_one_hash_on_every_python(version):
 
 def test_what_is_reached_is_what_trains():
     """Spot checks of the code that counts: called far away, by method, by property, through an __init__."""
-    found = {f"{module}:{name}" for module, name in reached(("mola_core.runs.cell:CellRunner.train",))}
+    found = {
+        f"{module}:{name}" for module, name in reached(("mola_core.runs.training:TrainingRunner.train",))
+    }
     for place in (
         "training.trainer:Progress.on_step_end",
         "training.batches:Packer.__call__",

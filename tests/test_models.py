@@ -356,7 +356,12 @@ def test_a_whole_model_is_kept_and_needs_no_memory_to_check(copy, tmp_path, monk
     prepare_checked_model(directory(copy), tmp_path / "prepared")
     inode = (tmp_path / "prepared").stat().st_ino
     devices = []
-    monkeypatch.setattr("mola_core.models.check.load_model", lambda folder, device: devices.append(device))
+
+    def load(folder, device):
+        devices.append(device)
+        return load_model(folder, device=device)
+
+    monkeypatch.setattr("mola_core.models.check.load_model", load)
     prepare_checked_model(directory(copy), tmp_path / "prepared")
     assert (tmp_path / "prepared").stat().st_ino == inode
     assert devices == ["meta"]

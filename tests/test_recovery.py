@@ -28,10 +28,10 @@ from mola_core.errors import MolaError, OutOfTime
 from mola_core.files import atomic_write, locked, read_json
 from mola_core.models.loading import prepare_model, verify_model
 from mola_core.runs import local
-from mola_core.runs.cell import TRAINED, CellRunner
+from mola_core.runs.cell import CellRunner
 from mola_core.runs.gpus import gpu_slot
 from mola_core.runs.key import keys
-from mola_core.runs.layout import Layout
+from mola_core.runs.layout import TRAINED, Layout
 from mola_core.runs.recovery import drop_damaged_checkpoints
 from mola_core.study.loading import STUDIES, load_study
 from mola_core.tasks.rows import prepare_task, verify_data

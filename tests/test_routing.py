@@ -14,7 +14,7 @@ from mola_core.errors import MolaError
 from mola_core.evaluation.router_counts import routing_frame
 from mola_core.files import write_json
 from mola_core.runs.cell import CellRunner
-from mola_core.runs.layout import Layout
+from mola_core.runs.layout import ROUTING, Layout
 from mola_core.study.loading import load_study
 from mola_core.study.study import Study
 
@@ -68,8 +68,12 @@ def test_every_module_is_counted_and_batches_do_not_matter(adapted):
 
 
 def test_the_hooks_are_gone_afterwards(adapted):
+    def hooks():
+        return [(list(m._forward_pre_hooks), list(m._forward_hooks)) for m in adapted.modules()]
+
+    before = hooks()  # the adapter has some of its own
     routing_frame(adapted, DOCUMENTS, 3, pad=0)
-    assert not any(module._forward_pre_hooks for module in adapted.modules())
+    assert hooks() == before
 
 
 def test_a_model_without_routers_is_refused(tiny_llama):
@@ -110,7 +114,7 @@ def counted(tmp_path) -> Layout:
     layout = Layout(study(), tmp_path)
     for place, cell in enumerate(routing.routed_cells(layout.study)):
         layout.cell(cell).mkdir(parents=True)
-        cell_frame(place).to_csv(layout.cell(cell) / routing.CELL_FILE, index=False)
+        cell_frame(place).to_csv(layout.cell(cell) / ROUTING, index=False)
     return layout
 
 
@@ -133,12 +137,12 @@ def test_a_summary_has_a_row_for_each_module(counted):
 
 def test_cells_without_statistics_are_named_and_broken_files_refused(counted):
     first, second = routing.routed_cells(counted.study)
-    (counted.cell(second) / routing.CELL_FILE).unlink()
+    (counted.cell(second) / ROUTING).unlink()
     assert routing.write(counted) == [second]
-    cell_frame(0).drop(columns="chosen").to_csv(counted.cell(first) / routing.CELL_FILE)
+    cell_frame(0).drop(columns="chosen").to_csv(counted.cell(first) / ROUTING)
     with pytest.raises(MolaError, match="no column chosen"):
         routing.read(counted)
-    (counted.cell(first) / routing.CELL_FILE).unlink()
+    (counted.cell(first) / ROUTING).unlink()
     with pytest.raises(MolaError, match="no cell has routing.csv"):
         routing.read(counted)
 

@@ -231,6 +231,10 @@ def dumped(content):
             {"instruction": {"documents": 16, "epochs": 1, "warmup_steps": 2}},
             "instruction.warmup_steps: 2 is not below the 2",
         ),
+        (
+            {"continual": {"epochs": 1, "methods": ["mola-5555"]}},
+            "continual.methods: 'mola-5555' is no trained method",
+        ),
         ({"continual": {"epochs": 1, "warmup_steps": 99}}, "continual.warmup_steps: 99 is not below the 6"),
         ({"training__gradient_checkpointing": "yes"}, "write true or false"),
     ],

@@ -330,9 +330,9 @@ def test_the_workflow_tunes_first_and_plans_what_a_rate_more_changes(tmp_path, p
     choice = json.loads((results / "tuned" / "tuning.json").read_text())
     assert [c["task"] for c in choice["choices"]["lora-r4"]] == ["every task"]
     scores = str(results / "tuned" / "scores.parquet")
-    plan = snakemake("-n", scores)
+    plan = snakemake("-n", scores, "--quiet", "host")
     assert "rule cells_0" in plan and "tries_" not in plan and "rule tuning" not in plan
-    more = snakemake("-n", scores, rates=[*RATES, 2e-2])
+    more = snakemake("-n", scores, "--quiet", "host", rates=[*RATES, 2e-2])
     assert (
         "rule tries_1" in more
         and "rule tries_0" not in more

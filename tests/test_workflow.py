@@ -52,7 +52,7 @@ def test_a_bad_study_stops_before_anything_runs(tmp_path):
     done = snakemake("--cores", "1", study=study, results=tmp_path / "results")
     assert done.returncode != 0
     said = [line for line in done.stderr.splitlines() if "colour" in line]
-    assert said == [f"snakemake: study {study}: colour: unknown key; remove it or check its spelling"]
+    assert said == [f"snakemake: study {study}: colour: unknown key; remove it or correct it"]
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "results").exists()
 
@@ -130,11 +130,11 @@ rule paper:
 def test_a_configuration_file_takes_the_same_keys(tmp_path):
     study = small(tmp_path)
     (tmp_path / "config.yaml").write_text(f"study: {study}\nresults: {tmp_path / 'results'}\n")
-    done = snakemake("-n", "--configfile", str(tmp_path / "config.yaml"))
+    done = snakemake("-n", "--quiet", "host", "--configfile", str(tmp_path / "config.yaml"))
     assert done.returncode == 0, done.stderr
     assert f"{tmp_path / 'results'}/small/scores.parquet" in done.stdout
     (tmp_path / "config.yaml").write_text("studie: smoke\n")
-    done = snakemake("-n", "--configfile", str(tmp_path / "config.yaml"))
+    done = snakemake("-n", "--quiet", "host", "--configfile", str(tmp_path / "config.yaml"))
     assert done.returncode != 0
     assert "--config studie: unknown" in done.stderr
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from mola_core.cli.options import Verbs, named_cell, study_layout, study_options
@@ -12,6 +12,7 @@ from mola_core.errors import MolaError
 from mola_core.files import write_json
 
 if TYPE_CHECKING:
+    from mola_core.runs.cell import CellRunner
     from mola_core.study.study import Cell
 
 
@@ -55,16 +56,7 @@ def routing(arguments: argparse.Namespace) -> None:
 
     Example: mola routing --study smoke --task cola --method mola-2468 --seed 0
     """
-    named = [arguments.task, arguments.method, arguments.seed]
-    if any(value is not None for value in named):
-        if any(value is None for value in named):
-            raise MolaError("a cell needs --task, --method and --seed; without any the study is gathered")
-        from mola_core.runs.cell import CellRunner
-        from mola_core.runs.gpus import gpu_slot
-
-        layout, cell = named_cell(arguments)
-        with gpu_slot(layout.study.compute.cells_per_gpu):
-            CellRunner(layout).count_routing(cell)
+    if _of_one_cell(arguments, lambda runner, cell: runner.count_routing(cell)):
         return
     from mola_core.analysis.experts import routing as statistics
 
@@ -76,20 +68,27 @@ def knockout(arguments: argparse.Namespace) -> None:
 
     Example: mola knockout --study smoke --task cola --method mola-2468 --seed 0
     """
-    named = [arguments.task, arguments.method, arguments.seed]
-    if any(value is not None for value in named):
-        if any(value is None for value in named):
-            raise MolaError("a cell needs --task, --method and --seed; without any the study is gathered")
-        from mola_core.runs.cell import CellRunner
-        from mola_core.runs.gpus import gpu_slot
-
-        layout, cell = named_cell(arguments)
-        with gpu_slot(layout.study.compute.cells_per_gpu):
-            CellRunner(layout).knock_out(cell, arguments.by)
+    if _of_one_cell(arguments, lambda runner, cell: runner.knock_out(cell, arguments.by)):
         return
     from mola_core.analysis.experts import knock_out as statistics
 
     _tell_missing("knock-out", statistics.write(study_layout(arguments)))
+
+
+def _of_one_cell(arguments: argparse.Namespace, measure: Callable[[CellRunner, Cell], None]) -> bool:
+    """Measure the cell that the options name; False where they name none."""
+    named = [arguments.task, arguments.method, arguments.seed]
+    if all(value is None for value in named):
+        return False
+    if any(value is None for value in named):
+        raise MolaError("a cell needs --task, --method and --seed; without any the study is gathered")
+    from mola_core.runs.cell import CellRunner
+    from mola_core.runs.gpus import gpu_slot
+
+    layout, cell = named_cell(arguments)
+    with gpu_slot(layout.study.compute.cells_per_gpu):
+        measure(CellRunner(layout), cell)
+    return True
 
 
 def redundancy(arguments: argparse.Namespace) -> None:

@@ -62,7 +62,9 @@ def attention(
         if attention_mask is not None and attention_mask.is_floating_point():
             attention_mask = attention_mask.to(query.dtype)
         scores = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2]
-        ordinary = not any(options.get(name) for name in UNUSUAL)
+        # A bias is a tensor; what is off is None, False or 0.
+        unusual = [options[name] for name in UNUSUAL if options.get(name) is not None]
+        ordinary = not any(isinstance(value, Tensor) or value for value in unusual)
         if packed and ordinary:
             output = of_packed(query, key, value, packed, options.get("scaling"))
         elif _kernel == "fused" or scores > MAX_SCORES or not ordinary:

@@ -34,10 +34,14 @@ from mola_core.tasks.rows import FINGERPRINT as ROWS_RECORD
 Parts = dict[str, Any]
 """A key's parts by name, as JSON."""
 
-RUNNER = "mola_core.runs.cell:CellRunner"
-TRAIN, EVALUATE = f"{RUNNER}.train", f"{RUNNER}.evaluate"
+TRAIN = "mola_core.runs.training:TrainingRunner.train"
+EVALUATE = "mola_core.runs.evaluation:EvaluationRunner.evaluate"
 RENDER = "mola_core.tasks.examples:write_examples"
-CHOICE = ("mola_core.runs.selection", f"{RUNNER}._choose_epoch", f"{RUNNER}._scorer")
+CHOICE = (
+    "mola_core.runs.selection",
+    "mola_core.runs.training:TrainingRunner._choose_epoch",
+    "mola_core.runs.opened:OpenStudy._scorer",
+)
 """Where an epoch is chosen, evaluation decides the adapter too; elsewhere neither this nor that counts."""
 KEYS = (
     *("mola_core.runs.key", "mola_core.runs.state"),

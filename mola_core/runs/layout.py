@@ -11,6 +11,11 @@ from mola_core.study.study import Cell, Study
 from mola_core.study.tries import tries_study
 from mola_core.tasks.prepare import rows_identity
 
+ROUTING, KNOCK_OUT = "routing.csv", "knockout.csv"
+"""In a cell's folder, and, gathered, the second in the study's."""
+TRAINED, EVALUATED = "training.key", "evaluation.key"
+"""In a cell's folder, each with the key that it has: what Snakemake waits for and may delete, unlike the records."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:

@@ -26,10 +26,10 @@ from mola_core.files import remove
 from mola_core.methods.registry import parse_method
 from mola_core.models.layer_quality import layer_quality
 from mola_core.models.loading import leave_out_bitsandbytes
-from mola_core.runs.cell import EVALUATED, TRAINED, CellRunner
+from mola_core.runs.cell import CellRunner
 from mola_core.runs.choice import TABLE, TUNING
 from mola_core.runs.key import choices
-from mola_core.runs.layout import Layout
+from mola_core.runs.layout import EVALUATED, TRAINED, Layout
 from mola_core.runs.prepare import prepare_all
 from mola_core.runs.state import cell_state
 from mola_core.runs.tuning import choose, cost

@@ -141,9 +141,12 @@ class Study(Closed):
         for field, values in listed:
             twice = sorted((value for value, count in Counter(values).items() if count > 1), key=str)
             yield from [f"{field}: {twice[0]!r} is listed twice"] if twice else []
-        for name in (self.continual and self.continual.methods) or []:
-            if name not in self._trained_methods():
-                yield f"continual.methods: {name!r} is no trained method of the study"
+        trained = self._trained_methods()
+        strangers = [
+            name for name in (self.continual and self.continual.methods) or [] if name not in trained
+        ]
+        for name in strangers:
+            yield f"continual.methods: {name!r} is no trained method of the study"
         for task in self.tasks:
             if task == INSTRUCTION or task.startswith("continual-"):
                 yield f"tasks: {task!r} is the name of a stage; use the sections instruction and continual"
@@ -164,7 +167,7 @@ class Study(Closed):
         cells = len(self.tasks) * len(self.methods) * len(self.seeds)
         if cells > MAX_CELLS:
             yield f"seeds: {cells} cells (tasks x methods x seeds), at most {MAX_CELLS}; list fewer"
-        else:
+        elif not strangers:
             yield from self._stage_problems()
 
     def _stage_problems(self) -> Iterator[str]:

@@ -4,7 +4,7 @@
 # One process trains and evaluates a cell (rule cell, or cells_0, cells_1, ... for several cells each); what is only trained,
 # only evaluated, trained on several cards, or continued from has jobs of its own (rules train and evaluate).
 from mola_core.methods.registry import parse_method
-from mola_core.runs.cell import EVALUATED, TRAINED
+from mola_core.runs.layout import EVALUATED, TRAINED
 
 
 def training_of(wildcards):

@@ -5,7 +5,7 @@ from mola_core.analysis.figures.study import FIGURES
 from mola_core.analysis.figures.verdict import FIGURES as VERDICT_FIGURES
 from mola_core.analysis.paper.catalogue import tables_of
 from mola_core.analysis.tables.accuracy import TABLES
-from mola_core.runs.cell import EVALUATED
+from mola_core.runs.layout import EVALUATED
 
 evaluations = [
     once_made(str(layout.cell(cell) / EVALUATED), planned.evaluated(cell))

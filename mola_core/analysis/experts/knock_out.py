@@ -10,7 +10,7 @@ import pandas as pd
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write
 from mola_core.methods.registry import adapter_config_without_model
-from mola_core.runs.layout import Layout
+from mola_core.runs.layout import KNOCK_OUT, Layout
 from mola_core.study.study import Cell, Study
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 FIGURES = ("knock_out",)
 """`figures/<name>.{svg,png}`."""
-CELL_FILE, TABLE = "knockout.csv", "knockout.csv"
-"""Of a cell, as `mola knockout --task ...` writes it; of a study, gathered."""
 
 
 def knocked_out_cells(study: Study) -> list[Cell]:
@@ -37,7 +35,7 @@ def losses(layout: Layout) -> tuple[pd.DataFrame, list[Cell]]:
     the cells that have no table yet. Raises `MolaError` where none has."""
     frames, missing = [], []
     for cell in knocked_out_cells(layout.study):
-        file = layout.cell(cell) / CELL_FILE
+        file = layout.cell(cell) / KNOCK_OUT
         if not file.is_file():
             missing.append(cell)
             continue
@@ -50,7 +48,7 @@ def losses(layout: Layout) -> tuple[pd.DataFrame, list[Cell]]:
         frames.append(frame.assign(task=cell.task, method=cell.method, seed=cell.seed))
     if not frames:
         raise MolaError(
-            f"study {layout.study.name}: no cell has {CELL_FILE}; make it with `mola knockout --task T --method M --seed S`"
+            f"study {layout.study.name}: no cell has {KNOCK_OUT}; make it with `mola knockout --task T --method M --seed S`"
         )
     return pd.concat(frames, ignore_index=True), missing
 
@@ -63,7 +61,7 @@ def write(layout: Layout) -> list[Cell]:
 
     frame, missing = losses(layout)
     order = ["task", "method", "seed", *(name for name in frame if name not in ("task", "method", "seed"))]
-    with atomic_write(layout.folder / TABLE) as temporary:
+    with atomic_write(layout.folder / KNOCK_OUT) as temporary:
         frame[order].to_csv(temporary, index=False)
     said = notices(layout.study)
     if missing:

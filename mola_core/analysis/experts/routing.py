@@ -17,7 +17,7 @@ import pandas as pd
 from mola_core.analysis.experts.redundancy import mola_cells
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write
-from mola_core.runs.layout import Layout
+from mola_core.runs.layout import ROUTING, Layout
 from mola_core.study.study import Cell, Study
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 FIGURES = ("routing", "routing_load")
 """Figures of a study's routers: `figures/<name>.{svg,png}`."""
-CELL_FILE = "routing.csv"
-"""What `mola_core.evaluation.router_counts` writes for a cell: one row an expert."""
 KEYS = ["task", "method", "seed", "layer", "module"]
 COLUMNS = {"layer", "module", "expert", "tokens", "chosen", "mean_weight"}
 
@@ -44,7 +42,7 @@ def read(layout: Layout) -> tuple[pd.DataFrame, list[Cell]]:
     """
     frames, missing = [], []
     for cell in routed_cells(layout.study):
-        path = layout.cell(cell) / CELL_FILE
+        path = layout.cell(cell) / ROUTING
         if not path.is_file():
             missing.append(cell)
             continue
@@ -54,7 +52,7 @@ def read(layout: Layout) -> tuple[pd.DataFrame, list[Cell]]:
         frames.append(frame.assign(task=cell.task, method=cell.method, seed=cell.seed))
     if not frames:
         raise MolaError(
-            f"study {layout.study.name}: no cell has {CELL_FILE}; make it with"
+            f"study {layout.study.name}: no cell has {ROUTING}; make it with"
             " `mola routing --task T --method M --seed S`"
         )
     experts = pd.concat(frames, ignore_index=True)
