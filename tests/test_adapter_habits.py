@@ -24,7 +24,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from mola_core.adapter import MolaConfig, MolaLinear, built_shape, count_parameters, experts
+from mola_core.adapter import MolaConfig, MolaLinear, built_shape, count_parameters
 
 IDS = torch.randint(0, 64, (3, 7), generator=torch.Generator().manual_seed(1))
 
@@ -449,25 +449,3 @@ def test_only_some_layers(tiny_llama, tmp_path):
         model.save_pretrained(tmp_path)
         loaded = PeftModel.from_pretrained(tiny_llama(), tmp_path)
         torch.testing.assert_close(loaded(input_ids=IDS).logits, model.eval()(input_ids=IDS).logits)
-
-
-def test_dropout_is_shared_by_those_that_read_one_tensor(tiny_llama):
-    """One mask for q, k and v in a pass; another in the next pass and for another tensor, though it be equal."""
-    targets = ["q_proj", "k_proj", "v_proj"]
-    model = adapted(tiny_llama(num_key_value_heads=4), target_modules=targets, lora_dropout=0.5).train()
-    attention = model.get_base_model().model.layers[0].self_attn
-    layers = [getattr(attention, name) for name in targets]
-    for layer in layers[1:]:
-        layer.load_state_dict(layers[0].state_dict())
-    x = torch.randn(8, 32)
-    first, second = ([layer(x) for layer in layers] for _ in range(2))
-    apart = [layer(x.clone()) for layer in layers]
-    for outputs in (first, second):
-        assert all(torch.equal(output, outputs[0]) for output in outputs)
-    different = [first[0], second[0], *apart]
-    assert not any(torch.equal(a, b) for i, a in enumerate(different) for b in different[:i])
-    model(input_ids=IDS)
-    assert experts.shared_dropout.kind is None  # nothing stays after a layer
-    with torch.no_grad():
-        one, changed = layers[0](x), layers[1](x.add_(0))
-    assert not torch.equal(one, changed)

@@ -25,7 +25,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .experts import shared_dropout
 from .routing import Layer, Pass
 
 IGNORED = -100
@@ -166,8 +165,6 @@ class BalanceLoss:
         return self.here.current or self.here.last or Pass()
 
     def _leave_layer(self, name: str, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if not torch.compiler.is_compiling():
-            shared_dropout.clear()
         return self._close(output) if self.wanted else None
 
     @torch.compiler.disable

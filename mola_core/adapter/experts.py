@@ -1,12 +1,10 @@
 """The arithmetic of a module's LoRA experts: `B (gate * (A dropout(x)))`, all experts in two matrix products.
 
 Ordinary operations throughout, so that autograd (of any order), `torch.compile` and checkpointing treat them as any
-others. Two things are special, and the benchmark's ablation shows what they save: how a CPU draws its dropout (`drop`),
-and that modules which read one tensor share it (`SharedDropout`).
+others. The one thing that is special is how a CPU draws its dropout (`drop`).
 """
 
 import math
-import threading
 
 import torch
 from torch import Tensor
@@ -39,14 +37,18 @@ def route(x: Tensor, router: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def hidden_activations(x: Tensor, A: Tensor, gates: Tensor, scaling: float) -> Tensor:
-    """`gate * (A x) * scaling`, what B multiplies: shape (tokens, E * r).
+def hidden_activations(x: Tensor, A: Tensor, gates: Tensor, scaling: float, dropout: float) -> Tensor:
+    """`gate * (A dropout(x)) * scaling`, what B multiplies: shape (tokens, E * r).
 
     Args:
-        x: Shape (tokens, d_in), after dropout.
+        x: Shape (tokens, d_in).
         A: Stacked expert by expert, shape (E * r, d_in).
         gates: Shape (tokens, E), zero for the experts not chosen.
+        dropout: Probability of zeroing an element of x; 0 when not training.
     """
+    if dropout:
+        x, correction = drop(x, dropout)
+        scaling *= correction
     experts = gates.shape[1]
     hidden = F.linear(x, A).unflatten(1, (experts, len(A) // experts))
     return (hidden * (gates * scaling).to(hidden.dtype).unsqueeze(2)).flatten(1, 2)
@@ -63,41 +65,6 @@ def add_experts(y: Tensor, hidden: Tensor, B: Tensor) -> Tensor:
     if y.dtype != hidden.dtype:
         return y + F.linear(hidden, B).reshape(y.shape).to(y.dtype)
     return torch.addmm(y.reshape(len(hidden), len(B)), hidden, B.T).view(y.shape)
-
-
-class SharedDropout(threading.local):
-    """Dropout for modules that read the very same tensor one after the other: they share a mask and a copy.
-
-    A module never gets a mask twice. What is kept is this thread's, until `clear`.
-    """
-
-    kind: tuple[object, ...] | None = None
-    users: set[object]
-    dropped: tuple[Tensor, float]
-
-    def __call__(self, given: Tensor, x: Tensor, probability: float, user: object) -> tuple[Tensor, float]:
-        """`drop(x, probability)`.
-
-        Args:
-            given: What the modules share.
-            x: What this module makes of it.
-            user: The module.
-        """
-        if torch.compiler.is_compiling() or given.is_inference():
-            return drop(x, probability)
-        state = (given._version, probability, x.dtype, torch.is_grad_enabled())
-        if self.kind is None or self.kind[0] is not given or self.kind[1:] != state or user in self.users:
-            self.kind, self.users, self.dropped = (given, *state), set(), drop(x, probability)
-        self.users.add(user)
-        return self.dropped
-
-    def clear(self) -> None:
-        """Forget the last tensor."""
-        if self.kind is not None:
-            del self.kind, self.users, self.dropped
-
-
-shared_dropout = SharedDropout()
 
 
 def drop(x: Tensor, probability: float) -> tuple[Tensor, float]:

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .balance_loss import BalanceLoss
 from .config import MolaConfig
-from .experts import add_experts, hidden_activations, route, shared_dropout, top_k_gates
+from .experts import add_experts, hidden_activations, route, top_k_gates
 
 
 class MolaLayer(BaseTunerLayer):
@@ -135,8 +135,7 @@ class MolaLinear(nn.Module, MolaLayer):
     """`y = base(x) + B (gate * (A dropout(x))) * lora_alpha / r`, the sum of what each adapter adds to the base.
 
     `gate` is the top-k of the softmax over all experts, scaled to sum to 1, so experts not chosen add nothing: the
-    sum over the chosen experts, in two matrix products and without a gather. One dropout mask serves all experts,
-    and the modules that read the same tensor.
+    sum over the chosen experts, in two matrix products and without a gather. One dropout mask serves all experts.
     """
 
     def __init__(
@@ -204,17 +203,14 @@ class MolaLinear(nn.Module, MolaLayer):
         A, B, router = (weights[adapter] for weights in (self.mola_A, self.mola_B, self.mola_router))
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else A.dtype
-        given, tokens, x = x, x.shape[:-1], x.reshape(-1, self.in_features).to(dtype)
+        tokens, x = x.shape[:-1], x.reshape(-1, self.in_features).to(dtype)
         logits = route(x, router.to(dtype))
         gates, chosen = top_k_gates(logits, config.top_k, dim=1)
         alone = None
         if config.router_aux_loss_coef > 0:
             alone = self.balance.observe(self, adapter, tokens, logits, chosen)
-        scaling = self.scaling(adapter)
-        if self.training and config.lora_dropout:
-            x, correction = shared_dropout(given, x, config.lora_dropout, (self.name, adapter))
-            scaling *= correction
-        hidden = hidden_activations(x, A.to(dtype), gates, scaling)
+        dropout = config.lora_dropout if self.training else 0.0
+        hidden = hidden_activations(x, A.to(dtype), gates, self.scaling(adapter), dropout)
         y = add_experts(y, hidden, B.to(dtype))
         return y if alone is None else self.balance.finish(alone, self, y)
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mola_core.adapter import experts, layer
+from mola_core.adapter import experts
 from mola_core.benchmark.steps import BATCH, LENGTH, SHAPE, adapted, step
 from mola_core.benchmark.timing import Row, device, in_turn, ratio
 from mola_core.models.loading import load_model
@@ -34,8 +33,7 @@ def rows(base: nn.Module, repeats: int, dtype: str) -> list[Row]:
     with_dropout = step(adapted(base, method, 0.05))
     variants: dict[str, Callable[[], object]] = {
         "drawn positions": with_dropout,
-        "torch's dropout": _with(experts, "drop", _torch_dropout, with_dropout),
-        "a mask each": _with(layer, "shared_dropout", _apart, with_dropout),
+        "torch's dropout": _with(_torch_dropout, with_dropout),
         "no dropout": step(adapted(base, method, 0.0)),
         "balance loss": step(balanced),
     }
@@ -54,13 +52,6 @@ def rows(base: nn.Module, repeats: int, dtype: str) -> list[Row]:
         ),
         Row(
             "ablation",
-            f"dropout of each module / shared by those that read one tensor, {where}",
-            ratio(seconds, "a mask each", "drawn positions"),
-            PAYS,
-            at_most=False,
-        ),
-        Row(
-            "ablation",
             f"dropout 0.05, which copies the input / no dropout, {where}",
             ratio(seconds, "drawn positions", "no dropout"),
             None,
@@ -71,11 +62,11 @@ def rows(base: nn.Module, repeats: int, dtype: str) -> list[Row]:
     ]
 
 
-def _with(module: Any, name: str, part: Callable, call: Callable[[], object]) -> Callable[[], object]:
-    """`call` with a part of the adapter replaced."""
-
+def _with(
+    drop: Callable[[Tensor, float], tuple[Tensor, float]], call: Callable[[], object]
+) -> Callable[[], object]:
     def changed() -> object:
-        with mock.patch.object(module, name, part):
+        with mock.patch.object(experts, "drop", drop):
             return call()
 
     return changed
@@ -83,7 +74,3 @@ def _with(module: Any, name: str, part: Callable, call: Callable[[], object]) ->
 
 def _torch_dropout(x: Tensor, probability: float) -> tuple[Tensor, float]:
     return F.dropout(x, probability), 1.0
-
-
-def _apart(given: Tensor, x: Tensor, probability: float, user: object) -> tuple[Tensor, float]:
-    return experts.drop(x, probability)
