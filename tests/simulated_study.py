@@ -82,9 +82,13 @@ def pretend_prepared(layout: Layout, layers: int) -> None:
         write_json(layout.data(name) / "fingerprint.json", {"splits": {}})
         folder = layout.examples(name)
         folder.mkdir(parents=True, exist_ok=True)
+        parts = {}
         for part in PARTS:
             write_rows(folder / f"{part}.parquet", [row])
-        write_json(folder / "examples.json", {"identity": examples_identity(layout, name), "parts": {}})
+            parts[part] = {"documents": 400, "held_out": 0, "cut": 0} | {
+                "sha256": sha256_file(folder / f"{part}.parquet")
+            }
+        write_json(folder / "examples.json", {"identity": examples_identity(layout, name), "parts": parts})
 
 
 def trainable_parameters(study: Study, method: str, width: int, inner: int, layers: int) -> int:
