@@ -1,6 +1,7 @@
 """The command line as a whole: help with an example for each verb, version, shell completion."""
 
 import argparse
+import re
 import shlex
 import subprocess
 import sys
@@ -35,6 +36,57 @@ def test_each_verb_gives_an_example_that_its_parser_takes(verb, capsys):
         assert cli._parser().parse_args(arguments).verb == verb
     for action in verbs()[verb]._actions:
         assert action.help, f"{verb} {action.dest}: says nothing of itself"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("veridct", "mola: no verb 'veridct', did you mean 'verdict'?; see `mola --help`"),
+        ("xyzzy", "mola: no verb 'xyzzy'; see `mola --help`"),
+        (
+            "status smoke",
+            "mola status: does not take 'smoke', did you mean '--study smoke'?; see `mola status",
+        ),
+        ("init a b --model m --task t", "mola init: does not take 'b'; see `mola init --help`"),
+        (
+            "run --paralel=2",
+            "mola run: does not take '--paralel=2', did you mean '--parallel'?; see `mola run",
+        ),
+        (
+            "run --parallel 0",
+            "mola run: argument --parallel: must be at least 1, not 0; see `mola run --help`",
+        ),
+        (
+            "train --study smoke",
+            "mola train: the following arguments are required: --task, --method, --seed; see",
+        ),
+        (
+            "cell --study smoke --cell cola base x",
+            "mola cell: study smoke: no cell cola/base/seedx, did you mean",
+        ),
+        ("where --study smoke --results nosuch", "mola where: nosuch/smoke: is not there yet; run the study"),
+        ("verify --study smoke --results nosuch", "mola verify: nosuch/smoke: nothing of the study is there"),
+    ],
+)
+def test_a_wrong_command_is_one_line(given, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = cli.main(given.split())
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(said) and err.count("\n") == 1
+    assert not (tmp_path / "nosuch").exists()
+
+
+def test_the_help_lists_each_verb_once_below_a_heading(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    shown = capsys.readouterr().out
+    assert re.findall(r"^([a-z ]+):$", shown, re.M) == list(cli.GROUPS)
+    assert sorted(re.findall(r"^  ([a-z]+)(?:  |$)", shown, re.M)) == sorted(verbs())
 
 
 def test_the_version_stands_in_one_place(capsys):

@@ -188,6 +188,37 @@ def test_a_draft_that_is_no_study_is_not_written(tmp_path, changes, message):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("mine", {"task": "colla", "data": "hub"}, "task 'colla': unknown, did you mean 'cola'?"),
+        ("mine", {"task": "rte"}, "task rte: no built-in rows"),
+        ("mine", {"data": "nosuch"}, "nosuch/glue/cola/train.parquet is missing"),
+        ("mine", {"model": "."}, "config.json: no such file"),
+        ("smoke", {}, "smoke: is the name of a shipped study"),
+        ("", {}, "NAME: is empty"),
+        ("my study", {}, "name: must be a name, not 'my study'"),
+    ],
+)
+def test_what_a_dry_run_would_refuse_is_refused_at_once(tmp_path, monkeypatch, capsys, name, given, message):
+    monkeypatch.chdir(tmp_path)
+    given = {"model": "smoke", "task": "cola", "data": "builtin"} | given
+    options = [word for option, value in given.items() for word in (f"--{option}", value)]
+    assert cli.main(["init", name, *options]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_home_folder_is_written_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["init", "~/mine", "--model", "smoke", "--task", "cola", "--data", "builtin"]) == 0
+    assert load_study(tmp_path / "mine.yaml").name == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
+    assert '--snakefile "$(mola where --workflow)" --config' in capsys.readouterr().out, "no Snakefile here"
+
+
 def test_a_file_that_is_there_is_left_alone(tmp_path):
     (tmp_path / "mine.yaml").write_text("mine\n")
     with pytest.raises(MolaError, match="is there already"):
@@ -210,7 +241,7 @@ def test_the_verbs(tmp_path, monkeypatch, capsys):
         "mola-2468",
     ]
     assert cli.main(asked) == 0
-    assert "snakemake --cores 2 --config study=mine.yaml" in capsys.readouterr().out
+    assert "--config study=mine.yaml\n  mola status --study mine.yaml\n" in capsys.readouterr().out
     assert cli.main(["status", "--study", "mine.yaml"]) == 0
     assert capsys.readouterr().out == "0 of 4 cells complete, 4 open\n"
     assert cli.main(["status", "--study", "mine.yaml", "--format", "json"]) == 0

@@ -203,6 +203,7 @@ def test_verify_names_what_is_damaged(copied, capsys, name):
     results, study = copied
     arguments = ["verify", "--study", str(study), "--results", str(results)]
     assert main(arguments) == 0
+    assert re.match(r"[1-9]\d* things were compared, all are", capsys.readouterr().out)
     [file] = results.glob(name)
     flip(file, file.stat().st_size // 2)
     capsys.readouterr()

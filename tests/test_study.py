@@ -104,6 +104,8 @@ def test_the_base_model_is_one_cell_a_task():
     base = [cell for cell in study.cells() if cell.method == "base"]
     assert base == [Cell("cola", "base", 0), Cell("scienceqa", "base", 0)]
     assert study.cell("cola", "mola-2468", 1).path == "cola/mola-2468/seed1"
+    with pytest.raises(MolaError, match="no cell cola/mola2468/seed0, did you mean 'cola/mola-2468/seed0'"):
+        study.cell("cola", "mola2468", 0)
     with pytest.raises(MolaError, match="no cell cola/base/seed1"):
         study.cell("cola", "base", 1)
 
@@ -145,9 +147,8 @@ def dumped(content):
         ({"model__revison": "x"}, "model.revison: unknown key"),
         ({"methods": ["lora-r"]}, "unknown method 'lora-r'"),
         ({"methods": ["lora-r0"]}, "unknown method 'lora-r0'"),
-        ({"methods": ["mola-246"]}, "shape '246'"),
+        ({"methods": ["mola-246"]}, "methods.0: shape '246'"),
         ({"methods": ["mola-2460"]}, "shape '2460'"),
-        ({"methods": ["mola"]}, "`experts` goes with method `mola`"),
         ({"methods": [{"method": "mola", "experts": [0, 1, 2, 2]}]}, "greater than or equal to 1"),
         ({"methods": [{"method": "mola-2468", "top_k": 0}]}, "top_k"),
         ({"methods": ["base", "base"]}, "'base' is listed twice"),
@@ -155,7 +156,7 @@ def dumped(content):
         ({"tasks": []}, "tasks"),
         ({"tasks": ["../cola"]}, "tasks"),
         ({"seeds": [-1]}, "seeds"),
-        ({"seeds": [2**32]}, "seeds.0: Input should be less than or equal to 4294967295, not '4294967296'"),
+        ({"seeds": [2**32]}, "seeds.0: must be less than or equal to 4294967295, not '4294967296'"),
         ({"seeds": [10**5000]}, "not 'a number of thousands of digits'"),
         ({"name": 10**5000}, "not 'a number of thousands of digits'"),
         ({"tasks": {"cola": 10**5000}}, "not 'a number of thousands of digits'"),
@@ -206,12 +207,39 @@ def dumped(content):
         ({"verdict": {"differences": [1e-300]}}, "verdict.differences.0"),
         ({"verdict": {"seed": 2**32}}, "verdict.seed"),
         ({"name": "models"}, "'models' is a folder of results itself"),
-        ({"name": 2468}, "name: Input should be a valid string, not '2468'; write it in quotes"),
+        ({"name": 2468}, "name: must be text, not '2468'; write it in quotes"),
+        ({"name": "my study"}, "name: must be a name, not 'my study'; use letters, digits"),
+        ({"description": ""}, "description: must be a text that is not empty"),
+        (
+            {"model__source": "hubb"},
+            "model.source: must be hub, wheel, directory or random, not 'hubb', did you",
+        ),
+        ({"model": {"name": "m"}}, "model.source: missing; add it"),
+        ({"model": "quickstart"}, "model: must be a mapping of settings, not 'quickstart'"),
+        ({"model": {"source": "hub", "name": "m", "id": "a b", "revision": "0" * 40}}, "must be a hub id"),
+        ({"data": {"source": "directory", "path": "x"}}, "data.path: unknown key, did you mean 'root'?"),
+        ({"data": {"source": "hub", "revisions": {"cola": "main"}}}, "data.revisions.cola: must be a commit"),
+        ({"data": {"source": "hub", "revisions": {"a b": "0" * 40}}}, "data.revisions.a b: must be a name"),
+        ({"tasks": "cola"}, "tasks: must be a list, not 'cola'; write [cola]"),
+        ({"tasks": []}, "tasks: must be a list of at least 1 entry, not '[]'"),
+        ({"methods": [2468]}, "methods.0: must be a method's name or a mapping of its settings, not '2468'"),
+        ({"methods": ["base", "mola"]}, "methods.1: method 'mola': needs `experts`"),
+        ({"methods": [{"method": "mola-2468", "experts": [2]}]}, "`experts` goes with method `mola`"),
+        (
+            {"methods": ["base", "MoLA_2468"]},
+            "methods.1: unknown method 'MoLA_2468', did you mean 'mola-2468'?",
+        ),
+        ({"adapter": {"top_k": 20}}, "methods.3: method 'mola-2468': top_k 20 is above the 2 experts"),
+        ({"adapter": {"r": 8}}, "adapter.r: unknown key, did you mean 'rank'?"),
+        ({"training__epochs": 0}, "bad.yaml: training.epochs: must be greater than 0, not '0'"),
+        ({"training__epochs": "ten"}, "training.epochs: must be a number or a list, not 'ten'"),
+        ({"training__precision": "BF16"}, "not 'BF16', did you mean 'bf16'?"),
+        ({"compute__memory_gb": "4 GB"}, "compute.memory_gb: must be a number, not '4 GB'; write it without"),
         ({"random": 1}, "random: unknown key"),
         ({"learning_rate": 1e-3}, "learning_rate: unknown key, did you mean 'training.learning_rate'?"),
         ({"model__sed": 1}, "model.sed: unknown key, did you mean 'seed'?"),
         ({"methods": [{"method": "mola-2468", "topk": 2}]}, "did you mean 'top_k'?"),
-        ({"methods": ["alphlora-20"]}, "did you mean alphalora-<budget>?"),
+        ({"methods": ["alphlora-20"]}, "did you mean 'alphalora-<budget>'?"),
         ({"methods": [{"method": "mola-2468", "name": "mola-8642"}]}, "would be taken for another"),
         ({"methods": [{"method": "lora-r4", "name": "base"}]}, "would be taken for another"),
         ({"methods": [{"method": "lora-r4", "name": "pissa-lora-r4"}]}, "would be taken for another"),
@@ -236,7 +264,7 @@ def dumped(content):
             "continual.methods: 'mola-5555' is no trained method",
         ),
         ({"continual": {"epochs": 1, "warmup_steps": 99}}, "continual.warmup_steps: 99 is not below the 6"),
-        ({"training__gradient_checkpointing": "yes"}, "write true or false"),
+        ({"training__gradient_checkpointing": "yes"}, "must be true or false, not 'yes'"),
     ],
 )
 def test_a_bad_study_is_one_line(tmp_path, changes, message):
@@ -340,8 +368,13 @@ def test_a_study_is_found_by_name_and_by_path(tmp_path, monkeypatch):
     assert loading.study_file("smoke.yaml") == Path("smoke.yaml"), "a file that is there is that file"
     assert loading.study_file("smoke") == shipped / "smoke.yaml"
     assert loading.study_file("./smoke.yaml") == Path("smoke.yaml")
-    with pytest.raises(MolaError, match="did you mean 'smoke'"):
-        load_study("smoek")
+    (tmp_path / "own-1.5b.yaml").write_text("")
+    assert loading.study_file("own-1.5b") == Path("own-1.5b.yaml"), "`mola init own-1.5b` made it"
+    with pytest.raises(MolaError, match="did you mean 'own-1.5b.yaml'"):
+        load_study("own-1.5.yaml")
+    for name in ("smoek", "SMOKE"):
+        with pytest.raises(MolaError, match="did you mean 'smoke'"):
+            load_study(name)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from mola_core.errors import MolaError
@@ -13,40 +14,44 @@ from mola_core.runs.plan import COLLECTED
 from mola_core.runs.recovery import check_weights
 
 
-def damaged(layout: Layout) -> Iterator[str]:
-    """One line for each thing that is not what was recorded of it. What is not there at all is not damaged."""
+def damaged(layout: Layout) -> tuple[int, list[str]]:
+    """How many things are there, and one line for each that is not what was recorded of it. What is not there at all is
+    not damaged."""
+    lines = []
+    checks = list(_checks(layout))
+    for check in checks:
+        try:
+            check()
+        except (MolaError, OSError) as error:
+            lines.append(str(error))
+        except (KeyError, TypeError, AttributeError) as error:
+            lines.append(f"a record lacks what it should hold ({type(error).__name__}: {error})")
+    return len(checks), lines
+
+
+def _checks(layout: Layout) -> Iterator[Callable[[], object]]:
     from mola_core.analysis.score_files import load_scores
     from mola_core.models.loading import verify_model
     from mola_core.tasks import examples
     from mola_core.tasks.rows import verify_data
 
     if (layout.model / "model.json").is_file():
-        yield from _tried(lambda: verify_model(layout.model))
+        yield partial(verify_model, layout.model)
     for rows in layout.study.rows():
         if layout.data(rows).is_dir():
-            yield from _tried(lambda rows=rows: verify_data(layout.data(rows)))  # type: ignore[misc]
-        folder = layout.examples(rows)
-        if folder.is_dir():
-            yield from _tried(lambda folder=folder: examples.read_record(folder))  # type: ignore[misc]
+            yield partial(verify_data, layout.data(rows))
+        if layout.examples(rows).is_dir():
+            yield partial(examples.read_record, layout.examples(rows))
     for part in filter(None, (layout.tries, layout)):
         for cell in part.study.all_cells():
-            folder, weights = part.cell(cell), part.weights(cell)
+            folder = part.cell(cell)
             if (folder / "training.json").is_file():
-                yield from _tried(lambda: _check_training(folder, weights))  # noqa: B023 - called at once
+                yield partial(_check_training, folder, part.weights(cell))
             if (folder / "manifest.json").is_file():
-                yield from _tried(lambda: _check_evaluation(folder))  # noqa: B023
+                yield partial(_check_evaluation, folder)
     if (layout.folder / "scores.parquet").is_file():
-        yield from _tried(lambda: load_scores(layout.folder / "scores.parquet"))
-        yield from _tried(lambda: _check_scores(layout.folder))
-
-
-def _tried(check: Callable[[], object]) -> Iterator[str]:
-    try:
-        check()
-    except (MolaError, OSError) as error:
-        yield str(error)
-    except (KeyError, TypeError, AttributeError) as error:
-        yield f"a record lacks what it should hold ({type(error).__name__}: {error})"
+        yield partial(load_scores, layout.folder / "scores.parquet")
+        yield partial(_check_scores, layout.folder)
 
 
 def _check_training(folder: Path, weights: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import warnings
@@ -14,25 +13,37 @@ from mola_core.cli.options import Verbs
 from mola_core.errors import MolaError, OutOfTime
 from mola_core.files import storage_problem
 
+GROUPS = {
+    "a study": (studies,),
+    "its inputs": (prepare,),
+    "its cells": (cells, tuning),
+    "its results": (results,),
+    "the verdict": (verdict,),
+    "this program": (about, benchmark),
+}
+"""Headings of the verbs in `mola --help`."""
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mola",
-        description=__doc__,
-        epilog="`mola VERB --help` explains a verb and gives an example.",
+
+def _parser() -> Verbs:
+    verbs = Verbs(
+        "mola", description=__doc__, epilog="`mola VERB --help` explains a verb and gives an example."
     )
-    parser.add_argument("--version", action="version", version=f"mola {mola_core.__version__}")
-    verbs = Verbs(parser)
-    for group in (studies, prepare, tuning, cells, results, verdict, benchmark, about):
-        group.declare(verbs)
-    return parser
+    verbs.add_argument(
+        "--version", action="version", version=f"mola {mola_core.__version__}", help="its version"
+    )
+    for title, modules in GROUPS.items():
+        verbs.group(title)
+        for module in modules:
+            module.declare(verbs)
+    return verbs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Bad input is one line on standard error and exit code 2; so is a disk that takes no more, with
     exit code 1, and a training stopped by SIGTERM or Ctrl-C, with 143, and what a second Ctrl-C stopped, with 130."""
-    parsed = _parser().parse_args(arguments)
-    parsed.command = list(sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parsed = _parser().understood(given)
+    parsed.command = given
     parsed.own_process = arguments is None  # else a program's that goes on after this verb
     # Progress is told in lines that a log can hold; bars and chatter of the libraries would bury them.
     os.environ.setdefault("TQDM_DISABLE", "1")

@@ -28,6 +28,8 @@ def where(arguments: argparse.Namespace) -> None:
     from mola_core.analysis.pages.answer import told
 
     folder = study_layout(arguments).folder
+    if not folder.is_dir():
+        raise MolaError(f"{folder}: is not there yet; run the study, or name its --results")
     answer = told(folder)
     if answer:
         print(answer)
@@ -100,4 +102,4 @@ def declare(verbs: Verbs) -> None:
     verbs.add(schema)
     shells = verbs.add(completion)
     shells.add_argument("shell", choices=SHELLS, help="the shell")
-    shells.set_defaults(root=verbs.root)
+    shells.set_defaults(root=verbs)

@@ -9,19 +9,8 @@ from pathlib import Path
 from mola_core.cli.options import Verbs, at_least, study_layout, study_options
 
 BENCHMARKS = (
-    *(
-        "layers",
-        "steps",
-        "ablation",
-        "precision",
-        "memory",
-        "large",
-        "evaluation",
-        "prefix",
-        "padding",
-        "overhead",
-        "planning",
-    ),
+    *("layers", "steps", "ablation", "precision", "memory", "large"),
+    *("evaluation", "prefix", "padding", "overhead", "planning"),
 )
 
 

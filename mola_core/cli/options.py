@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import inspect
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from mola_core.errors import did_you_mean
 
 if TYPE_CHECKING:
     from mola_core.runs.layout import Layout
@@ -66,12 +68,24 @@ def cell_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", required=True, type=int, help="one of the study's seeds")
 
 
-class Verbs:
-    """The verbs of the command line, each a function whose docstring is its help."""
+class Parser(argparse.ArgumentParser):
+    """A parser that says in one line what is wrong with a command."""
 
-    def __init__(self, parser: argparse.ArgumentParser) -> None:
-        self.root = parser
-        self._parsers = parser.add_subparsers(dest="verb", required=True, metavar="verb")
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+
+
+class Verbs(Parser):
+    """The command line: its verbs, each a function whose docstring is its help, in groups."""
+
+    def __init__(self, prog: str, description: str, epilog: str) -> None:
+        super().__init__(prog=prog, description=description, epilog=epilog)
+        self._verbs = self.add_subparsers(dest="verb", required=True, metavar="verb", parser_class=Parser)
+        self._groups: dict[str, int] = {}
+
+    def group(self, title: str) -> None:
+        """The verbs that are added from now on stand below `title` in the help."""
+        self._groups[title] = len(self._verbs.choices)
 
     def add(
         self,
@@ -83,7 +97,7 @@ class Verbs:
         The docstring's first line is the verb's line in `mola --help`; it ends with `Example: mola ...`, which a test
         parses."""
         text = inspect.cleandoc(action.__doc__ or "")
-        parser = self._parsers.add_parser(
+        parser = self._verbs.add_parser(
             action.__name__.rstrip("_"),
             help=text.splitlines()[0],
             description=text,
@@ -93,3 +107,31 @@ class Verbs:
             group(parser)
         parser.set_defaults(action=action)
         return parser
+
+    def understood(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """As `parse_args`, but what is unknown is told with what may have been meant."""
+        known = self._verbs.choices
+        if arguments and arguments[0] not in known and not arguments[0].startswith("-"):
+            self.error(f"no verb {arguments[0]!r}{did_you_mean(arguments[0], known)}")
+        parsed, strange = self.parse_known_args(arguments)
+        if strange:
+            verb = known[parsed.verb]
+            options = [option for action in verb._actions for option in action.option_strings]
+            near = did_you_mean(strange[0].partition("=")[0], options)
+            if not strange[0].startswith("-") and "--study" in options:
+                near = f", did you mean '--study {strange[0]}'?"
+            verb.error(f"does not take {strange[0]!r}{near}")
+        return parsed
+
+    def format_help(self) -> str:
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        formatter.add_text(self.description)
+        verbs = self._verbs._get_subactions()
+        ends = [*self._groups.values(), len(verbs)][1:]
+        for (title, first), last in zip(self._groups.items(), ends, strict=True):
+            formatter.start_section(title)
+            formatter.add_arguments(verbs[first:last])
+            formatter.end_section()
+        formatter.add_text(self.epilog)
+        return formatter.format_help()

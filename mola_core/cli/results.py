@@ -146,12 +146,17 @@ def verify(arguments: argparse.Namespace) -> None:
     """
     from mola_core.analysis.verify import damaged
 
-    found = list(damaged(study_layout(arguments)))
+    layout = study_layout(arguments)
+    compared, found = damaged(layout)
     for line in found:
         print(line)
     if found:
-        raise MolaError(f"{len(found)} things are damaged; the first is above")
-    print("everything there is as it was recorded")
+        raise MolaError(f"{len(found)} of {compared} things are damaged; the first is above")
+    if not compared:
+        raise MolaError(
+            f"{layout.folder}: nothing of the study is there; run it first, or name its --results"
+        )
+    print(f"{compared} things were compared, all are as they were recorded")
 
 
 def declare(verbs: Verbs) -> None:

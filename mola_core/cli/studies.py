@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,30 +13,47 @@ from mola_core.cli.options import Verbs, at_least, study_layout, study_options
 
 if TYPE_CHECKING:
     from mola_core.runs.progress import CellProgress
+    from mola_core.study.study import Study
 
 
 def init(arguments: argparse.Namespace) -> None:
     """Write a commented study file from a model's, tasks' and methods' names.
 
     The model is a folder, a hub id (with --revision, a commit, unless the hub can be asked) or the name of a shipped
-    study, whose model is taken. Nothing is fetched and nothing runs: look the file over, then run it.
+    study, whose model is taken. `mola tasks` lists tasks. Nothing is fetched and nothing runs: look the file over, then
+    run it.
 
     Example: mola init mine --model quickstart --task cola --task scienceqa --seeds 4
     """
     from mola_core.study.draft import write_draft
+    from mola_core.study.loading import given_path
 
     file = write_draft(
-        Path(arguments.file),
+        given_path("NAME", arguments.file),
         model=arguments.model,
         revision=arguments.revision,
         tasks=arguments.task,
         methods=arguments.method,
         seeds=int(arguments.seeds),
         data=arguments.data,
+        check=_check_sources,
     )
-    print(
-        f"{file}: look it over, then\n  snakemake --cores 2 --config study={file}\n  mola status --study {file}"
-    )
+    workflow = "" if Path("Snakefile").is_file() else ' --snakefile "$(mola where --workflow)"'
+    print(f"{file}: look it over, then")
+    print(f"  snakemake --cores 2{workflow} --config study={shlex.quote(str(file))}")
+    print(f"  mola status --study {shlex.quote(str(file))}")
+
+
+def _check_sources(study: Study) -> None:
+    """Raise `MolaError` where there is no such task, no rows of it in the study's source, or no model in its folder."""
+    from mola_core.models.sources import check_folder
+    from mola_core.study.sections import DirectoryModel
+    from mola_core.tasks.prepare import rows_identity
+
+    for rows in study.rows():
+        rows_identity(study, rows)
+    if isinstance(study.model, DirectoryModel):
+        check_folder(Path(study.model.path), "--model")
 
 
 def status(arguments: argparse.Namespace) -> None:

@@ -6,7 +6,6 @@ starts at the leading singular directions of the base weights.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import importlib.metadata
@@ -15,7 +14,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
-from mola_core.errors import one_line
+from mola_core.errors import MolaError, did_you_mean, one_line
 from mola_core.files import sha256_file
 from mola_core.methods import families
 from mola_core.methods.family import IN_BASE, NEEDS_DATA, Family, LayerSizes, Method, Request
@@ -81,14 +80,21 @@ def parse_method(settings: MethodSettings) -> Method:
     matches = _matches(name)
     if not matches:
         if re.match(r"(mola|lora-matched)-", name):
-            parse_shape(name.removeprefix("mola-").removeprefix("lora-matched-"))
+            try:
+                parse_shape(name.removeprefix("mola-").removeprefix("lora-matched-"))
+            except MolaError as error:
+                raise ValueError(str(error)) from None
         usages = [family.usage for family in all_families().values()]
-        near = difflib.get_close_matches(name, usages, 1, 0.6)
-        meant = f", did you mean {near[0]}?" if near else ""
+        plain = re.sub("[_ ]", "-", name.casefold())
+        meant = f", did you mean {plain!r}?" if _matches(plain) else did_you_mean(name, usages, 0.6)
         raise ValueError(f"unknown method {name!r}{meant}; use {', '.join(usages[:-1])} or {usages[-1]}")
     if len(matches) > 1:
         raise ValueError(f"method {name!r}: is a name of {' and of '.join(kind for kind, _ in matches)}")
-    if (name == "mola") != (settings.experts is not None):
+    if name == "mola" and settings.experts is None:
+        raise ValueError(
+            "method 'mola': needs `experts`, one count for each layer; or name a shape: mola-2468"
+        )
+    if name != "mola" and settings.experts is not None:
         raise ValueError(f"method {name!r}: `experts` goes with method `mola`, one count for each layer")
     if (name == "peft") != (settings.config is not None):
         raise ValueError(

@@ -33,9 +33,11 @@ def export_adapter(
     if folder.exists():
         raise MolaError(f"{folder}: is there already; name a new folder")
     method = layout.study.method_by_label[cell.method]
-    if method.method in ("base", "full"):
+    if method.method == "base":
+        raise MolaError(f"cell {cell.path}: the untrained model has no adapter; name a cell that is trained")
+    if method.method == "full":
         raise MolaError(
-            f"cell {cell.path}: {method.method} has no adapter; its model is {layout.weights(cell)}"
+            f"cell {cell.path}: has no adapter but a whole model, {layout.weights(cell)}; copy that"
         )
     found, evaluated = standing(layout, cell), bool(layout.study.evaluated_on(cell))
     if not found.trained or (evaluated and not found.evaluated):

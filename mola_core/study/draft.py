@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +49,19 @@ def write_draft(
     methods: Sequence[str] | None,
     seeds: int,
     data: str,
+    check: Callable[[Study], object] = lambda study: None,
 ) -> Path:
-    """Write a study file that `load_study` accepts; its path. `file` may be the study's name alone.
+    """Write a study file that `load_study` and `check` accept; its path. `file` may be the study's name alone.
 
     `model` is a folder, a hub id or a shipped study's name; `data` is `hub`, `builtin` or a folder. Raises `MolaError`
     where the file is there already, the model or its commit cannot be told, or the study is not valid.
     """
-    file = file if file.suffix in (".yaml", ".yml") else file.with_name(f"{file.name}.yaml")
-    name = file.name.removesuffix(file.suffix)
+    file = file if file.suffix in (".yaml", ".yml") else Path(f"{file}.yaml")
+    name = file.stem
     if file.exists():
         raise MolaError(f"{file}: is there already; name another file")
+    if (STUDIES / f"{name}.yaml").is_file():
+        raise MolaError(f"{name}: is the name of a shipped study; choose another")
     content = {
         "name": name,
         "description": f"{', '.join(tasks)} on {model}, {seeds} seed{'s' if seeds > 1 else ''}",
@@ -72,7 +75,7 @@ def write_draft(
     draft = file.with_name(f".{file.name}.draft.yaml")
     write_text(draft, text)
     try:
-        load_study(draft)
+        check(load_study(draft))
     except MolaError as error:
         raise MolaError(str(error).replace(str(draft), str(file))) from None
     finally:
@@ -82,10 +85,11 @@ def write_draft(
 
 
 def _model(model: str, revision: str | None) -> dict[str, Any]:
-    if Path(model).is_dir():
+    folder = Path(model).expanduser()
+    if folder.is_dir():
         if revision:
             raise MolaError(f"--revision: {model} is a folder; leave it out")
-        folder = Path(model).resolve()
+        folder = folder.resolve()
         return {"name": _label(folder.name), "source": "directory", "path": str(folder)}
     if (STUDIES / f"{model}.yaml").is_file():
         return load_study(model).model.model_dump(mode="json", exclude_none=True, exclude_defaults=True)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from mola_core.errors import MolaError
+from mola_core.errors import MolaError, did_you_mean
 from mola_core.methods.family import VIRTUAL_TOKENS
 from mola_core.methods.registry import (
     adapter_config_without_model,
@@ -154,11 +154,11 @@ class Study(Closed):
             self.training.shared_by(max(1, self.compute.gpus))
         except ValueError as error:
             yield str(error)
-        for method in self.methods:
+        for number, method in enumerate(self.methods):
             try:
                 adapter_config_without_model(method, self.adapter)
             except ValueError as error:
-                yield str(error)
+                yield f"methods.{number}: {error}"
                 return
         if self.training.shared_prefix:
             yield from self._shared_prefix_problems()
@@ -277,15 +277,16 @@ class Study(Closed):
         return self.instruction_cells() + self.cells() + self.continual_cells()
 
     @cached_property
-    def _known_cells(self) -> frozenset[Cell]:
-        return frozenset(self.all_cells())
+    def _known_cells(self) -> dict[str, Cell]:
+        return {cell.path: cell for cell in self.all_cells()}
 
-    def cell(self, task: str, method: str, seed: int) -> Cell:
+    def cell(self, task: str, method: str, seed: int | str) -> Cell:
         """One cell by name. Raises `MolaError` where the study has no such cell."""
-        cell = Cell(task, method, int(seed))
-        if cell not in self._known_cells:
-            raise MolaError(f"study {self.name}: no cell {cell.path}; see `mola cells --study {self.name}`")
-        return cell
+        path = f"{task}/{method}/seed{seed}"
+        if path not in self._known_cells:
+            near = did_you_mean(path, self._known_cells)
+            raise MolaError(f"study {self.name}: no cell {path}{near}; `mola cells` lists them")
+        return self._known_cells[path]
 
     def _continual_place(self, cell: Cell) -> int | None:
         """Place of a cell in its chain, from 0; None for other cells."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from mola_core.errors import MolaError
+from mola_core.errors import MolaError, did_you_mean
 from mola_core.study.sections import SCIENCEQA_TOPICS
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _lm_eval_file(name: str) -> Path:
         if line.search(path.read_bytes()):
             return path
     raise MolaError(
-        f"task {name!r}: unknown; use one of {', '.join(task_names())} or the name of an lm-eval task (not of a group)"
+        f"task {name!r}: unknown{did_you_mean(name, task_names())}; use one of {', '.join(task_names())} or the name of an lm-eval task (not of a group)"
     )
 
 
