@@ -82,12 +82,12 @@ def _references(setting: Any) -> list[str]:
 
 
 def _table(section: dict[str, Any], labels: dict[str, str]) -> str:
-    rows = ["| setting | type | default | |", "| --- | --- | --- | --- |"]
+    rows = ["| setting | | type | default |", "| --- | --- | --- | --- |"]
     required = section.get("required", [])
     for name, setting in section["properties"].items():
         default = "required" if name in required else _value(setting.get("default"))
         rows.append(
-            f"| `{name}` | {_type(setting, labels)} | {default} | {_cell(setting.get('description', ''))} |"
+            f"| `{name}` | {_cell(setting.get('description', ''))} | {_type(setting, labels)} | {default} |"
         )
     return "\n".join(rows)
 
@@ -133,25 +133,27 @@ def _type(setting: dict[str, Any], labels: dict[str, str]) -> str:
 
 
 def verb_reference() -> str:
-    """Each verb's docstring and options."""
-    actions = cli._parser()._actions
-    verbs = next(action for action in actions if isinstance(action, argparse._SubParsersAction)).choices
+    """Each verb's docstring and options, in the groups of `mola --help`."""
     parts = []
-    for name, parser in verbs.items():
-        text = inspect.cleandoc(parser.description or "")
-        words, _, example = text.partition("Example: ")
-        parts += [f"## {name}", words.strip(), f"```sh\n{example.strip()}\n```"]
-        rows = ["| option | |", "| --- | --- |"]
-        for action in parser._actions:
-            if action.dest == "help":
-                continue
-            named = (
-                ", ".join(f"`{option}`" for option in action.option_strings)
-                or f"`{action.metavar or action.dest}`"
-            )
-            told = (action.help or "") % {"default": action.default, "prog": "mola"}
-            choices = f"; one of {', '.join(map(str, action.choices))}" if action.choices else ""
-            rows.append(f"| {named} | {_cell(told)}{choices} |")
-        if len(rows) > 2:
-            parts.append("\n".join(rows))
+    for title, verbs in cli._parser().groups().items():
+        parts.append(f"## {title[0].upper()}{title[1:]}")
+        for name, parser in verbs.items():
+            parts += [f"### {name}", *_verb(parser)]
     return "\n\n".join(parts)
+
+
+def _verb(parser: argparse.ArgumentParser) -> list[str]:
+    words, _, example = inspect.cleandoc(parser.description or "").partition("Example: ")
+    rows = ["| option | |", "| --- | --- |"]
+    for action in parser._actions:
+        if action.dest == "help":
+            continue
+        named = (
+            ", ".join(f"`{option}`" for option in action.option_strings)
+            or f"`{action.metavar or action.dest}`"
+        )
+        told = (action.help or "") % {"default": action.default, "prog": "mola"}
+        choices = f"; one of {', '.join(map(str, action.choices))}" if action.choices else ""
+        rows.append(f"| {named} | {_cell(told)}{choices} |")
+    table = ["\n".join(rows)] if len(rows) > 2 else []
+    return [words.strip(), f"```sh\n{example.strip()}\n```", *table]

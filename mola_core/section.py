@@ -3,11 +3,11 @@
 Light: nothing but pydantic is imported here.
 """
 
-import os
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from mola_core.paths import usable_path
 
 MAX_SEED = 2**32 - 1
 """numpy's and transformers' random generators take 32 bits."""
@@ -27,21 +27,6 @@ Epochs = Annotated[float, Field(gt=0, le=100_000)]
 Rate = Annotated[float, Field(gt=0, le=1000)]
 Coefficient = Annotated[float, Field(ge=0, le=1_000_000)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-def usable_path(path: str) -> str:
-    """Refuse what the operating system would: Linux takes 4,096 bytes, 255 a name; some are for the files below."""
-    try:
-        whole = Path(path).expanduser()
-    except RuntimeError:
-        raise ValueError(f"{path[:60]!r} names a user whose home folder is unknown; write it out") from None
-    if len(os.fsencode(whole)) > 3500 or any(len(os.fsencode(part)) > 255 for part in whole.parts):
-        raise ValueError(
-            "too long for a path: at most 3,500 bytes, 255 for each name in it; use a shorter one"
-        )
-    if "\0" in path:
-        raise ValueError("has a NUL character; remove it")
-    return path
 
 
 Folder = Annotated[str, Field(min_length=1), AfterValidator(usable_path)]

@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "mola_core"
 FLOORS = [
     {"errors"},
+    {"paths"},
     {"files", "section", "code_hash", "distributed", "adapter", "locations"},
     {"records", "shapes"},
     {"methods"},

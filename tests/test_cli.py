@@ -81,6 +81,28 @@ def test_a_wrong_command_is_one_line(given, said, capsys, tmp_path, monkeypatch)
     assert not (tmp_path / "nosuch").exists()
 
 
+def test_every_path_is_taken_with_its_home_folder_written_out(tmp_path, monkeypatch):
+    """Shells leave the ~ of --out=~/x alone."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    named = re.compile("file|folder|DIR", re.I)
+    seen = 0
+    for verb, parser in verbs().items():
+        for action in parser._actions:
+            if action.nargs == 0 or action.dest in (
+                "study",
+                "cell",
+                "license",
+                "pattern",
+                "base_model",
+                "data",
+            ):
+                continue
+            if named.search(f"{action.help} {action.metavar}") and action.dest != "model":
+                assert action.type and action.type("~/x") == tmp_path / "x", f"{verb} {action.dest}"
+                seen += 1
+    assert seen > 50
+
+
 def test_the_help_lists_each_verb_once_below_a_heading(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])

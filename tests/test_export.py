@@ -196,7 +196,6 @@ def test_a_draft_that_is_no_study_is_not_written(tmp_path, changes, message):
         ("mine", {"data": "nosuch"}, "nosuch/glue/cola/train.parquet is missing"),
         ("mine", {"model": "."}, "config.json: no such file"),
         ("smoke", {}, "smoke: is the name of a shipped study"),
-        ("", {}, "NAME: is empty"),
         ("my study", {}, "name: must be a name, not 'my study'"),
     ],
 )

@@ -6,10 +6,9 @@ import argparse
 import json
 import re
 import sys
-from pathlib import Path
 
 from mola_core import locations
-from mola_core.cli.options import Verbs, study_layout, study_options
+from mola_core.cli.options import Verbs, path, study_layout, study_options
 from mola_core.errors import MolaError
 
 SHELLS = ("bash", "zsh", "tcsh")
@@ -52,7 +51,7 @@ def tasks(arguments: argparse.Namespace) -> None:
             f"pattern {arguments.pattern!r}: no regular expression ({error}); correct it"
         ) from None
     usable = seen = 0
-    for entry in census(arguments.pattern, Path(arguments.data_root) if arguments.data_root else None):
+    for entry in census(arguments.pattern, arguments.data_root):
         seen += 1
         usable += entry.reason is None
         if entry.reason is None or arguments.all:
@@ -98,7 +97,7 @@ def declare(verbs: Verbs) -> None:
     listing = verbs.add(tasks)
     listing.add_argument("pattern", nargs="?", default="", help="regular expression of the names")
     listing.add_argument("--all", action="store_true", help="also those that cannot be used, with the reason")
-    listing.add_argument("--data-root", help="folder of parquet files, for the rows of each split")
+    listing.add_argument("--data-root", type=path, help="folder of parquet files, for the rows of each split")
     verbs.add(schema)
     shells = verbs.add(completion)
     shells.add_argument("shell", choices=SHELLS, help="the shell")

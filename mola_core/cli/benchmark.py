@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from mola_core.cli.options import Verbs, at_least, study_layout, study_options
+from mola_core.cli.options import Verbs, at_least, path, study_layout, study_options
 
 BENCHMARKS = (
     *("layers", "steps", "ablation", "precision", "memory", "large"),
@@ -50,7 +49,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
     for name in arguments.part or parts:
         print(f"measuring {name}", file=sys.stderr, flush=True)
         rows += parts[name]()
-    print(report.write(rows, Path(arguments.out)))
+    print(report.write(rows, arguments.out))
 
 
 def declare(verbs: Verbs) -> None:
@@ -68,4 +67,6 @@ def declare(verbs: Verbs) -> None:
         choices=["float32", "bfloat16"],
         help="of the base model's weights (default: %(default)s)",
     )
-    measuring.add_argument("--out", default="results/benchmark", help="folder (default: %(default)s)")
+    measuring.add_argument(
+        "--out", type=path, default="results/benchmark", help="folder (default: %(default)s)"
+    )

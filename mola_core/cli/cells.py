@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-from pathlib import Path
 
 from mola_core.cli.options import (
     Verbs,
     at_least,
     cell_options,
+    model_options,
     named_cell,
     owned,
+    path,
     study_layout,
     study_options,
 )
@@ -82,10 +82,8 @@ def run(arguments: argparse.Namespace) -> None:
     from mola_core.runs.local import run as run_cells
 
     layout = owned(study_layout(arguments))
-    if arguments.archive and Path(arguments.archive).is_dir():
+    if arguments.archive and arguments.archive.is_dir():
         raise MolaError(f"--archive {arguments.archive}: is a folder; name a file in it")
-    if arguments.model_dir:
-        layout = dataclasses.replace(layout, model_folder=Path(arguments.model_dir))
     outcomes = run_cells(layout, arguments.parallel, arguments.time_budget, not arguments.drop_adapters)
     if arguments.archive:
         with atomic_write(arguments.archive) as temporary, tarfile.open(temporary, "w:gz") as archive:
@@ -108,14 +106,11 @@ def pack(arguments: argparse.Namespace) -> None:
     Example: mola pack --study smollm2 --data-root ../data --out pack --part-mb 60 --without torch
     """
     from mola_core.runs.pack import pack as make_pack
-    from mola_core.study.loading import given_path
 
     layout = study_layout(arguments)
-    if arguments.model_dir:
-        layout = dataclasses.replace(layout, model_folder=Path(arguments.model_dir))
     parts = make_pack(
         layout,
-        given_path("--out", arguments.out),
+        arguments.out,
         arguments.part_mb,
         arguments.without,
         arguments.platform,
@@ -167,10 +162,7 @@ def declare(verbs: Verbs) -> None:
     listing.add_argument(
         "--why", nargs=3, metavar=("TASK", "METHOD", "SEED"), help="what of its keys differs"
     )
-    running = verbs.add(run, study_options)
-    running.add_argument(
-        "--model-dir", help="an already prepared base model (the folder that holds model.json)"
-    )
+    running = verbs.add(run, study_options, model_options)
     running.add_argument(
         "--parallel", type=at_least(1), default=1, help="cells at once (default: %(default)s)"
     )
@@ -180,11 +172,12 @@ def declare(verbs: Verbs) -> None:
         help="seconds after which nothing is begun and no training goes on",
     )
     running.add_argument("--drop-adapters", action="store_true", help="keep scores and records only")
-    running.add_argument("--archive", help="pack the finished cells' small files into this .tar.gz")
-    packing = verbs.add(pack, study_options)
-    packing.add_argument("--out", required=True, help="folder to write; one that is there is replaced")
+    running.add_argument(
+        "--archive", type=path, help="pack the finished cells' small files into this .tar.gz"
+    )
+    packing = verbs.add(pack, study_options, model_options)
     packing.add_argument(
-        "--model-dir", help="an already prepared base model (the folder that holds model.json)"
+        "--out", type=path, required=True, help="folder to write; one that is there is replaced"
     )
     packing.add_argument(
         "--part-mb",

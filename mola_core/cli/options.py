@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from mola_core.errors import did_you_mean
+from mola_core.paths import typed_path
 
 if TYPE_CHECKING:
     from mola_core.runs.layout import Layout
@@ -18,13 +21,14 @@ if TYPE_CHECKING:
 def study_layout(arguments: argparse.Namespace) -> Layout:
     from mola_core.models.loading import leave_out_bitsandbytes
     from mola_core.runs.layout import Layout
-    from mola_core.study.loading import given_path, load_study, study_file
+    from mola_core.study.loading import load_study, study_file
 
     study = load_study(arguments.study, arguments.data_root)
     if arguments.own_process and study.model.quantization is None:
         leave_out_bitsandbytes()
-    results = given_path("--results", str(arguments.results))
-    return Layout(study, results, file=study_file(arguments.study))
+    layout = Layout(study, arguments.results, file=study_file(arguments.study))
+    prepared = getattr(arguments, "model_dir", None)
+    return dataclasses.replace(layout, model_folder=prepared) if prepared else layout
 
 
 def owned(layout: Layout) -> Layout:
@@ -42,6 +46,14 @@ def named_cell(arguments: argparse.Namespace) -> tuple[Layout, Cell]:
     return layout, layout.study.cell(arguments.task, arguments.method, arguments.seed)
 
 
+def path(text: str) -> Path:
+    """The type of an option that names a file or folder."""
+    try:
+        return typed_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def at_least(least: int, kind: Callable[[str], float] = int) -> Callable[[str], float]:
     """The type of an option that is a number of at least `least`."""
 
@@ -57,8 +69,18 @@ def at_least(least: int, kind: Callable[[str], float] = int) -> Callable[[str], 
 
 def study_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--study", default="quickstart", help="a study's name or file (default: %(default)s)")
-    parser.add_argument("--data-root", help="read the tasks' rows from this folder of parquet files")
-    parser.add_argument("--results", default="results", help="folder of all results (default: %(default)s)")
+    parser.add_argument(
+        "--data-root", type=path, help="read the tasks' rows from this folder of parquet files"
+    )
+    parser.add_argument(
+        "--results", type=path, default="results", help="folder of all results (default: %(default)s)"
+    )
+
+
+def model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model-dir", type=path, help="an already prepared base model (the folder that holds model.json)"
+    )
 
 
 def cell_options(parser: argparse.ArgumentParser) -> None:
@@ -81,11 +103,19 @@ class Verbs(Parser):
     def __init__(self, prog: str, description: str, epilog: str) -> None:
         super().__init__(prog=prog, description=description, epilog=epilog)
         self._verbs = self.add_subparsers(dest="verb", required=True, metavar="verb", parser_class=Parser)
-        self._groups: dict[str, int] = {}
+        self._titles: dict[str, str] = {}
+        self._title = ""
 
     def group(self, title: str) -> None:
         """The verbs that are added from now on stand below `title` in the help."""
-        self._groups[title] = len(self._verbs.choices)
+        self._title = title
+
+    def groups(self) -> dict[str, dict[str, argparse.ArgumentParser]]:
+        """The verbs' parsers by title and name."""
+        found: dict[str, dict[str, argparse.ArgumentParser]] = {}
+        for name, parser in self._verbs.choices.items():
+            found.setdefault(self._titles[name], {})[name] = parser
+        return found
 
     def add(
         self,
@@ -97,8 +127,10 @@ class Verbs(Parser):
         The docstring's first line is the verb's line in `mola --help`; it ends with `Example: mola ...`, which a test
         parses."""
         text = inspect.cleandoc(action.__doc__ or "")
+        name = action.__name__.rstrip("_")
+        self._titles[name] = self._title
         parser = self._verbs.add_parser(
-            action.__name__.rstrip("_"),
+            name,
             help=text.splitlines()[0],
             description=text,
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -127,11 +159,9 @@ class Verbs(Parser):
         formatter = self._get_formatter()
         formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
         formatter.add_text(self.description)
-        verbs = self._verbs._get_subactions()
-        ends = [*self._groups.values(), len(verbs)][1:]
-        for (title, first), last in zip(self._groups.items(), ends, strict=True):
+        for title, verbs in self.groups().items():
             formatter.start_section(title)
-            formatter.add_arguments(verbs[first:last])
+            formatter.add_arguments([line for line in self._verbs._get_subactions() if line.dest in verbs])
             formatter.end_section()
         formatter.add_text(self.epilog)
         return formatter.format_help()

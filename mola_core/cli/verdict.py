@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mola_core.cli.options import Verbs, at_least, study_layout, study_options
+from mola_core.cli.options import Verbs, at_least, path, study_layout, study_options
 from mola_core.errors import MolaError
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ def verdict(arguments: argparse.Namespace) -> None:
             raise MolaError(
                 "--state is for a study's own results; scores that exist cannot be stated beforehand"
             )
-        out = Path(arguments.out or Path(arguments.scores).parent)
+        out = arguments.out or arguments.scores.parent
         found = write_verdict(arguments.scores, out, _verdict_settings(arguments))
         write_verdict_page(out)
         print(answer_sentence(found))
@@ -37,7 +36,7 @@ def verdict(arguments: argparse.Namespace) -> None:
     from mola_core.analysis.notices import missing_cells, notices
 
     layout = study_layout(arguments)
-    out = Path(arguments.out or layout.folder)
+    out = arguments.out or layout.folder
     if arguments.state:
         from mola_core.analysis.looks import Record
 
@@ -93,7 +92,7 @@ def import_(arguments: argparse.Namespace) -> None:
     if bool(arguments.places) == bool(arguments.runs):
         raise MolaError("name samples files or their folders with --pattern, or a table of them with --runs")
     if arguments.runs:
-        runs = samples.runs_by_table(Path(arguments.runs))
+        runs = samples.runs_by_table(arguments.runs)
     else:
         files = samples.sample_files(arguments.places)
         if not arguments.pattern:
@@ -102,7 +101,7 @@ def import_(arguments: argparse.Namespace) -> None:
                 f"{files[0]}"
             )
         runs = samples.runs_by_pattern(files, arguments.pattern)
-    out = Path(arguments.out)
+    out = arguments.out
     for remark in samples.import_samples(runs, out, arguments.metric, arguments.filter):
         print(remark, file=sys.stderr)
     methods = sorted({run.method for run in runs})
@@ -130,7 +129,7 @@ def reanalyse(arguments: argparse.Namespace) -> None:
     from mola_core.analysis.paper.reanalysis import reanalyse as reanalyse_published
 
     reanalyse_published(arguments.out)
-    write_page(Path(arguments.out) / "reanalysis.md")
+    write_page(arguments.out / "reanalysis.md")
 
 
 def reproduce(arguments: argparse.Namespace) -> None:
@@ -145,21 +144,27 @@ def reproduce(arguments: argparse.Namespace) -> None:
 
 def declare(verbs: Verbs) -> None:
     importing = verbs.add(import_)
-    importing.add_argument("places", nargs="*", help="samples_*.jsonl files, or folders that hold some")
+    importing.add_argument(
+        "places", type=path, nargs="*", help="samples_*.jsonl files, or folders that hold some"
+    )
     importing.add_argument(
         "--pattern",
         help="end of their paths with {method}, {seed}, {task}, {model}, {study}, {file}; * is any name",
     )
-    importing.add_argument("--runs", help="instead: a CSV file with the columns file, method, seed")
+    importing.add_argument(
+        "--runs", type=path, help="instead: a CSV file with the columns file, method, seed"
+    )
     importing.add_argument(
         "--metric", default="acc", help="what says that an answer is right (default: %(default)s)"
     )
     importing.add_argument("--filter", help="whose answers count, where lm-eval read them by several filters")
-    importing.add_argument("--out", required=True, help="the score file, .parquet")
+    importing.add_argument("--out", type=path, required=True, help="the score file, .parquet")
     judging = verbs.add(verdict, study_options)
-    judging.add_argument("--scores", help="any score matrix, Parquet or CSV, instead of a study's")
+    judging.add_argument("--scores", type=path, help="any score matrix, Parquet or CSV, instead of a study's")
     judging.add_argument(
-        "--out", help="folder for verdict.json, verdict.md and figures (default: beside the scores)"
+        "--out",
+        type=path,
+        help="folder for verdict.json, verdict.md and figures (default: beside the scores)",
     )
     judging.add_argument(
         "--pair",
@@ -185,12 +190,14 @@ def declare(verbs: Verbs) -> None:
         "--state", action="store_true", help="only record the study's hypotheses, before there are results"
     )
     simulating = verbs.add(calibrate)
-    simulating.add_argument("--out", required=True, help="folder for the table and figure")
+    simulating.add_argument("--out", type=path, required=True, help="folder for the table and figure")
     simulating.add_argument(
         "--simulations", type=at_least(2), default=1000, help="studies a scenario (default: %(default)s)"
     )
     simulating.add_argument(
         "--seed", type=at_least(0), default=0, help="of the simulation (default: %(default)s)"
     )
-    verbs.add(reanalyse).add_argument("--out", required=True, help="folder for the page, table and figure")
+    verbs.add(reanalyse).add_argument(
+        "--out", type=path, required=True, help="folder for the page, table and figure"
+    )
     verbs.add(reproduce, study_options)

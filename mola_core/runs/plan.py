@@ -13,13 +13,14 @@ from typing import Any
 from mola_core.code_hash import code_hash
 from mola_core.errors import MolaError, did_you_mean
 from mola_core.files import read_json
+from mola_core.paths import given_path
 from mola_core.records import digest
 from mola_core.runs.key import choices, examples_identity, keys, tuning_key
 from mola_core.runs.layout import Layout
 from mola_core.runs.prepare import check_steps
 from mola_core.runs.state import Standing, claim, standing
 from mola_core.runs.tuning import cost
-from mola_core.study.loading import given_path, load_study, study_file
+from mola_core.study.loading import load_study, study_file
 from mola_core.study.study import Cell
 from mola_core.tasks.examples import RECORD, current
 from mola_core.training.trackers import check_trackers

@@ -11,26 +11,10 @@ from pydantic import ValidationError
 
 from mola_core.errors import MolaError, did_you_mean
 from mola_core.locations import STUDIES
-from mola_core.section import usable_path
+from mola_core.paths import given_path
 from mola_core.study.complaints import complaints, listed, plain
 from mola_core.study.study import Study
 from mola_core.study.yaml_file import read_yaml
-
-
-def given_path(option: str, text: str) -> Path:
-    """A path as it was typed at the command line, `~` written out.
-
-    Raises `MolaError`, which names the option, for an empty one, for one that begins with a dash, which other programs
-    would take for an option, and for what no file system takes.
-    """
-    if not text.strip():
-        raise MolaError(f"{option}: is empty; name a path")
-    if text.startswith("-"):
-        raise MolaError(f"{option}: {text!r} looks like an option; write ./{text}")
-    try:
-        return Path(usable_path(text)).expanduser()
-    except ValueError as error:
-        raise MolaError(f"{option}: {error}") from None
 
 
 def study_file(name_or_path: str | Path) -> Path:
@@ -51,7 +35,7 @@ def study_file(name_or_path: str | Path) -> Path:
     return path
 
 
-def load_study(name_or_path: str | Path, data_root: str | None = None) -> Study:
+def load_study(name_or_path: str | Path, data_root: str | Path | None = None) -> Study:
     """Read and check a study.
 
     `name_or_path` is a file, or the name of one in `workflow/studies/`. `data_root` reads the tasks from a folder
