@@ -1,5 +1,6 @@
 """A pack on a bare machine: unpacked in a fresh folder, run without this checkout, and its cells taken as finished at home."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -145,6 +146,50 @@ def test_packages_are_those_of_training_and_evaluation():
     assert "torch" not in without and without.keys() < found.keys()
     with pytest.raises(MolaError, match="--without pytorch"):
         needed_packages(["pytorch"])
+
+
+def test_packages_that_only_another_python_needs(monkeypatch):
+    wanted = [
+        "pyarrow>=20",
+        "later-only>=2; python_version >= '3.99'",
+        "older-only; python_version < '3.12'",
+        "tool; extra == 'no'",
+    ]
+    real = importlib.metadata.distribution
+
+    class Distribution:
+        version, requires = "0+cpu", wanted
+
+    monkeypatch.setattr(
+        importlib.metadata,
+        "distribution",
+        lambda name: Distribution if name == "mola-core" else real(name),
+    )
+    there = needed_packages([], "3.99")
+    assert there == {"later-only": "later-only>=2", "pyarrow": f"pyarrow=={real('pyarrow').version}"}
+    assert needed_packages(["later-only"], "3.99").keys() == {"pyarrow"}
+    if sys.version_info < (3, 12):
+        with pytest.raises(MolaError, match="package older-only: is not installed"):
+            needed_packages([])
+
+
+def test_another_python_than_packed_for_is_told_before_anything_is_unpacked(packed, tmp_path):
+    there = copied(packed[2], tmp_path)
+    content = json.loads((there / "pack.json").read_text())
+    assert content["python"] is None, "no wheels: any Python will do"
+    (there / "pack.json").write_text(json.dumps(content | {"python": "3.2"}))
+    done = start(there)
+    assert done.returncode == 1
+    assert done.stderr.startswith("start: the pack is for Python 3.2, this is 3.")
+    assert not (there / "work").exists()
+
+
+def test_a_folder_that_is_there_is_left_alone(packed, tmp_path, capsys):
+    (tmp_path / "mine").write_text("mine")
+    arguments = ["pack", "--study", str(packed[0]), "--results", str(packed[1]), "--out", str(tmp_path)]
+    assert main(arguments) == 2
+    assert "is there already; name a new folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_wheels_are_installed_where_dill_takes_them_for_packages(tmp_path):

@@ -46,6 +46,24 @@ def test_a_study_s_cells_from_open_to_complete(bench):
     assert seconds_left(cells) == pytest.approx(done.seconds), "the open cell will take what the other took"
 
 
+def test_tries_are_told_before_the_cells_that_wait_for_them(bench, capsys, tmp_path):
+    tuning = {"learning_rates": [1e-3, 1e-2], "steps": 2}
+    runner = bench(**SMALL | {"methods": ["base", "mola-2468"]}, tuning=tuning)
+    layout = runner.layout
+    first = layout.tries.study.all_cells()[0]
+    CellRunner(layout.tries).run(first)
+    found = progress(layout)
+    assert [(one.tried, one.state) for one in found] == [
+        (True, "complete"),
+        (True, "open"),
+        (False, "open"),
+        (False, "open"),
+    ]
+    assert found[0].path == f"tuning/{first.path}"
+    assert seconds_left(found[:2]) == pytest.approx(found[0].seconds)
+    assert seconds_left(found) is None, "how long a cell takes no try says"
+
+
 def test_a_cell_that_is_evaluated_runs(bench, monkeypatch):
     runner = bench(**SMALL)
     seen = []

@@ -176,9 +176,7 @@ def declare(verbs: Verbs) -> None:
         "--archive", type=path, help="pack the finished cells' small files into this .tar.gz"
     )
     packing = verbs.add(pack, study_options, model_options)
-    packing.add_argument(
-        "--out", type=path, required=True, help="folder to write; one that is there is replaced"
-    )
+    packing.add_argument("--out", type=path, required=True, help="folder to write; must not exist")
     packing.add_argument(
         "--part-mb",
         type=at_least(0.001, float),

@@ -72,14 +72,16 @@ def status(arguments: argparse.Namespace) -> None:
     counts = Counter(each.state for each in cells)
     told = ", ".join(f"{number} {state}" for state, number in counts.items() if state != "complete")
     rest = f"; about {_duration(left)} left, as many cells at a time as now" if left else ""
-    print(f"{counts['complete']} of {len(cells)} cells complete{', ' if told else ''}{told}{rest}")
+    tries = sum(each.tried for each in cells)
+    of_them = f" ({tries} of them tries)" if tries else ""
+    print(f"{counts['complete']} of {len(cells)} cells{of_them} complete{', ' if told else ''}{told}{rest}")
     for each in cells:
         if arguments.all or each.state not in ("complete", "open"):
             print(_line(each))
 
 
 def _line(one: CellProgress) -> str:
-    text = f"{one.state:9} {one.cell.path}"
+    text = f"{one.state:9} {one.path}"
     if one.step is not None and one.loss is not None:
         text += f"  step {one.step}/{one.steps}  loss {one.loss:.4f}"
     if one.evaluated:
@@ -105,6 +107,7 @@ def _as_json(one: CellProgress) -> dict[str, object]:
         "task": one.cell.task,
         "method": one.cell.method,
         "seed": one.cell.seed,
+        "tried": one.tried,
         "state": one.state,
         "step": one.step,
         "steps": one.steps,

@@ -55,8 +55,10 @@ def pack(
         platforms, python_version: Of that machine, as `pip download` takes them; this one's where not given.
 
     Raises:
-        MolaError: Model, rows or a package cannot be had, or a cell would have another key there.
+        MolaError: `out` is there already, model, rows or a package cannot be had, or a cell would have another key there.
     """
+    if out.exists():
+        raise MolaError(f"--out {out}: is there already; name a new folder, or remove it")
     prepare_all(layout)
     with tempfile.TemporaryDirectory(dir=out.parent if out.parent.is_dir() else None) as folder:
         stage = Path(folder) / "stage"
@@ -66,11 +68,14 @@ def pack(
         study_name = _copy_inputs(layout, stage)
         _compare_keys(layout, stage, study_name)
         if wheels:
-            _fetch_wheels(needed_packages(without), stage / "wheels", platforms, python_version)
+            packages = needed_packages(without, python_version)
+            _fetch_wheels(packages, stage / "wheels", platforms, python_version)
         with atomic_write(out) as temporary:
             (temporary / start.PARTS).mkdir(parents=True)
             sums = _write_parts(stage, temporary / start.PARTS, int(part_megabytes * 1e6))
-            content = {"study": study_name, "name": layout.study.name, "parts": sums}
+            python = python_version or f"{sys.version_info.major}.{sys.version_info.minor}"
+            content: dict[str, object] = {"study": study_name, "name": layout.study.name, "parts": sums}
+            content |= {"python": python if wheels else None}
             write_text(temporary / start.CONTENT, json.dumps(content, indent=2) + "\n")
             shutil.copyfile(start.__file__, temporary / "start.py")
     return sorted((out / start.PARTS).iterdir())
@@ -133,40 +138,50 @@ def all_keys(layout: Layout) -> dict[str, Keys]:
     }
 
 
-def needed_packages(without: Collection[str]) -> dict[str, str]:
-    """Name and installed version of everything that training and evaluation need, dependencies included.
+def needed_packages(without: Collection[str], python_version: str | None = None) -> dict[str, str]:
+    """What `pip` is to fetch of everything that training and evaluation need, by name, dependencies included: the version
+    that is installed here, or where only that `python_version` needs a package, what asks for it allows.
 
     Raises `MolaError` where `without` names what is not among them, or where one is not installed.
     """
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
+    there = {"python_version": python_version, "python_full_version": f"{python_version}.0"}
+    target: dict[str, str] = {key: str(value) for key, value in there.items() if python_version}
     left_out = {canonicalize_name(name) for name in without}
     own = canonicalize_name(Requirement(ROOT).name)
     found: dict[str, str] = {}
     met: set[str] = set()
-    waiting = [Requirement(ROOT)]
+    waiting = [(Requirement(ROOT), True)]
     while waiting:
-        requirement = waiting.pop()
+        requirement, needed_here = waiting.pop()
         name = canonicalize_name(requirement.name)
         met.add(name)
         if name in left_out:
             continue
+        known = name in found
         try:
             distribution = importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError:
-            raise MolaError(f"package {name}: is not installed; install {ROOT} whole") from None
-        known = name in found
-        found[name] = distribution.version
+            if needed_here:
+                raise MolaError(f"package {name}: is not installed; install {ROOT} whole") from None
+            found[name] = f"{name}{requirement.specifier}"
+            continue
+        # A version's local part (2.13.0+cpu) names a build of this machine.
+        version = distribution.version.split("+")[0] if python_version else distribution.version
+        found[name] = f"{name}=={version}"
         for text in distribution.requires or ():
             wanted = Requirement(text)
             if name == own and canonicalize_name(wanted.name) in NOT_NEEDED:
                 continue
+            if known and not requirement.extras:
+                continue
             extras = requirement.extras or {""}
-            if any(
-                wanted.marker is None or wanted.marker.evaluate({"extra": extra}) for extra in extras
-            ) and (not known or requirement.extras):
-                waiting.append(wanted)
+            marker = wanted.marker
+            if marker is None or any(marker.evaluate({"extra": extra} | target) for extra in extras):
+                here = marker is None or any(marker.evaluate({"extra": extra}) for extra in extras)
+                waiting.append((wanted, here))
     unknown = sorted({canonicalize_name(name) for name in without} - met)
     if unknown:
         raise MolaError(f"--without {unknown[0]}: is no package that training or evaluation needs")
@@ -181,12 +196,11 @@ def _fetch_wheels(
     folder.mkdir(parents=True)
     target = [part for platform in platforms for part in ("--platform", platform)]
     target += ["--python-version", python_version] if python_version else []
-    pinned = [f"{name}=={version}" for name, version in packages.items()]
     quiet = ["--quiet", "--disable-pip-version-check", "--no-deps"]
     if not target:
-        _pip(["wheel", *quiet, "--wheel-dir", str(folder), *pinned])
+        _pip(["wheel", *quiet, "--wheel-dir", str(folder), *packages.values()])
         return
-    for one in pinned:
+    for one in packages.values():
         binary = ["download", *quiet, "--only-binary=:all:", *target, "--dest", str(folder), one]
         if _pip(binary, must=False):
             continue
@@ -194,7 +208,9 @@ def _fetch_wheels(
             _pip(["wheel", *quiet, "--wheel-dir", made, one])
             for wheel in Path(made).iterdir():
                 if not wheel.name.endswith("-none-any.whl"):
-                    raise MolaError(f"package {one}: has no wheel for {' '.join(target)}")
+                    raise MolaError(
+                        f"package {one}: has no wheel for {' '.join(target)}; leave it out with --without if it is there"
+                    )
                 shutil.copy(wheel, folder)
 
 

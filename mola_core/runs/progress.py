@@ -53,6 +53,12 @@ class CellProgress:
     """Why the last try failed."""
     evaluated: bool = False
     """Of a running cell: that it is evaluated now, its training is over."""
+    tried: bool = False
+    """Whether it is one of tuning's tries, no cell of the study itself."""
+
+    @property
+    def path(self) -> str:
+        return f"tuning/{self.cell.path}" if self.tried else self.cell.path
 
     @property
     def seconds_left(self) -> float | None:
@@ -90,8 +96,12 @@ def _note(layout: Layout, cell: Cell) -> Path:
 
 
 def progress(layout: Layout) -> list[CellProgress]:
-    """What each cell of the study is at, in the study's order."""
-    return [_progress_of(layout, cell) for cell in layout.study.all_cells()]
+    """What each cell of the study is at, in the study's order, tries first."""
+    return [
+        dataclasses.replace(_progress_of(part, cell), tried=part is not layout)
+        for part in filter(None, (layout.tries, layout))
+        for cell in part.study.all_cells()
+    ]
 
 
 def _progress_of(layout: Layout, cell: Cell) -> CellProgress:
@@ -152,12 +162,12 @@ def _measured(folder: Path) -> float | None:
 def seconds_left(cells: list[CellProgress]) -> float | None:
     """An estimate for the whole study, as many cells at a time as run now (at least one); None where nothing is known.
 
-    An open cell takes as long as the complete ones of its task and kind (the untrained model or not) did on average,
-    else as the complete ones of its kind, else as long as the running ones seem to.
+    An open cell takes as long as the complete ones of its task and kind (the untrained model, a try or neither) did on
+    average, else as the complete ones of its kind, else as long as the running ones seem to.
     """
 
-    def kind(each: CellProgress) -> tuple[str, bool]:
-        return each.cell.task, each.cell.method == "base"
+    def kind(each: CellProgress) -> tuple[str, tuple[bool, bool]]:
+        return each.cell.task, (each.cell.method == "base", each.tried)
 
     done = [(kind(each), each.seconds) for each in cells if each.state == "complete" and each.seconds]
     projected = [

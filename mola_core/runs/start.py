@@ -24,6 +24,17 @@ PARTS, CONTENT = "parts", "pack.json"
 ARCHIVE = "results.tar.gz"
 
 
+def check_python(packed_for: "str | None") -> None:
+    """Exit with one line where this Python can run neither the code nor the wheels of the pack."""
+    own = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if sys.version_info < (3, 11):  # noqa: UP036 - this file is started by whatever is there
+        sys.exit(f"start: this is Python {own}; start it with 3.11 or newer")
+    if packed_for not in (None, own):
+        sys.exit(
+            f"start: the pack is for Python {packed_for}, this is {own}; use that, or pack with --python-version"
+        )
+
+
 def verify(folder: Path, sums: dict[str, str]) -> None:
     """Exit with one line unless every part is there and whole."""
     for name, expected in sums.items():
@@ -105,6 +116,7 @@ def main() -> NoReturn:
     given, others = parser.parse_known_args()
     here = Path(__file__).resolve().parent
     content, work = json.loads((here / CONTENT).read_text()), here / "work"
+    check_python(content["python"])
     work.mkdir(exist_ok=True)
     unpack(here, content, work)
     site = install(work)
