@@ -334,6 +334,16 @@ def test_run_puts_parents_first_and_drops_weights_that_nobody_needs(bench):
     assert open_cells(layout) == [*ancestors, last]
 
 
+def test_a_time_budget_cuts_off_whole_seeds(bench):
+    layout = bench(tasks=["cola", "scienceqa"], methods=["lora-r4", "mola-2468"], seeds=[3, 1]).layout
+    assert [(cell.seed, cell.task) for cell in open_cells(layout)][::2] == [
+        (3, "cola"),
+        (3, "scienceqa"),
+        (1, "cola"),
+        (1, "scienceqa"),
+    ]
+
+
 def test_what_hangs_on_a_failed_cell_is_not_begun(bench):
     content = {
         **STAGES,

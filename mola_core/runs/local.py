@@ -208,14 +208,14 @@ def _run_cells(layout: Layout, parallel: int, deadline: float | None, keep_adapt
 
 def open_cells(layout: Layout) -> list[Cell]:
     """The cells to run, each after its parent: those that are not complete, and complete ones whose weights are gone
-    though an open cell continues from them."""
+    though an open cell continues from them. Seed by seed, so that what a time budget cuts off is whole seeds."""
     study = layout.study
     cells: list[Cell] = []
     for cell in reversed(study.all_cells()):
         continued = any(study.parent(other) == cell for other in cells)
         if cell_state(layout, cell) != "complete" or (continued and not layout.weights(cell).is_dir()):
             cells.append(cell)
-    return cells[::-1]
+    return sorted(cells[::-1], key=lambda cell: study.seeds.index(cell.seed))
 
 
 def _descendants(study: Study, cell: Cell, cells: list[Cell]) -> list[Cell]:
