@@ -79,8 +79,27 @@ def test_forward_passes_are_computed_as_asked(tiny_llama):
         assert torch.equal(model(ids).logits, exact)
     with computed_in(model, "bf16"):
         rounded = model(ids).logits
-    assert rounded.dtype == torch.bfloat16
-    assert 0 < (rounded.float() - exact).abs().max() < 0.1 * exact.abs().max()
+    assert 0 < (rounded - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_logits_are_not_rounded_in_evaluation(tiny_llama, tied):
+    model = adapted(tiny_llama(tie_word_embeddings=tied), "mola-2468").requires_grad_(False)
+    ids = torch.arange(12).unsqueeze(0)
+    inside = {}
+    model.get_submodule("base_model.model.model.layers.3.mlp.down_proj").register_forward_hook(
+        lambda module, args, output: inside.update(layer=output.dtype)
+    )
+    model.get_output_embeddings().register_forward_pre_hook(
+        lambda module, args: inside.update(hidden=args[0].float())
+    )
+    with computed_in(model, "bf16"):
+        logits = model(ids).logits
+    assert inside["layer"] == torch.bfloat16
+    assert logits.dtype == torch.float32
+    assert torch.allclose(logits, inside["hidden"] @ model.get_output_embeddings().weight.T, atol=1e-5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model(ids).logits.dtype == torch.bfloat16, "as it was"
 
 
 def test_evaluation_in_bf16_is_another_key_and_other_likelihoods(bench):
@@ -128,9 +147,9 @@ def test_an_adapter_that_is_evaluated_gives_the_same_bits_too(tiny_llama, method
     ids = torch.arange(12).unsqueeze(0)
     with torch.inference_mode():
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            plain = model(ids).logits
+            plain = model(ids, output_hidden_states=True).hidden_states[-1]
         with computed_in(model, "bf16"):
-            assert torch.equal(model(ids).logits, plain)
+            assert torch.equal(model(ids, output_hidden_states=True).hidden_states[-1], plain)
 
 
 def test_experts_are_held_too_where_they_are_frozen(tiny_llama):

@@ -20,9 +20,9 @@ TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @contextlib.contextmanager
-def frozen_in(model: nn.Module, precision: Precision) -> Iterator[None]:
+def frozen_in(model: nn.Module, precision: Precision, but: nn.Module | None = None) -> Iterator[None]:
     """Hold the frozen float32 weights of linear modules, and of MoLA's experts where they are frozen, in the autocast type
-    of `precision` during the block.
+    of `precision` during the block; the module `but` keeps its own.
 
     On a CPU only: a card that just holds the model has no room for a second copy, and converts quickly.
     """
@@ -31,6 +31,8 @@ def frozen_in(model: nn.Module, precision: Precision) -> Iterator[None]:
     try:
         for owner, name, weight in list(_multiplied(model)) if dtype else ():
             if weight.requires_grad or weight.dtype != torch.float32 or weight.device.type != "cpu":
+                continue
+            if owner is but:
                 continue
             held.append((owner, name, weight))
             # A parameter of its own: an embedding that is tied to the output layer stays in float32.
@@ -59,7 +61,39 @@ def autocast(device: str, precision: Precision) -> contextlib.AbstractContextMan
 
 @contextlib.contextmanager
 def computed_in(model: nn.Module, precision: Precision) -> Iterator[None]:
-    """Forward passes in the block are computed in `precision`, as those of the Trainer's are."""
+    """Forward passes in the block are computed in `precision`, all but an output layer that is held in float32.
+
+    Two options are compared by their logits, which bf16 rounds to an eighth (between 16 and 32): it would often call them equal.
+    """
     device = next(model.parameters()).device.type
-    with frozen_in(model, precision), autocast(device, precision):
+    head = _output_layer(model) if precision in TYPES else None
+    with frozen_in(model, precision, head), autocast(device, precision), _in_float32(head, device):
         yield
+
+
+def _output_layer(model: nn.Module) -> nn.Module | None:
+    find = getattr(model, "get_output_embeddings", None)
+    head = find() if find else None
+    return head if type(head) is nn.Linear and head.weight.dtype == torch.float32 else None
+
+
+@contextlib.contextmanager
+def _in_float32(module: nn.Module | None, device: str) -> Iterator[None]:
+    if module is None:
+        yield
+        return
+    forward = module.forward
+
+    def exact(hidden: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device, enabled=False):
+            return forward(hidden.float())  # type: ignore[no-any-return]
+
+    own = "forward" in vars(module)
+    module.forward = exact  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        if own:
+            module.forward = forward  # type: ignore[method-assign]
+        else:
+            del module.forward

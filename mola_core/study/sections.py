@@ -343,8 +343,8 @@ class EvaluationSettings(Closed):
     documents: Count | None = None
     """Evaluate only the first so many documents (recorded in every table)."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Mixed precision of the forward pass, as `training.precision` is that of training. bf16 moves single answers where
-    two options are nearly alike: 10 to 18 of 1,221 in five measured cells (docs/explanation/cost.md)."""
+    """Mixed precision of the forward pass, as `training.precision` is that of training; the output layer stays in float32. bf16
+    moves single answers where two options are nearly alike (docs/explanation/cost.md has a measurement)."""
     every_epoch: bool = False
     """Where `training.epochs` is a list, evaluate each of these epochs, not only the one chosen on validation. The
     manifest then also says what choosing on the evaluation set itself, probably the paper's way, would give."""
