@@ -1,16 +1,22 @@
-"""Methods of another package: found by an entry point, compared like any other, and its code is in the cell's key."""
+"""Methods and allocations of another package: found by an entry point, trained, compared, and its code is in the cell's key."""
 
+import re
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 from smoke_study import smoke
+from transformers import AutoModelForCausalLM
 
+from mola_core.errors import MolaError
+from mola_core.files import read_json
 from mola_core.methods import registry
 from mola_core.methods.family import Family
 from mola_core.runs.key import training_parts
 
 MODULE = '''
-"""An allocation of one's own: experts rise by one from half of the depth on."""
+"""A method of one's own: experts rise by one from half of the depth on."""
 
 from mola_core.methods.families.mola import FAMILIES as MOLA
 
@@ -33,41 +39,97 @@ FAMILIES = (
     dataclasses.replace(MOLA[0], kind="stepped", forms=("stepped",), usage="stepped", config=config, parameters=parameters),
 )
 '''
+DOCUMENTED = (Path(__file__).parent.parent / "docs" / "howto" / "extend.md").read_text()
+ALLOCATION = re.search(r"```python\n(# weight_norms.*?)```", DOCUMENTED, re.DOTALL)[1]
+"""The documentation's example."""
 
 
 @pytest.fixture
-def package(tmp_path, monkeypatch):
-    """Installs a package with one family, as pip would leave it; gives the file of its code."""
+def install(tmp_path, monkeypatch):
+    """Installs a package's files as pip would leave them, each time anew; `named` is its entry point."""
     site = tmp_path / "site"
-    info = site / "stepped_experts-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stepped-experts\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[{registry.GROUP}]\nstepped = stepped_experts:FAMILIES\n")
-    (site / "stepped_experts.py").write_text(MODULE)
+    site.mkdir()
     monkeypatch.syspath_prepend(str(site))
+    names = set()
 
-    def forget():
-        sys.modules.pop("stepped_experts", None)
+    def installed(named: str, **files: str) -> None:
+        info = site / "others-1.0.dist-info"
+        info.mkdir(exist_ok=True)
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: others\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[{registry.GROUP}]\ntheirs = {named}\n")
+        for file, text in files.items():
+            path = site / f"{file.replace('__in__', '/')}.py"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+        names.add(named.split(":")[0].split(".")[0])
+        forget()
+
+    def forget() -> None:
+        for name in [name for name in sys.modules if name.split(".")[0] in names]:
+            del sys.modules[name]
         registry.all_families.cache_clear()
         registry._outside.cache_clear()
 
-    forget()
-    yield site / "stepped_experts.py", forget
+    yield installed
     monkeypatch.undo()
     forget()
 
 
+@pytest.fixture
+def package(install):
+    """Installs a package with one family of that code."""
+
+    def installed(code: str = MODULE) -> None:
+        install("stepped_experts:FAMILIES", stepped_experts=code)
+
+    installed()
+    return installed
+
+
 def test_another_packages_method_is_trained_and_keyed_by_its_code(package, bench):
-    file, forget = package
     runner = bench(tasks=["cola"], methods=["base", "stepped"], seeds=[0])
     cell = runner.study.cell("cola", "stepped", 0)
     parts = training_parts(runner.layout, cell)
     assert parts["adapter"]["num_experts"] == [2, 2, 3, 3]
     runner.run(cell)
     assert (runner.layout.cell(cell) / "manifest.json").is_file()
-    file.write_text(MODULE + "\n# changed\n")
-    forget()
+    package(MODULE + "\n# changed\n")
     assert training_parts(runner.layout, cell)["method code"] != parts["method code"]
+
+
+def test_another_packages_allocation_is_compared_without_a_fork(install, bench):
+    """The example of the documentation, from the base model's weights to a trained cell with as many experts."""
+    install(
+        "weight_norms.families:FAMILIES", weight_norms__in____init__="", weight_norms__in__families=ALLOCATION
+    )
+    runner = bench(tasks=["cola"], methods=["base", "mola-2468", "weight-norms-20"], seeds=[0])
+    cell = runner.study.cell("cola", "weight-norms-20", 0)
+    key = training_parts(runner.layout, cell)
+    runner.run(cell)
+    folder = runner.layout.cell(cell)
+    training = read_json(folder / "manifest.json")["training"]
+    layers = AutoModelForCausalLM.from_pretrained(runner.layout.model).model.layers
+    norms = np.array([sum(p.double().square().sum().item() for p in layer.parameters()) for layer in layers])
+    assert sum(training["experts"]) == 20 and min(training["experts"]) >= 2
+    assert np.array_equal(np.argsort(training["experts"])[-1:], np.argsort(norms)[-1:])
+    assert read_json(folder / "adapter" / "adapter_config.json")["num_experts"] == training["experts"]
+    assert training["allocation"]["score"] == "weight-norms, another package's"
+    # Any file of the package counts, and nothing else of the cell changes.
+    install("weight_norms.families:FAMILIES", weight_norms__in__measure="SCALE = 2\n")
+    changed = training_parts(runner.layout, cell)
+    assert {part for part in key if key[part] != changed[part]} == {"method code"}
+
+
+@pytest.mark.parametrize("experts", ["[5, 5, 5, 4]", "[1, 5, 7, 7]", "[10, 10]", "[2.5, 2.5, 7.5, 7.5]"])
+def test_an_allocation_that_is_not_the_budget_is_one_line(install, bench, experts):
+    code = "from mola_core.methods.families.mola import allocated\n"
+    code += f"FAMILIES = (allocated('odd', '#000000', 'o', lambda given: {experts}),)\n"
+    install("odd_experts:FAMILIES", odd_experts=code)
+    runner = bench(tasks=["cola"], methods=["base", "odd-20"], seeds=[0])
+    with pytest.raises(
+        MolaError, match="method odd-20: its allocation gave .* 4 whole numbers of at least 2 that sum to 20"
+    ):
+        runner.train(runner.study.cell("cola", "odd-20", 0))
 
 
 def test_own_methods_have_no_foreign_code():
@@ -76,9 +138,7 @@ def test_own_methods_have_no_foreign_code():
 
 @pytest.mark.parametrize("code", ["raise ImportError('gone')", "FAMILIES = ('mola',)", "OTHER = ()"])
 def test_a_broken_package_is_told_and_left_out(package, code, capsys):
-    file, forget = package
-    file.write_text(code)
-    forget()
+    package(code)
     with pytest.raises(ValueError, match="unknown method 'stepped'"):
         smoke(methods=["stepped"])
     assert "stepped: left out" in capsys.readouterr().err

@@ -8,7 +8,14 @@ import re
 import sys
 
 from mola_core import locations
-from mola_core.cli.options import Verbs, path, study_layout, study_options
+from mola_core.cli.options import (
+    Verbs,
+    include_options,
+    include_tasks,
+    path,
+    study_layout,
+    study_options,
+)
 from mola_core.errors import MolaError
 
 SHELLS = ("bash", "zsh", "tcsh")
@@ -38,7 +45,7 @@ def where(arguments: argparse.Namespace) -> None:
 def tasks(arguments: argparse.Namespace) -> None:
     """List the tasks that a study can name, lm-eval's among them, or all of lm-eval's with the reason where one cannot.
 
-    Rows of each split are shown where --data-root has them. A first look at lm-eval's 13,000 files takes a minute.
+    With --include those of a folder of your own come first. Rows of each split are shown where --data-root has them. A first look at lm-eval's 13,000 files takes a minute.
 
     Example: mola tasks arc --all
     """
@@ -50,6 +57,7 @@ def tasks(arguments: argparse.Namespace) -> None:
         raise MolaError(
             f"pattern {arguments.pattern!r}: no regular expression ({error}); correct it"
         ) from None
+    include_tasks(arguments)
     usable = seen = 0
     for entry in census(arguments.pattern, arguments.data_root):
         seen += 1
@@ -94,7 +102,7 @@ def declare(verbs: Verbs) -> None:
         ("--schema", locations.schema, "the JSON schema of study files"),
     ]:
         kinds.add_argument(option, dest="what", action="store_const", const=function, help=text)
-    listing = verbs.add(tasks)
+    listing = verbs.add(tasks, include_options)
     listing.add_argument("pattern", nargs="?", default="", help="regular expression of the names")
     listing.add_argument("--all", action="store_true", help="also those that cannot be used, with the reason")
     listing.add_argument("--data-root", type=path, help="folder of parquet files, for the rows of each split")

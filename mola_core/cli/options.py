@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from mola_core.errors import did_you_mean
+from mola_core.errors import MolaError, did_you_mean
 from mola_core.paths import typed_path
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def study_layout(arguments: argparse.Namespace) -> Layout:
     from mola_core.runs.layout import Layout
     from mola_core.study.loading import load_study, study_file
 
+    include_tasks(arguments)
     study = load_study(arguments.study, arguments.data_root)
     if arguments.own_process and study.model.quantization is None:
         leave_out_bitsandbytes()
@@ -31,11 +32,25 @@ def study_layout(arguments: argparse.Namespace) -> Layout:
     return dataclasses.replace(layout, model_folder=prepared) if prepared else layout
 
 
+def include_tasks(arguments: argparse.Namespace) -> None:
+    """Read the task files of the folder that the command names, if it does."""
+    from mola_core.tasks import include
+
+    if arguments.include is None and arguments.include_functions:
+        raise MolaError("--include-functions: goes with --include; name the folder of the task files")
+    include(arguments.include, arguments.include_functions)
+
+
 def owned(layout: Layout) -> Layout:
-    """The layout, after its folder was noted to belong to this study's file, and what the study states was recorded."""
+    """The layout, after its folder was noted to belong to this study's file, and what the study states was recorded.
+
+    Raises `MolaError` before anything is written where a task of the study cannot be used.
+    """
     from mola_core.analysis.looks import Record
     from mola_core.runs.state import claim
+    from mola_core.tasks.prepare import check_tasks
 
+    check_tasks(layout.study)
     claim(layout)
     Record(layout.folder).state(layout.study.verdict)
     return layout
@@ -74,6 +89,16 @@ def study_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--results", type=path, default="results", help="folder of all results (default: %(default)s)"
+    )
+    include_options(parser)
+
+
+def include_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--include", type=path, metavar="DIR", help="folder with task files of your own (<task>.yaml)"
+    )
+    parser.add_argument(
+        "--include-functions", action="store_true", help="let the code run that these files name (!function)"
     )
 
 

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,33 @@ class Allocation:
     scores: list[float]
     score: str
     """What the scores are, in words."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AllocationInput:
+    """What another package's allocation may look at."""
+
+    model: Any
+    """The frozen base model (`transformers.PreTrainedModel`), in evaluation mode; to be left as it is."""
+    target_modules: Sequence[str]
+    """Ends of the names of the modules that are adapted."""
+    batches: Sequence[Mapping[str, Any]]
+    """The first four micro-batches of the cell's training, as its model is called with them."""
+    total: int
+    """Experts of all layers together, to be shared out exactly (`apportion`)."""
+    least: int
+    """Fewest experts of a layer: the router's top-k."""
+
+
+def checked(experts: Sequence[int], depth: int, total: int, least: int) -> list[int]:
+    """Another's experts per layer as a list. Raises ValueError where they are not what was asked for."""
+    found = [int(count) for count in experts]
+    if found != list(experts) or len(found) != depth or sum(found) != total or min(found) < least:
+        raise ValueError(
+            f"its allocation gave {str(list(experts))[:80]}; it must give {depth} whole numbers of at least {least} that sum "
+            f"to {total}"
+        )
+    return found
 
 
 def total_experts(budget: int, depth: int) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mola_core.errors import MolaError
 
 if TYPE_CHECKING:
+    from mola_core.methods.allocation import AllocationInput
     from mola_core.methods.settings import AdapterSettings, MethodSettings
 
 Role = Literal["untrained", "routed", "matched", "baseline"]
@@ -102,3 +103,6 @@ class Family:
     `code_hash`, beside those of every training."""
     takes: tuple[str, ...] = ()
     """Fields of `MethodSettings` that mean something to it, beside `name` and, where it is trained, `learning_rate`."""
+    allocate: Callable[[AllocationInput], Sequence[int]] | None = None
+    """Another package's allocation: the experts of each layer, first layer first, once the base model is there. What it
+    returns is compared with the budget in the method's name."""

@@ -12,12 +12,15 @@ import importlib.metadata
 import pkgutil
 import re
 import sys
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mola_core.errors import MolaError, did_you_mean, one_line
 from mola_core.files import sha256_file
 from mola_core.methods import families
 from mola_core.methods.family import IN_BASE, NEEDS_DATA, Family, LayerSizes, Method, Request
+from mola_core.records import digest
 from mola_core.shapes import experts_per_layer, parse_shape
 
 if TYPE_CHECKING:
@@ -46,14 +49,14 @@ def all_families() -> dict[str, Family]:
 
 @functools.cache
 def _outside() -> dict[Family, str]:
-    """Families of other packages, each with the sha256 of its module's file. A package that cannot be imported is told
+    """Families of other packages, each with the sha256 of the package's code. A package that cannot be imported is told
     and left out: its methods are then unknown."""
     found = {}
     for entry in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda entry: entry.name):
         try:
             module = importlib.import_module(entry.module)
             families_of = entry.load()
-            code = sha256_file(str(module.__file__))
+            code = _code_of(module)
             found.update(dict.fromkeys(families_of, code))
             if not all(isinstance(family, Family) for family in families_of):
                 raise TypeError("it holds something else than Family")
@@ -61,6 +64,16 @@ def _outside() -> dict[Family, str]:
             print(f"entry point {GROUP}, {entry.name}: left out ({one_line(error)})", file=sys.stderr)
             found = {family: code for family, code in found.items() if isinstance(family, Family)}
     return found
+
+
+def _code_of(module: ModuleType) -> str:
+    """sha256 of a module's file, or of every Python file of the package that it is part of."""
+    package = sys.modules[module.__name__.split(".")[0]]
+    folders = [Path(folder) for folder in getattr(package, "__path__", [])]
+    if not folders:
+        return sha256_file(str(module.__file__))
+    files = {file.relative_to(folder): file for folder in folders for file in folder.rglob("*.py")}
+    return digest({path.as_posix(): sha256_file(file) for path, file in files.items()})
 
 
 def outside_code(family: Family) -> str | None:

@@ -28,7 +28,8 @@ from mola_core.study.effective import effective_training
 from mola_core.study.sections import ModelSource
 from mola_core.study.study import INSTRUCTION, Cell
 from mola_core.study.tries import candidates, is_tuned
-from mola_core.tasks import is_own, task_config
+from mola_core.tasks import included, is_own, task_config
+from mola_core.tasks.included import IncludedTasks
 from mola_core.tasks.rows import FINGERPRINT as ROWS_RECORD
 
 Parts = dict[str, Any]
@@ -165,15 +166,16 @@ def evaluation_parts(layout: Layout, cell: Cell, training: str | None) -> Parts 
 
 def _scoring(layout: Layout, tasks: list[str]) -> dict[str, Any]:
     """How lm-eval scores the tasks: their configuration (prompts are in the examples) and the functions that it names."""
-    return {task: _scoring_of(task, layout.study.protocol) for task in tasks}
+    return {task: _scoring_of(task, layout.study.protocol, included()) for task in tasks}
 
 
-@functools.cache
-def _scoring_of(task: str, protocol: str) -> dict[str, Any]:
+@functools.lru_cache(maxsize=4096)
+def _scoring_of(task: str, protocol: str, folder: IncludedTasks | None) -> dict[str, Any]:
     text = json.dumps(task_config(task, protocol), sort_keys=True, default=str)
     named = sorted(set(re.findall(r"answers\.(\w+)", text))) if is_own(task) else []
     functions = [f"mola_core.tasks.answers:{name}" for name in named]
-    return {"config": digest(text), "code": code_hash(*functions) if functions else None}
+    code = code_hash(*functions) if functions else folder.code(task) if folder else None
+    return {"config": digest(text), "code": code}
 
 
 def examples_part(

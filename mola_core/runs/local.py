@@ -28,12 +28,15 @@ from mola_core.models.layer_quality import layer_quality
 from mola_core.models.loading import leave_out_bitsandbytes
 from mola_core.runs.cell import CellRunner
 from mola_core.runs.choice import TABLE, TUNING
+from mola_core.runs.gpus import cards, check_cards, gpu_slot
 from mola_core.runs.key import choices
 from mola_core.runs.layout import EVALUATED, TRAINED, Layout
 from mola_core.runs.prepare import prepare_all
 from mola_core.runs.state import cell_state
 from mola_core.runs.tuning import choose, cost
 from mola_core.study.study import Cell, Study
+from mola_core.tasks import include, included
+from mola_core.tasks.included import IncludedTasks
 from mola_core.training.trackers import check_trackers
 
 
@@ -48,12 +51,21 @@ class Outcome:
 
 
 _bench: CellRunner
+_kept = contextlib.ExitStack()
+"""This worker's card, until it ends."""
 _busy = False
 """Whether this worker has a cell in hand."""
 
 
-def _open(layout: Layout, deadline: float | None, parent: int) -> None:
+def _open(
+    layout: Layout, deadline: float | None, parent: int, parallel: int, tasks: IncludedTasks | None
+) -> None:
     global _bench
+    include(tasks)
+    found = len(cards())
+    if found > 1:  # on one card all cells of the run are beside each other, as --parallel says
+        beside = max(layout.study.compute.cells_per_gpu, -(-parallel // found))
+        _kept.enter_context(gpu_slot(beside))
     warnings.simplefilter("ignore", FutureWarning)  # a new process has none of its parent's filters
     if layout.study.model.quantization is None:
         leave_out_bitsandbytes()
@@ -148,10 +160,16 @@ def run(
     A cell begins when its parent is complete. No cell is begun and no training goes on after `time_budget` seconds; a
     stopped training leaves a checkpoint, an evaluation that has begun is finished. Without `keep_adapters` the weights of a cell go as soon as no open cell
     continues from them. Where the study is tuned its tries come first, and its cells when all of them are complete. Raises
-    `MolaError` where a model or data source cannot be read.
+    `MolaError` where a model or data source cannot be read, or a cell is to have several cards.
     """
     deadline = None if time_budget is None else time.time() + time_budget
+    gpus = layout.study.compute.gpus
     check_trackers(layout.study.training.report_to)
+    check_cards(gpus)
+    if gpus > 1:
+        raise MolaError(
+            f"compute.gpus: {gpus} cards for a cell, but here each cell has one; lower it, or run the study with snakemake"
+        )
     prepare_all(layout)
     outcomes: list[Outcome] = []
     if layout.tries is not None:
@@ -183,7 +201,7 @@ def _run_cells(layout: Layout, parallel: int, deadline: float | None, keep_adapt
             max_workers=min(parallel, len(waiting)) or 1,
             mp_context=context,
             initializer=_open,
-            initargs=(layout, deadline, os.getpid()),
+            initargs=(layout, deadline, os.getpid(), parallel, included()),
         ) as workers,
     ):
         while waiting or running:

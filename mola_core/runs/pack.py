@@ -32,6 +32,7 @@ from mola_core.runs.layout import Layout
 from mola_core.runs.prepare import prepare_all
 from mola_core.study.loading import load_study
 from mola_core.study.sections import DirectoryData, DirectoryModel
+from mola_core.tasks import include, included
 
 ROOT = "mola-core[harness]"
 NOT_NEEDED = ("snakemake", "matplotlib", "shtab", "pip", "tabulate", "markdown-it-py")
@@ -66,7 +67,8 @@ def pack(
             PACKAGE, stage / "code" / "mola_core", ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
         )
         study_name = _copy_inputs(layout, stage)
-        _compare_keys(layout, stage, study_name)
+        task_files = _copy_task_files(layout, stage)
+        _compare_keys(layout, stage, study_name, task_files)
         if wheels:
             packages = needed_packages(without, python_version)
             _fetch_wheels(packages, stage / "wheels", platforms, python_version)
@@ -76,6 +78,7 @@ def pack(
             python = python_version or f"{sys.version_info.major}.{sys.version_info.minor}"
             content: dict[str, object] = {"study": study_name, "name": layout.study.name, "parts": sums}
             content |= {"python": python if wheels else None}
+            content |= {"include": start.TASK_FILES} if task_files else {}
             write_text(temporary / start.CONTENT, json.dumps(content, indent=2) + "\n")
             shutil.copyfile(start.__file__, temporary / "start.py")
     return sorted((out / start.PARTS).iterdir())
@@ -120,11 +123,28 @@ def _files_of_rows(layout: Layout, root: Path) -> Iterator[Path]:
         yield from sorted(folder.glob("*.parquet"))
 
 
-def _compare_keys(layout: Layout, stage: Path, study_name: str) -> None:
-    with contextlib.chdir(stage):
-        there = Layout(load_study(study_name), Path("results"))
-        found = all_keys(there)
-    for name, key in all_keys(layout).items():
+def _copy_task_files(layout: Layout, stage: Path) -> Path | None:
+    """The folder with the study's own task files (`--include`) and what these need; None where it has none."""
+    tasks = included()
+    files = tasks.travelling(layout.study.rows()) if tasks else []
+    for file in files:
+        assert tasks
+        target = stage / start.TASK_FILES / file.relative_to(tasks.folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+    return stage / start.TASK_FILES if files else None
+
+
+def _compare_keys(layout: Layout, stage: Path, study_name: str, task_files: Path | None) -> None:
+    here, expected = included(), all_keys(layout)
+    include(task_files, here is not None and here.functions)
+    try:
+        with contextlib.chdir(stage):
+            there = Layout(load_study(study_name), Path("results"))
+            found = all_keys(there)
+    finally:
+        include(here)
+    for name, key in expected.items():
         if found.get(name) != key:
             raise MolaError(f"cell {name}: has another key in the pack; report this with the study's file")
 

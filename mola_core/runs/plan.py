@@ -22,10 +22,12 @@ from mola_core.runs.state import Standing, claim, standing
 from mola_core.runs.tuning import cost
 from mola_core.study.loading import load_study, study_file
 from mola_core.study.study import Cell
+from mola_core.tasks import include
 from mola_core.tasks.examples import RECORD, current
+from mola_core.tasks.prepare import check_tasks
 from mola_core.training.trackers import check_trackers
 
-OPTIONS = ("study", "data_root", "results")
+OPTIONS = ("study", "data_root", "results", "include", "include_functions")
 """What `--config` may name."""
 COLLECTED = "collected.json"
 """In a study's folder, beside scores.parquet: the key of what it was gathered from, and its hash."""
@@ -35,11 +37,11 @@ ANALYSED = "analysed.json"
 
 @dataclass
 class Plan:
-    """A study's files and which of them are out of date; `study` and `data_root` as `mola` takes them."""
+    """A study's files and which of them are out of date."""
 
     layout: Layout
-    study: str
-    data_root: str | None
+    options: list[str]
+    """What every `mola` verb is given: study, results, rows and task files as they were named."""
     fresh: bool
     """False in the jobs of a run, which do what was planned."""
 
@@ -134,14 +136,31 @@ def analysis_key(layout: Layout, known: Mapping[Cell, Standing] | None = None) -
 def plan(config: Mapping[str, Any], fresh: bool) -> Plan:
     """Read Snakemake's `--config`. With `fresh`, examples that are out of date are rendered anew first: keys need them.
 
-    Raises `MolaError` for unknown options, a broken study, and a results folder that belongs to another study.
+    Raises `MolaError` for unknown options, a broken study, tasks that cannot be used, and a results folder that belongs to
+    another study.
     """
-    given = {option: _as_typed(option, value, sys.argv if fresh else ()) for option, value in config.items()}
-    name, data_root = given.get("study", "quickstart"), given.get("data_root")
+    typed = sys.argv if fresh else ()
+    functions = _allowed(config.get("include_functions"), sys.argv if fresh else None)
+    given = {
+        option: _as_typed(option, value, typed)
+        for option, value in config.items()
+        if option != "include_functions"
+    }
+    name, data_root, folder = given.get("study", "quickstart"), given.get("data_root"), given.get("include")
     results = given_path("--config results", given.get("results", "results"))
+    if functions and folder is None:
+        raise MolaError(
+            "--config include_functions: goes with include=DIR; name the folder of the task files"
+        )
+    include(None if folder is None else given_path("--config include", folder), functions)
     layout = Layout(load_study(name, data_root), results, file=study_file(name))
-    planned = Plan(layout, name, data_root, fresh)
+    options = ["--study", name, "--results", str(layout.root)]
+    options += ["--data-root", data_root] if data_root is not None else []
+    options += ["--include", folder] if folder is not None else []
+    options += ["--include-functions"] if functions else []
+    planned = Plan(layout, options, fresh)
     if fresh:
+        check_tasks(layout.study)
         check_trackers(layout.study.training.report_to)
         if layout.folder.is_dir():
             claim(layout)
@@ -178,15 +197,33 @@ def _as_typed(option: str, value: Any, typed: Sequence[str]) -> str:
     return value
 
 
+def _allowed(value: Any, typed: Sequence[str] | None) -> bool:
+    """Whether task files' own code may run. `typed` are the words of the command line; None in a run's jobs.
+
+    Raises `MolaError` where a file says it (`--configfile`, a profile, a module), since only who types may.
+    """
+    if value is None:
+        return False
+    if str(value).lower() not in ("true", "false"):
+        raise MolaError(
+            f"--config include_functions: {str(value)[:40]!r}; write include_functions=true or leave it out"
+        )
+    allowed = str(value).lower() == "true"
+    if allowed and typed is not None and f"include_functions={value}".lower() not in map(str.lower, typed):
+        raise MolaError(
+            "--config include_functions: comes from a file; type include_functions=true behind --config, since it runs the "
+            "code of task files"
+        )
+    return allowed
+
+
 def _render(planned: Plan) -> None:
     """Render examples whose rows and model are prepared but which were made from others, in a process of its own."""
     layout = planned.layout
     for rows in layout.study.rows():
         if examples_identity(layout, rows) is None or planned.rendered(rows):
             continue
-        options = ["--study", planned.study, "--results", str(layout.root), "--task", rows]
-        options += ["--data-root", planned.data_root] if planned.data_root is not None else []
-        command = [sys.executable, "-m", "mola_core.cli", "examples", *options]
+        command = [sys.executable, "-m", "mola_core.cli", "examples", *planned.options, "--task", rows]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise MolaError((done.stderr.strip().splitlines() or ["mola examples failed"])[-1])

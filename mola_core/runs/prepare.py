@@ -22,9 +22,10 @@ def prepare_all(layout: Layout) -> None:
     """Prepare whatever of the study's model, rows and examples is not there. Raises `MolaError` where it cannot be had."""
     from mola_core.models.check import prepare_checked_model
     from mola_core.models.loading import load_tokenizer
-    from mola_core.tasks.prepare import prepare_rows
+    from mola_core.tasks.prepare import check_tasks, prepare_rows
     from mola_core.tasks.rows import FINGERPRINT
 
+    check_tasks(layout.study)
     if layout.model_folder is None:
         prepare_checked_model(layout.study.model, layout.model)
     elif not (layout.model / "model.json").is_file():

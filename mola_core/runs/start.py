@@ -22,6 +22,7 @@ from typing import BinaryIO, NoReturn
 
 PARTS, CONTENT = "parts", "pack.json"
 ARCHIVE = "results.tar.gz"
+TASK_FILES = "task-files"
 
 
 def check_python(packed_for: "str | None") -> None:
@@ -124,6 +125,7 @@ def main() -> NoReturn:
     if archive.is_file():
         bring_back(archive, work / "results")
     command = [sys.executable, "-m", "mola_core.cli", "run", "--study", f"./{content['study']}"]
+    command += ["--include", content["include"]] if "include" in content else []
     command += ["--archive", str(archive), *others]
     if given.time_budget is not None:
         left = given.time_budget - (time.monotonic() - began)

@@ -25,10 +25,9 @@ _CORE = {
 1e-3 is text, 010 is eight, 1:30 is ninety and a date is no text."""
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's core schema. A key stands once; `<<`, which can stand for more than memory holds, is not read."""
+class BoundedLoader(yaml.SafeLoader):
+    """YAML of bounded size. A key stands once; `<<`, which can stand for more than memory holds, is not read."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
     nodes = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
@@ -49,6 +48,12 @@ class _Loader(yaml.SafeLoader):
         if len(mapping) < len(node.value):
             raise yaml.constructor.ConstructorError(None, None, "a key is there twice", node.start_mark)
         return mapping
+
+
+class _Loader(BoundedLoader):
+    """YAML 1.2's core schema."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         text = str(self.construct_scalar(node))
@@ -79,9 +84,9 @@ def read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8-sig")
 
 
-def read_yaml(path: Path) -> Any:
+def read_yaml(path: Path, loader: type[BoundedLoader] = _Loader) -> Any:
     """The content of a YAML file. Raises OSError, ValueError, OverflowError, RecursionError or `yaml.YAMLError`."""
-    content = yaml.load(read_text(path), _Loader)
+    content = yaml.load(read_text(path), loader)
     _check_size(content)
     return content
 

@@ -17,6 +17,7 @@ import yaml
 
 from mola_core.errors import MolaError, did_you_mean
 from mola_core.study.sections import SCIENCEQA_TOPICS
+from mola_core.tasks.included import IncludedTasks, read_included
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -64,8 +65,27 @@ def task_names() -> tuple[str, ...]:
     return (*(name for name in own if not name.endswith("_generate")), *SCIENCEQA_TOPICS)
 
 
+_included: IncludedTasks | None = None
+
+
+def included() -> IncludedTasks | None:
+    """The user's folder of task files that this process reads, if any."""
+    return _included
+
+
+def include(tasks: IncludedTasks | Path | None, functions: bool = False) -> None:
+    """Read a folder of task files beside this project's and lm-eval's from now on, or with None no longer.
+
+    `functions` lets the code run that the files name after `!function`: for who typed the command to say, never for a
+    study. Raises `MolaError` for a folder that `read_included` refuses.
+    """
+    global _included
+    _included = read_included(tasks, functions) if isinstance(tasks, Path) else tasks
+    task_config.cache_clear()
+
+
 def is_own(name: str) -> bool:
-    """True for a task of this project, false for one of lm-eval's."""
+    """True for a task of this project, false for one of lm-eval's or of the user's folder."""
     return name in task_names()
 
 
@@ -81,7 +101,7 @@ def task_file(name: str, protocol: str = "choice") -> Path:
         raise MolaError(
             f"task {name}: protocol {protocol!r} is for this project's tasks; use protocol choice"
         )
-    return _lm_eval_file(name)
+    return (_included and _included.file(name)) or _lm_eval_file(name)
 
 
 @functools.cache
@@ -96,15 +116,17 @@ def _lm_eval_file(name: str) -> Path:
         if line.search(path.read_bytes()):
             return path
     raise MolaError(
-        f"task {name!r}: unknown{did_you_mean(name, task_names())}; use one of {', '.join(task_names())} or the name of an lm-eval task (not of a group)"
+        f"task {name!r}: unknown{did_you_mean(name, task_names())}; use one of {', '.join(task_names())} or the name of an lm-eval "
+        "task (not of a group), or name the folder of its file: --include DIR, --config include=DIR"
     )
 
 
 @functools.cache
 def task_config(name: str, protocol: str = "choice") -> dict[str, Any]:
-    """The task's lm-eval configuration, functions unresolved; do not change it. Imports lm-eval for foreign tasks only.
+    """The task's lm-eval configuration, functions by their names; do not change it. Imports lm-eval for foreign tasks only.
 
-    Raises `MolaError` where the task is unknown, is no multiple-choice task or has no training split.
+    Raises `MolaError` where the task is unknown, is no multiple-choice task, has no training split, or is one of the
+    user's that runs code which nobody allowed.
     """
     path = task_file(name, protocol)
     if is_own(name):
@@ -114,11 +136,32 @@ def task_config(name: str, protocol: str = "choice") -> dict[str, Any]:
     from lm_eval.tasks._yaml_loader import load_yaml
 
     config = load_yaml(path, resolve_func=False)
-    if not is_own(name):
-        reason = unfit(config)
-        if reason:
-            raise MolaError(f"task {name}: {reason}; choose another task")
-    return config
+    if is_own(name):
+        return config
+    reason = unfit(config)
+    if reason:
+        raise MolaError(f"task {name}: {reason}; choose another task")
+    if _included and (reason := _included.refused(name)):
+        raise MolaError(f"task {name}: {reason}")
+    return _without_places(config, f"{_root_of(path)}/")
+
+
+def _root_of(path: Path) -> Path:
+    """The folder that a foreign task's file is part of."""
+    if _included and path.is_relative_to(_included.folder):
+        return _included.folder
+    import lm_eval
+
+    return (Path(lm_eval.__file__).parent / "tasks").resolve()
+
+
+def _without_places(value: Any, root: str) -> Any:
+    """lm-eval gives a function's file by its absolute path; keys must be the same wherever that is."""
+    if isinstance(value, dict):
+        return {key: _without_places(each, root) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_places(each, root) for each in value]
+    return value.removeprefix(root) if isinstance(value, str) else value
 
 
 SCORING = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "f1", "mcc", "brier_score")
@@ -135,6 +178,8 @@ def unfit(config: Mapping[str, Any]) -> str | None:
             return f"it has {key}, {what}"
     if not config.get("doc_to_choice"):
         return "it has no doc_to_choice, so no options"
+    if not config.get("dataset_path"):
+        return "it has no dataset_path, so no rows"
     metrics = [metric["metric"] for metric in config.get("metric_list") or []]
     if metrics and not any(metric in SCORING for metric in metrics):
         return f"it is scored by {', '.join(map(str, metrics))[:80]}, not by the option that is chosen"

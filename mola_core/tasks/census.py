@@ -10,7 +10,15 @@ from pathlib import Path
 
 import yaml
 
-from mola_core.tasks import SPLIT_KEYS, dataset_folder, task_config, task_names, unfit
+from mola_core.tasks import (
+    SPLIT_KEYS,
+    dataset_folder,
+    included,
+    task_config,
+    task_names,
+    unfit,
+)
+from mola_core.tasks.included import IncludedTasks
 
 
 @dataclass(frozen=True)
@@ -25,16 +33,29 @@ class Entry:
 
 
 def census(pattern: str = "", data_root: Path | None = None) -> Iterator[Entry]:
-    """The tasks of this project and of lm-eval whose names match a regular expression, in the order of their names.
+    """The tasks of the user's folder, of this project and of lm-eval whose names match a regular expression, each in the
+    order of their names.
 
     Split sizes are those of the parquet files in `data_root`; lm-eval does not know any. Rows may still be refused when
     they are prepared: what is compared here is the configuration alone.
     """
+    folder = included()
+    if folder is not None:
+        yield from _included_tasks(folder, pattern, data_root)
     found = {name: task_config(name) for name in task_names() if re.search(pattern, name)}
     yield from (_entry(name, config, None, data_root) for name, config in found.items())
     for name, config in sorted(_lm_eval_tasks(pattern)):
         if name not in found:
             yield _entry(name, config, unfit(config), data_root)
+
+
+def _included_tasks(folder: IncludedTasks, pattern: str, data_root: Path | None) -> Iterator[Entry]:
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    for file in folder.files:
+        if re.search(pattern, file.stem):
+            config = load_yaml(file, resolve_func=False)
+            yield _entry(file.stem, config, unfit(config) or folder.refused(file.stem), data_root)
 
 
 def _entry(name: str, config: dict, reason: str | None, data_root: Path | None) -> Entry:  # type: ignore[type-arg]

@@ -13,18 +13,32 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow.parquet as pq
+from jinja2 import StrictUndefined
+from jinja2.sandbox import SandboxedEnvironment
 from lm_eval import utils
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from mola_core.errors import MolaError
-from mola_core.tasks import SPLIT_KEYS, Example, evaluation_split, splits_of, task_config, task_file
+from mola_core.tasks import (
+    SCORING,
+    SPLIT_KEYS,
+    Example,
+    evaluation_split,
+    splits_of,
+    task_config,
+    task_file,
+)
 
 HELD_OUT = 1000
 """Training documents held out for validation: a tenth, at most so many."""
 
-# lm-eval compiles a prompt's template anew for every document, which takes 1 ms; the templates are few.
-if not hasattr(utils.env.from_string, "cache_info"):
+# A template of a stranger's task file reads the document and nothing else: Jinja's plain environment lets it call any code.
+# lm-eval compiles a template anew for every document, which takes 1 ms; the templates are few.
+if not isinstance(utils.env, SandboxedEnvironment):
+    plain = utils.env
+    utils.env = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+    utils.env.filters |= plain.filters
     utils.env.from_string = functools.lru_cache(maxsize=256)(utils.env.from_string)
 
 
@@ -75,10 +89,15 @@ def load_prepared(name: str, protocol: str, folder: Path, validated: bool = Fals
         # Whatever else is there, the evaluation split stays out of sight.
         hold_out = evaluation_split(name) == "validation" or "validation" not in roles
         roles = {"train": SPLIT_KEYS["train"], "validation": SPLIT_KEYS["validation"]}
-    # It asks each option once more without its prompt, which would be taken for further options.
-    metrics = [each for each in config.get("metric_list") or [] if each["metric"] != "acc_mutual_info"]
-    if all(metric["metric"] != "acc" for metric in metrics) and config["output_type"] == "multiple_choice":
-        metrics = [*metrics, {"metric": "acc", "aggregation": "mean", "higher_is_better": True}]
+    metrics = config.get("metric_list") or []
+    if config["output_type"] == "multiple_choice":
+        # acc_mutual_info asks each option once more without its prompt, which would be taken for further options. What
+        # lm-eval has no metric for it would fetch, code included.
+        metrics = [
+            each for each in metrics if each["metric"] in SCORING and each["metric"] != "acc_mutual_info"
+        ]
+        if all(metric["metric"] != "acc" for metric in metrics):
+            metrics = [*metrics, {"metric": "acc", "aggregation": "mean", "higher_is_better": True}]
     config |= {
         "task": name,
         "dataset_path": "parquet",
@@ -119,6 +138,8 @@ def _example(task: ConfigurableTask, doc: dict[str, Any], where: str) -> Example
     where = f"task {task.task_name}: {where}"
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
         raise MolaError(f"{where} has options that are no texts ({str(choices)[:80]}); write each in quotes")
+    if len(choices) < 2:
+        raise MolaError(f"{where} has {len(choices)} options, so nothing can be chosen; remove it")
     answer = _answer(
         task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc), choices, where
     )

@@ -4,8 +4,16 @@ from pathlib import Path
 from typing import Any
 
 from mola_core.study.study import INSTRUCTION, Study
+from mola_core.tasks import task_config
 from mola_core.tasks.instruction import instruction_identity, prepare_instruction
 from mola_core.tasks.rows import data_identity, prepare_task
+
+
+def check_tasks(study: Study) -> None:
+    """Raise `MolaError` where a task of the study is not known or cannot be trained and compared: nothing is read for it."""
+    for name in study.rows():
+        if name != INSTRUCTION:
+            task_config(name, study.protocol)
 
 
 def rows_identity(study: Study, name: str) -> dict[str, Any]:

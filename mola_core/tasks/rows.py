@@ -63,11 +63,16 @@ def data_identity(task: str, source: DataSource) -> dict[str, Any]:
             "train_documents": source.train_documents,
             "test_documents": source.test_documents,
         }
-    identity |= {"dataset": dataset_of(task), "columns": _wanted(task)}
+    identity |= {"dataset": dataset_of(task), "columns": _wanted(task), "splits": splits_of(task)}
     if isinstance(source, DirectoryData):
         files = _files(task, source)
         return identity | {"files": {split: sha256_file(file) for split, file in files.items()}}
-    return identity | {"id": task_config(task)["dataset_path"], "revision": _revision(task, source)}
+    options = task_config(task).get("dataset_kwargs")
+    return identity | {
+        "id": task_config(task)["dataset_path"],
+        "revision": _revision(task, source),
+        "options": options,
+    }
 
 
 def prepare_task(task: str, source: DataSource, folder: str | Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,17 @@ import numpy as np
 import torch
 
 from mola_core.files import read_json, write_json
-from mola_core.methods.allocation import Allocation, alphalora, fisher, random_experts, sensitivity
+from mola_core.methods.allocation import (
+    Allocation,
+    AllocationInput,
+    alphalora,
+    checked,
+    fisher,
+    random_experts,
+    sensitivity,
+    total_experts,
+)
+from mola_core.methods.registry import all_families
 from mola_core.models.layer_quality import layer_quality, layer_scores
 from mola_core.training.batches import first_micro_batches
 
@@ -149,17 +159,28 @@ def allocate(
         return Allocation(experts, [float(n) for n in experts], f"drawn with seed {method.draw}")
     if method.allocation == "alphalora":
         return alphalora(layer_scores(layer_quality(base.folder, quality)), method.budget, adapter.top_k)
-    if method.allocation not in MEASURES:
-        raise ValueError(f"allocation {method.allocation!r}: nothing here computes it")
-    measure, name, experts_of = MEASURES[method.allocation]
-    kept = scratch / f"{name}.json"
-    if kept.is_file():
-        scores = read_json(kept)
-    else:
-        pad = base.tokenizer.pad_token_id
-        scores = measure(base.model, adapter.target_modules, documents, settings, pad, seed)
-        write_json(kept, scores)
+    pad = base.tokenizer.pad_token_id
+    others = all_families()[method.kind].allocate
+    if others is not None:
+        sizes = settings.batch_size, settings.micro_batch_size
+        batches = first_micro_batches(documents, *sizes, seed, pad, settings.loss_on, PROBE_BATCHES)
+        total = total_experts(method.budget, depth)
+        given = AllocationInput(base.model, adapter.target_modules, batches, total, adapter.top_k)
+        experts = _kept(scratch / "experts.json", lambda: checked(others(given), depth, total, adapter.top_k))
+        return Allocation(experts, [float(n) for n in experts], f"{method.kind}, another package's")
+    measure, name, experts_of = MEASURES[str(method.allocation)]
+    targets = adapter.target_modules
+    scores = _kept(
+        scratch / f"{name}.json", lambda: measure(base.model, targets, documents, settings, pad, seed)
+    )
     return experts_of(scores, method.budget, adapter.top_k)
+
+
+def _kept(file: Path, compute: Callable[[], Any]) -> Any:
+    """What a file keeps of an earlier start of the training, or what is computed now."""
+    if not file.is_file():
+        write_json(file, compute())
+    return read_json(file)
 
 
 MEASURES = {

@@ -258,6 +258,10 @@ def train(
         log_level="error",
         full_determinism=settings.deterministic,
     )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = (
+            1  # the Trainer would put a micro-batch on every card it sees, and so enlarge the batch
+        )
     sizes = UpdateSize(
         first_micro_batches(
             documents,

@@ -13,10 +13,7 @@ from mola_core.runs.gpus import check_cards
 # What every rule uses: the `mola` command of this environment, the study's options and paths.
 # A path that a user gives may hold anything that a shell would read; names of a study hold letters, digits, ._- only.
 mola = shlex.join([sys.executable, "-m", "mola_core.cli"])
-options = shlex.join(
-    ["--study", planned.study, "--results", str(layout.root)]
-    + (["--data-root", planned.data_root] if planned.data_root is not None else [])
-)
+options = shlex.join(planned.options)
 compute = study.compute
 
 

@@ -1,8 +1,10 @@
 """MoLA: LoRA experts per layer behind a top-k router, by shape, by list, or chosen by data at a shape's budget."""
 
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from mola_core.methods.allocation import total_experts
+from mola_core.methods.allocation import AllocationInput, total_experts
 from mola_core.methods.family import Family, LayerSizes, Request
 from mola_core.shapes import SHAPE_PATTERN, mola_parameters
 
@@ -44,25 +46,34 @@ _TAKES = ("rank", "alpha", "dropout", "top_k", "balance_loss", "target_modules",
 _MODULES = ("mola_core.adapter",)
 _ALLOCATED = (*_MODULES, "mola_core.training.allocate:allocate")
 
+
+def allocated(
+    name: str,
+    colour: str,
+    marker: str,
+    experts: Callable[[AllocationInput], Sequence[int]] | None = None,
+    draw: bool = False,
+) -> Family:
+    """The family `<name>-<budget>`: MoLA with the experts that `experts` gives each layer of the base model.
+
+    `colour` and `marker` are matplotlib's, for figures. Without `experts` the allocation is one of
+    `mola_core.training.allocate`; with `draw` a number follows the budget.
+    """
+    form, usage = rf"(?P<allocation>{re.escape(name)})-(?P<budget>[1-9]\d*)", f"{name}-<budget>"
+    if draw:
+        form, usage = rf"{form}-(?P<draw>\d+)", f"{usage}-<n>"
+    return Family(
+        name, (form,), usage, "routed", colour, marker, _config, _parameters, _ALLOCATED, _TAKES, experts
+    )
+
+
 FAMILIES = (
     Family(
         "mola", (rf"mola(?:-(?P<shape>{SHAPE_PATTERN}))?",), "mola-<shape>", "routed",
         "#4D4D4D", "v", _config, _parameters, _MODULES, takes=_TAKES,
     ),
-    Family(
-        "alphalora", (r"(?P<allocation>alphalora)-(?P<budget>[1-9]\d*)",), "alphalora-<budget>", "routed",
-        "#8C564B", "p", _config, _parameters, _ALLOCATED, takes=_TAKES,
-    ),
-    Family(
-        "sensitivity", (r"(?P<allocation>sensitivity)-(?P<budget>[1-9]\d*)",), "sensitivity-<budget>", "routed",
-        "#6A3D9A", "h", _config, _parameters, _ALLOCATED, takes=_TAKES,
-    ),
-    Family(
-        "fisher", (r"(?P<allocation>fisher)-(?P<budget>[1-9]\d*)",), "fisher-<budget>", "routed",
-        "#A6761D", "*", _config, _parameters, _ALLOCATED, takes=_TAKES,
-    ),
-    Family(
-        "random", (r"(?P<allocation>random)-(?P<budget>[1-9]\d*)-(?P<draw>\d+)",), "random-<budget>-<n>", "routed",
-        "#7F7F7F", "8", _config, _parameters, _ALLOCATED, takes=_TAKES,
-    ),
+    allocated("alphalora", "#8C564B", "p"),
+    allocated("sensitivity", "#6A3D9A", "h"),
+    allocated("fisher", "#A6761D", "*"),
+    allocated("random", "#7F7F7F", "8", draw=True),
 )  # fmt: skip
