@@ -26,7 +26,7 @@ FLOORS = [
 ]
 """Each folder or module imports from floors above it in this list only; those of one floor not from each other."""
 ANALYSIS = [
-    {"reference", "notices", "score_files", "verdict_fields"},
+    {"reference", "notices", "sample_likelihoods", "score_files", "verdict_fields"},
     {"scores"},
     {"score_writer"},
     {"lm_eval_samples", "looks", "statistics"},

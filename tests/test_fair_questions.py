@@ -220,6 +220,26 @@ def test_options_that_are_no_text_are_refused(tmp_path, monkeypatch):
         loading.make_examples(task, "test", None)
 
 
+def test_a_document_with_one_option_is_refused(tmp_path):
+    """Every method would be right on it."""
+    with pytest.raises(MolaError, match="row 1 of test has 1 options, so nothing can be chosen"):
+        prepared(tmp_path, [arc("a?", 0)], [arc("b?", 0), arc("c?", 0, ("ice",))])
+
+
+@pytest.mark.parametrize(
+    ("length", "words"), [(60, "row 0 of validation: max_length 48 leaves no room"), (30, None)]
+)
+def test_a_wrong_option_beyond_the_models_positions_is_refused(tmp_path, tokenizer, length, words):
+    """It would be scored without its beginning, and without the prompt."""
+    rows = [arc("a?", 0, ("ice", "x " * length)), arc("b?", 1)]
+    if words:
+        with pytest.raises(MolaError, match=words):
+            examples(tmp_path, tokenizer, [arc("c?", 1), arc("d?", 0)], rows, positions=48)
+    else:
+        record = examples(tmp_path, tokenizer, [arc("c?", 1), arc("d?", 0)], rows, positions=66)
+        assert record["parts"]["evaluation"]["cut"] == 1
+
+
 def test_an_answer_that_never_changes_is_refused(tokenizer):
     classes = [row(prompt=f"{number}?", options=(" no", " yes"), answer=1) for number in range(12)]
     with pytest.raises(MolaError, match="' yes' is the right answer of all 12 documents of train"):

@@ -1,6 +1,7 @@
 """Scores from lm-eval's own sample files, written by lm-eval itself: what is read, what is told, what is refused."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -14,10 +15,11 @@ from lm_eval.loggers import EvaluationTracker
 from task_rows import write_split
 from test_fair_questions import arc, prepared
 
-from mola_core.analysis.lm_eval_samples import LETTERS, runs_by_pattern
+from mola_core.analysis.lm_eval_samples import runs_by_pattern
 from mola_core.analysis.score_files import load_scores
 from mola_core.cli import main
 from mola_core.errors import MolaError
+from mola_core.evaluation.likelihoods import LETTERS
 from mola_core.study.sections import DirectoryData
 from mola_core.tasks import load_task
 from mola_core.tasks.rows import prepare_task
@@ -159,10 +161,11 @@ def each(**values):
     [
         (lambda samples: samples[1:], r"task arc_easy: 12 documents, of which 11 are among the 11 of"),
         (lambda samples: samples + samples[:1], "doc_id 0 stands twice"),
-        (lambda samples: [{"run_info": {}, "train_info": {}}], "no sample of lm-eval .*no documents"),
+        (lambda samples: [{"run_info": {}, "train_info": {}}], "PEFT's method_comparison: .* no documents"),
         (each(acc=0.5), "acc is 0.5, not 0 or 1; choose one with --metric: acc_norm"),
         (drop("acc"), "acc has no such metric"),
         (drop("doc_id"), "no sample of lm-eval"),
+        (each(doc_id="a1"), "line 1 is no sample of lm-eval .no number doc_id"),
         (
             lambda samples: samples + [sample | {"filter": "strict"} for sample in samples],
             r"by 2 filters \(none, strict\); choose one with --filter",
@@ -177,6 +180,45 @@ def test_what_cannot_be_compared_is_refused_in_one_line(runs, tmp_path, capsys, 
     assert re.search(words, said), said
     assert said.count("\n") == 1
     assert not (tmp_path / "scores.parquet").exists()
+
+
+def test_one_accuracy_a_run_is_told_apart_from_a_damaged_file(tmp_path, capsys):
+    """PEFT writes its results over many lines."""
+    file = tmp_path / "mine" / "seed0" / "samples_gsm8k.jsonl"
+    file.parent.mkdir(parents=True)
+    result = {"run_info": {"peft_config": {}}, "train_info": {"metrics": [{"test accuracy": 0.4}]}}
+    for text, words in (
+        (json.dumps(result, indent=2), "PEFT's method_comparison"),
+        ("{\n}", "not whole lines"),
+    ):
+        file.write_text(text)
+        assert imported(tmp_path / "scores.parquet", file, "--pattern", "{method}/seed{seed}/{file}") == 2
+        said = capsys.readouterr().err
+        assert words in said and said.count("\n") == 1
+
+
+def test_a_table_that_is_a_pipe_does_not_hang(tmp_path, capsys):
+    os.mkfifo(tmp_path / "runs.csv")
+    assert imported(tmp_path / "scores.parquet", "--runs", tmp_path / "runs.csv") == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_a_byte_order_mark_is_no_matter(runs, tmp_path):
+    folder = changed(runs, tmp_path, lambda _: None)
+    first = min(folder.rglob("*.jsonl"))
+    first.write_bytes(b"\xef\xbb\xbf" + first.read_bytes().replace(b"\n", b"\r\n"))
+    assert imported(tmp_path / "scores.parquet", folder, "--pattern", PATTERN) == 0
+
+
+@pytest.mark.parametrize(
+    "change", [drop("target"), each(acc="1"), drop("arguments"), each(filtered_resps=[])]
+)
+def test_likelihoods_that_files_do_not_tell_are_left_out(runs, tmp_path, capsys, change):
+    folder = changed(runs, tmp_path, change)
+    options = ("--pattern", PATTERN, "--metric", "acc_norm")
+    assert imported(tmp_path / "scores.parquet", folder, *options) == 0
+    assert "task arc_easy: no likelihoods" in capsys.readouterr().err
+    assert load_scores(tmp_path / "scores.parquet")["likelihood"].isna().sum() == DOCUMENTS
 
 
 def test_other_prompts_and_missing_likelihoods_are_told(runs, tmp_path, capsys):

@@ -18,7 +18,12 @@ from pydantic import ValidationError
 from mola_core.errors import MolaError
 from mola_core.files import read_json, sha256_file
 from mola_core.models import sources as model_sources
-from mola_core.models.check import loading, prepare_checked_model
+from mola_core.models.check import (
+    loading,
+    prepare_checked_model,
+    refuse_looking_ahead,
+    refuse_tokens,
+)
 from mola_core.models.loading import (
     load_config,
     load_model,
@@ -728,6 +733,30 @@ def vision_model(folder: Path) -> Path:
     config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
     Gemma3ForConditionalGeneration(config).save_pretrained(folder)
     return folder
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_model_that_looks_ahead_is_refused(causal):
+    """BERT has a causal head, and attends to the answer unless its config says that it is a decoder."""
+    from transformers import BertConfig, BertLMHeadModel
+
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "num_hidden_layers": 2}
+    torch.manual_seed(0)
+    model = BertLMHeadModel(BertConfig(vocab_size=64, is_decoder=causal, **sizes)).eval()
+    if causal:
+        refuse_looking_ahead(model, "model b")
+    else:
+        with pytest.raises(MolaError, match="model b: a later token changes .* no causal language model"):
+            refuse_looking_ahead(model, "model b")
+
+
+def test_tokens_of_every_batch_have_embeddings(tiny_llama):
+    class Padded:
+        pad_token_id, bos_token_id, eos_token_id = 64, None, 2
+
+    with pytest.raises(MolaError, match="pad_token is number 64, the model has embeddings for 64"):
+        refuse_tokens(tiny_llama(), Padded(), "model.path: x")
+    refuse_tokens(tiny_llama(vocab_size=65), Padded(), "model.path: x")
 
 
 def test_a_model_with_two_stacks_of_layers_is_refused(tiny, tmp_path):

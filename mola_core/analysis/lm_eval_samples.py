@@ -5,9 +5,9 @@ says, and `doc_hash`, by which documents are paired. Method and seed are not in 
 files says them.
 """
 
+import contextlib
 import csv
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from mola_core.analysis.sample_likelihoods import right_likelihoods
 from mola_core.analysis.score_writer import SCHEMA, repeat, write_scores
-from mola_core.errors import MolaError
-from mola_core.evaluation.likelihoods import LETTERS
-from mola_core.files import atomic_write
+from mola_core.errors import MolaError, one_line
+from mola_core.files import atomic_write, read_json
 
 FIELDS = ("study", "model", "task", "method", "seed")
 """What a pattern or a table can say of a file."""
@@ -95,6 +95,8 @@ def runs_by_table(table: Path) -> list[Run]:
     Paths are from the table's folder. Raises `MolaError` where a column or a file is missing.
     """
     try:
+        if not table.is_file():
+            raise OSError("no such file")
         with open(table, encoding="utf-8-sig", newline="") as handle:
             reader = csv.DictReader(handle)
             rows = list(reader)
@@ -186,7 +188,7 @@ def _tables(runs: Sequence[Run], metric: str, chosen: str | None, remarks: list[
                 f"{len(prompts)} documents"
             )
         correct = np.array([_correct(run.file, sample, metric) for sample in samples], np.uint8)
-        found = _likelihoods(samples, correct if metric == "acc" else None)
+        found = right_likelihoods(samples, correct if metric == "acc" else None)
         if found is None:
             remarks.append(
                 f"task {run.task}: no likelihoods, since its files do not tell the right option of each document"
@@ -215,19 +217,14 @@ def _read(file: Path, chosen: str | None) -> list[dict[str, Any]]:
     """The documents of a file, those of one filter. Raises `MolaError` for what lm-eval did not write."""
     samples = []
     try:
-        with open(file, encoding="utf-8") as handle:
+        with open(file, encoding="utf-8-sig") as handle:
             for number, line in enumerate(iter(lambda: handle.readline(MAX_LINE), ""), 1):
                 sample = json.loads(line) if line.strip() else None
-                if sample is not None and (not isinstance(sample, dict) or "doc_id" not in sample):
-                    hint = (
-                        "; PEFT's results hold one accuracy a run and no documents"
-                        if '"run_info"' in line
-                        else ""
-                    )
-                    raise MolaError(f"{file}: line {number} is no sample of lm-eval (no doc_id){hint}")
+                if sample is not None and not _is_sample(sample):
+                    raise _unread(file, f"line {number} is no sample of lm-eval (no number doc_id)")
                 samples += [sample] if sample is not None else []
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MolaError(f"{file}: not whole lines of JSON ({error}); copy it anew") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unread(file, f"not whole lines of JSON ({one_line(error)})") from None
     if not samples:
         raise MolaError(f"{file}: no documents in it")
     filters = list(dict.fromkeys(str(sample.get("filter", "none")) for sample in samples))
@@ -244,6 +241,21 @@ def _read(file: Path, chosen: str | None) -> list[dict[str, Any]]:
             f"{file}: doc_id {twice[0]} stands twice: two runs were written into one file; name one of them"
         )
     return kept
+
+
+def _is_sample(line: Any) -> bool:
+    return isinstance(line, dict) and isinstance(line.get("doc_id"), int)
+
+
+def _unread(file: Path, reason: str) -> MolaError:
+    with contextlib.suppress(MolaError, OSError):
+        content = read_json(file)
+        if isinstance(content, dict) and {"run_info", "train_info"} <= content.keys():
+            return MolaError(
+                f"{file}: a result of PEFT's method_comparison: it has one accuracy a run and no documents to compare; run "
+                "lm_eval --log_samples on its adapter"
+            )
+    return MolaError(f"{file}: {reason}; name a whole samples_*.jsonl")
 
 
 def _names(samples: Sequence[dict[str, Any]]) -> list[str]:
@@ -267,66 +279,3 @@ def _correct(file: Path, sample: dict[str, Any], metric: str) -> int:
             f"{file}: doc_id {sample['doc_id']}: {metric} {said}; choose one with --metric: {', '.join(known) or 'none'}"
         )
     return int(value)
-
-
-def _likelihoods(
-    samples: Sequence[dict[str, Any]], correct: np.ndarray | None
-) -> tuple[list[float], list[float]] | None:
-    """Probability of the right option among a document's options, and its log-likelihood in nats; see `right_likelihoods`.
-
-    An interpretation of `target` counts only where `acc` says the same of every document.
-    """
-    tables = [_options(sample) for sample in samples]
-    if correct is None:
-        correct = np.array([sample.get("acc", math.nan) for sample in samples], float)
-    if any(table is None for table in tables) or not np.isin(correct, (0, 1)).all():
-        return None
-    options = [table for table in tables if table is not None]
-    answered = np.array([int(np.argmax(values)) for _, values in options])
-    for reading in (_by_number, _by_letter, _by_text, _by_elimination):
-        right = [
-            reading(str(sample["target"]).strip(), texts, int(best), bool(hit))
-            for sample, (texts, _), best, hit in zip(samples, options, answered, correct, strict=True)
-        ]
-        if all(place is not None for place in right) and np.array_equal(
-            answered == right, correct.astype(bool)
-        ):
-            chosen = [values[place] for (_, values), place in zip(options, right, strict=True)]  # type: ignore[index]
-            totals = [float(np.logaddexp.reduce(values)) for _, values in options]
-            return [math.exp(one - total) for one, total in zip(chosen, totals, strict=True)], chosen
-    return None
-
-
-def _options(sample: dict[str, Any]) -> tuple[list[str], list[float]] | None:
-    """Text and log-likelihood of each option of a document; None where text was generated."""
-    try:
-        asked = sample["arguments"]
-        asked = list(asked.values()) if isinstance(asked, dict) else asked
-        pairs = [(one["arg_0"], one["arg_1"]) if isinstance(one, dict) else tuple(one[:2]) for one in asked]
-        values = [float(answer[0]) for answer in sample["filtered_resps"]]
-    except (KeyError, TypeError, ValueError, IndexError):
-        return None
-    if len(values) == len(pairs) and "acc_mutual_info" in (sample.get("metrics") or []):
-        half = len(values) // 2  # the other half are the options without their prompt
-        pairs, values = pairs[:half], values[:half]
-    if len(values) < 2 or len(values) != len(pairs) or not all(map(math.isfinite, values)):
-        return None
-    return [str(option).strip() for _, option in pairs], values
-
-
-def _by_number(target: str, options: list[str], best: int, hit: bool) -> int | None:
-    return int(target) if re.fullmatch(r"\d{1,6}", target) and int(target) < len(options) else None
-
-
-def _by_letter(target: str, options: list[str], best: int, hit: bool) -> int | None:
-    place = LETTERS.find(target) if len(target) == 1 else -1
-    return place if 0 <= place < len(options) else None
-
-
-def _by_text(target: str, options: list[str], best: int, hit: bool) -> int | None:
-    return options.index(target) if options.count(target) == 1 else None
-
-
-def _by_elimination(target: str, options: list[str], best: int, hit: bool) -> int | None:
-    """Of two options the one that was taken is right, or the other is."""
-    return (best if hit else 1 - best) if len(options) == 2 else None

@@ -54,7 +54,9 @@ def check_model(folder: Path, name: str) -> None:
             )
         # Weights that were saved quantised may need a GPU or a library that this machine lacks.
         if not isinstance(config.get("quantization_config"), dict):
-            refuse_stacks(load_model(folder, device="meta"), name)
+            model = load_model(folder, device="meta")
+            refuse_stacks(model, name)
+            refuse_tokens(model, tokenizer, name)
 
 
 def refuse_depth(config: Any, name: str, folder: Path) -> None:
@@ -77,6 +79,18 @@ def refuse_depth(config: Any, name: str, folder: Path) -> None:
                 )
 
 
+def refuse_tokens(model: Any, tokenizer: Any, name: str) -> None:
+    """Raise `MolaError` where a token that is put into every batch or text has no embedding."""
+    rows = model.get_input_embeddings().num_embeddings
+    for kind in ("pad", "bos", "eos"):
+        token = getattr(tokenizer, f"{kind}_token_id")
+        if token is not None and token >= rows:
+            raise MolaError(
+                f"{name}: the tokenizer's {kind}_token is number {token}, the model has embeddings for {rows}; name one that "
+                "it has in tokenizer_config.json, or save the model with resized embeddings"
+            )
+
+
 def refuse_stacks(model: Any, name: str) -> None:
     """Raise `MolaError` for a model with two stacks of layers, as of text and of images: adapters would go into both."""
     import torch
@@ -92,6 +106,26 @@ def refuse_stacks(model: Any, name: str) -> None:
         raise MolaError(
             f"{name}: has {len(found)} stacks of layers ({', '.join(found)}), of which an adapter is for one; save its "
             "text model alone (AutoModel, get_decoder(), save_pretrained) and use that"
+        )
+
+
+def refuse_looking_ahead(model: Any, name: str) -> None:
+    """Raise `MolaError` where a later token changes the logits before it, as in BERT without `is_decoder`: training and
+    evaluation would both see the answer. `model` has its weights."""
+    import torch
+
+    vocabulary = model.get_input_embeddings().num_embeddings
+    tokens = (vocabulary // 2 + torch.arange(4, device=model.device)).repeat(2, 1) % vocabulary
+    tokens[1, -1] = (tokens[1, -1] + 1) % vocabulary
+    with torch.inference_mode():
+        logits = model(input_ids=tokens, use_cache=False).logits.float()
+    change = (logits[0] - logits[1]).abs().amax(-1)
+    # What rounds is how a mixture of experts groups its tokens.
+    rounding = 1e-4 if model.dtype == torch.float32 else 0.05
+    if bool((change[:-1] > rounding * change[-1]).any()):
+        raise MolaError(
+            f"{name}: a later token changes what it says of those before, so it is no causal language model; use one, or set "
+            "is_decoder in its config.json"
         )
 
 

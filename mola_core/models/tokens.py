@@ -62,7 +62,7 @@ def encode(
     if room < 1:
         raise ValueError(
             f"max_length {max_length} leaves no room for a prompt: the answer has {len(answer)} tokens; raise "
-            "training.max_length"
+            "training.max_length, or where the model takes no more remove the document"
         )
     prompt_ids = prompt_ids[:kept] + prompt_ids[kept:][-room:]
     return Encoded(prompt_ids + answer, len(prompt_ids))

@@ -46,14 +46,14 @@ def write_examples(
     """Render the prepared `rows` of a task, or of `instruction`, into `folder`, whole or not at all; returns the record.
 
     A row has, beside `COLUMNS`: `held_out` (a training document that validation has instead, where an epoch is chosen),
-    `tokens` (of prompt and answer under this tokenizer) and `cut` (tokens that the prompt loses at `max_length` in
-    training, at the model's own `positions` in evaluation). `drop_shared` leaves training documents out that are asked in
+    `tokens` (of prompt and answer under this tokenizer; elsewhere than in training the longest option) and `cut` (tokens
+    that the prompt loses at `max_length` in training, at the model's own `positions` in evaluation). `drop_shared` leaves training documents out that are asked in
     evaluation too. `identity` is kept in the record for `current`. Raises `MolaError` where two renderings differ, a
     document is no fair question (`mola_core.tasks.check`), or an answer is longer than `max_length`.
     """
     if task == INSTRUCTION:
         parts = {"train": _instruction(rows)}
-        measure: Callable[[int, dict[str, Any]], tuple[int, int]] = functools.partial(_text_size, tokenizer)
+        measure: Callable[[int, str, str], tuple[int, int]] = functools.partial(_text_size, tokenizer)
     else:
         parts, again = (_rendered(task, protocol, rows) for _ in range(2))
         for part in PARTS:
@@ -72,23 +72,26 @@ def write_examples(
         temporary.mkdir()
         for part, examples in parts.items():
             room = max_length if part == "train" else positions
-            for number, row in enumerate(examples):
-                try:
-                    row["tokens"], row["cut"] = measure(room, row)
-                except ValueError as error:
-                    raise MolaError(f"task {task}: row {number} of {part}: {error}") from None
-            facts: dict[str, Any] = {
-                "documents": len(examples),
-                "held_out": sum(row["held_out"] for row in examples),
-                "cut": sum(row["cut"] > 0 for row in examples),
-            }
+            facts: dict[str, Any] = {}
             if task != INSTRUCTION:
                 check_answers(task, part, examples)
                 if part != "train":
-                    facts |= check_options(task, part, examples, tokenizer)
+                    facts = check_options(task, part, examples, tokenizer)
+            for number, row in enumerate(examples):
+                try:
+                    texts = [row["completion"]] if part == "train" else row["options"] or [row["completion"]]
+                    row["tokens"], row["cut"] = max(measure(room, row["prompt"], text) for text in texts)
+                except ValueError as error:
+                    raise MolaError(f"task {task}: row {number} of {part}: {error}") from None
             file = temporary / f"{part}.parquet"
             _write(file, examples)
-            record["parts"][part] = facts | {"sha256": sha256_file(file)}
+            record["parts"][part] = {
+                "documents": len(examples),
+                "held_out": sum(row["held_out"] for row in examples),
+                "cut": sum(row["cut"] > 0 for row in examples),
+                **facts,
+                "sha256": sha256_file(file),
+            }
         write_json(temporary / RECORD, record)
     for line in remarks(record):
         print(f"task {task}: {line}", file=sys.stderr)
@@ -234,16 +237,19 @@ def _instruction(rows: Path) -> list[dict[str, Any]]:
 
 
 def _size(
-    tokenizer: PreTrainedTokenizerBase, end: bool, max_length: int, row: dict[str, Any]
+    tokenizer: PreTrainedTokenizerBase, end: bool, max_length: int, prompt: str, completion: str
 ) -> tuple[int, int]:
-    whole = len(encode(tokenizer, row["prompt"], row["completion"], sys.maxsize, end).tokens)
-    # Asked for in full: an answer that does not fit is an error here, not in the middle of a training.
-    fitting = len(encode(tokenizer, row["prompt"], row["completion"], max_length, end).tokens)
-    return whole, whole - fitting
+    whole = len(encode(tokenizer, prompt, completion, sys.maxsize, end).tokens)
+    if whole <= max_length:
+        return whole, 0
+    # An answer that does not fit is an error here, not in the middle of a training.
+    return whole, whole - len(encode(tokenizer, prompt, completion, max_length, end).tokens)
 
 
-def _text_size(tokenizer: PreTrainedTokenizerBase, max_length: int, row: dict[str, Any]) -> tuple[int, int]:
-    tokens = len(tokenizer(row["completion"], add_special_tokens=False).input_ids) + 1
+def _text_size(
+    tokenizer: PreTrainedTokenizerBase, max_length: int, prompt: str, completion: str
+) -> tuple[int, int]:
+    tokens = len(tokenizer(completion, add_special_tokens=False).input_ids) + 1
     return tokens, max(0, tokens - max_length)
 
 
