@@ -19,7 +19,7 @@ from mola_core.runs.key import examples_identity, keys
 from mola_core.runs.layout import Layout
 from mola_core.shapes import centre_of_depth, lora_parameters, mola_parameters
 from mola_core.study.study import Cell, Study
-from mola_core.tasks.examples import COLUMNS, PARTS
+from mola_core.tasks import COLUMNS, PARTS
 from mola_core.tasks.examples import _write as write_rows
 
 MODULES = {"self_attn.q_proj": (0, 0), "self_attn.k_proj": (0, 0), "self_attn.v_proj": (0, 0)} | {

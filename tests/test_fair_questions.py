@@ -191,7 +191,8 @@ def test_a_number_that_is_an_option_and_counts_another_is_refused(tmp_path, monk
 def test_numbers_among_options_do_not_forbid_answers_by_number(tmp_path, tokenizer):
     """Options of sums hold digits; a template that asks for a place gives one."""
     rows = [arc("1+1?", 0, ("2", "1", "0")), arc("2+5?", 1, ("0", "7", "1"))]
-    record = examples(tmp_path, tokenizer, rows, rows)
+    asked = [arc("0+2?", 0, ("2", "1", "0")), arc("3+4?", 1, ("0", "7", "1"))]
+    record = examples(tmp_path, tokenizer, rows, asked)
     assert record["parts"]["evaluation"]["documents"] == 2
     assert [each.completion for each in read_examples(tmp_path / "examples", "train")] == [" 2", " 7"]
 
@@ -218,6 +219,11 @@ def test_options_that_are_no_text_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(task, "doc_to_choice", lambda doc, *_: [False, True])
     with pytest.raises(MolaError, match=r"row 0 of test has options that are no texts .*in quotes"):
         loading.make_examples(task, "test", None)
+
+
+def test_an_empty_cell_is_no_word_of_a_prompt(tmp_path):
+    with pytest.raises(MolaError, match="task arc_easy: row 1 of train has an empty cell"):
+        prepared(tmp_path, [arc("a?", 0), arc(None, 1)], [arc("b?", 0)])
 
 
 def test_a_document_with_one_option_is_refused(tmp_path):
@@ -298,9 +304,22 @@ def test_shared_documents_are_counted_and_can_be_left_out(tmp_path, tokenizer, c
     assert "1 of them were left out of training" in remarks(dropped)
 
 
+def test_a_split_under_two_names_is_refused(tmp_path, tokenizer):
+    """Labels by coin would be learnt to 100 %."""
+    rows = [arc(f"q{n}?", n % 2) for n in range(8)]
+    others = [arc(f"other {n}?", n % 2) for n in range(7)]
+    with pytest.raises(MolaError, match="task arc_easy: 8 of 8 documents to evaluate on stand in train too"):
+        examples(tmp_path, tokenizer, rows, rows[::-1])
+    with pytest.raises(MolaError, match="8 of 15 documents"):
+        examples(tmp_path, tokenizer, rows, rows + others)
+    assert examples(tmp_path, tokenizer, rows[1:], rows + others)["shared"]["train and evaluation"] == 7
+    with pytest.raises(MolaError, match="every training document is asked in evaluation too"):
+        examples(tmp_path, tokenizer, rows, rows, drop_shared=True)
+
+
 def test_prompts_beyond_the_models_positions_are_counted(tmp_path, tokenizer):
     rows = [arc("word " * 3, 0), arc("word " * 30, 1)]
-    record = examples(tmp_path, tokenizer, rows, rows, positions=48)
+    record = examples(tmp_path, tokenizer, [arc("a?", 0), arc("b?", 1)], rows, positions=48)
     assert record["parts"]["evaluation"]["cut"] == 1
     assert any("1 of 2 prompts of evaluation lose their beginning" in line for line in remarks(record))
 

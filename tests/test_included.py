@@ -230,6 +230,15 @@ def test_a_template_reads_its_document_and_runs_nothing(tmp_path, rows, folder, 
     assert not mark.exists()
 
 
+def test_code_that_goes_by_pythons_hash_of_texts_is_found(tmp_path, rows, folder, capsys):
+    """It is the same in one process, and another in the next."""
+    code = CODE.replace("Shade:'", "Shade ' + str(hash(doc['question']))")
+    (folder / "deeper" / "prompts.py").write_text(code)
+    options = [*study(tmp_path, rows, "shades"), "--include", str(folder), "--include-functions"]
+    assert main(["run", *options]) == 2
+    assert "task shades: row 0 of train differs between two renderings" in capsys.readouterr().err
+
+
 def test_a_metric_that_lm_eval_would_fetch_is_left_out(tmp_path, rows, folder, monkeypatch):
     import evaluate
 

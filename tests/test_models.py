@@ -19,6 +19,7 @@ from mola_core.errors import MolaError
 from mola_core.files import read_json, sha256_file
 from mola_core.models import sources as model_sources
 from mola_core.models.check import (
+    check_model,
     loading,
     prepare_checked_model,
     refuse_looking_ahead,
@@ -759,10 +760,25 @@ def test_tokens_of_every_batch_have_embeddings(tiny_llama):
     refuse_tokens(tiny_llama(vocab_size=65), Padded(), "model.path: x")
 
 
-def test_a_model_with_two_stacks_of_layers_is_refused(tiny, tmp_path):
+def say_quantised(folder: Path) -> None:
+    config = read_json(folder / "config.json")
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_of_quantised_weights_only_the_modules_are_looked_at(tiny, tmp_path):
+    shutil.copytree(tiny, tmp_path / "model")
+    say_quantised(tmp_path / "model")
+    check_model(tmp_path / "model", "model.path")
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_a_model_with_two_stacks_of_layers_is_refused(tiny, tmp_path, quantised):
     folder = vision_model(tmp_path / "vision")
     for file in tiny.glob("*token*"):
         shutil.copy(file, folder)
+    if quantised:
+        say_quantised(folder)
     with pytest.raises(MolaError, match=r"model\.path: .* has 2 stacks of layers .*vision") as error:
         prepare_checked_model(directory(folder), tmp_path / "prepared")
     one_line(error)

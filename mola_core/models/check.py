@@ -52,11 +52,19 @@ def check_model(folder: Path, name: str) -> None:
                 f"{name}: its tokenizer ends every text with {tokenizer.eos_token}; set add_eos_token to false in "
                 "tokenizer_config.json, or save it without"
             )
-        # Weights that were saved quantised may need a GPU or a library that this machine lacks.
-        if not isinstance(config.get("quantization_config"), dict):
-            model = load_model(folder, device="meta")
-            refuse_stacks(model, name)
-            refuse_tokens(model, tokenizer, name)
+        # Weights that were saved quantised may need a GPU or a library that this machine lacks: only their modules are made.
+        quantised = isinstance(config.get("quantization_config"), dict)
+        model = _empty(folder) if quantised else load_model(folder, device="meta")
+        refuse_stacks(model, name)
+        refuse_tokens(model, tokenizer, name)
+
+
+def _empty(folder: Path) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(load_config(folder), trust_remote_code=False)
 
 
 def refuse_depth(config: Any, name: str, folder: Path) -> None:

@@ -27,6 +27,11 @@ SPLITS = ("train", "validation", "test")
 SPLIT_KEYS = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
 """lm-eval's key that names the dataset's split for each role."""
 
+PARTS = ("train", "validation", "evaluation")
+"""Of a task's examples."""
+COLUMNS = ("document", "prompt", "completion", "options", "answer", "cluster")
+"""Of an example: the fields of `Example`, which keys hash."""
+
 CLOZE = "-cloze"
 """Ends the name of a task that compares options as text, none of them in the prompt: what a model too small for letters
 can learn. The rows are those of the task without it."""
@@ -178,8 +183,6 @@ def unfit(config: Mapping[str, Any]) -> str | None:
             return f"it has {key}, {what}"
     if not config.get("doc_to_choice"):
         return "it has no doc_to_choice, so no options"
-    if not config.get("dataset_path"):
-        return "it has no dataset_path, so no rows"
     metrics = [metric["metric"] for metric in config.get("metric_list") or []]
     if metrics and not any(metric in SCORING for metric in metrics):
         return f"it is scored by {', '.join(map(str, metrics))[:80]}, not by the option that is chosen"

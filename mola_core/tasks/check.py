@@ -20,8 +20,12 @@ if TYPE_CHECKING:
     from mola_core.tasks import Example
 
 Row = dict[str, Any]
+Parts = dict[str, list[Row]]
+"""`train`, `validation` and `evaluation`, or `train` alone."""
 MAX_TWINS = 0.01
 """Share of documents whose right option may have an equal (CommonsenseQA: 6 of 1,221)."""
+MAX_SHARED = 0.5
+"""Share of the documents to evaluate on that may stand in train too."""
 MIN_DOCUMENTS = 10
 """From so many documents on an answer that is always the same is no chance: two options give it once in 500 times."""
 
@@ -109,3 +113,47 @@ def content(row: Row) -> str:
             texts = sorted(" ".join(text.split()) for text in [*listed[:-1], last])
             return json.dumps([" ".join(head.split()), texts, " ".join(tail.split())])
     return json.dumps([" ".join(prompt.split()), sorted(options) or row["completion"].strip()])
+
+
+def shared(parts: Parts) -> dict[str, int]:
+    """Documents of a later part that stand in an earlier one too: the same prompt and options, in whatever order."""
+    known = {part: {content(row) for row in rows if not row["held_out"]} for part, rows in parts.items()}
+    pairs = [("train", "validation"), ("train", "evaluation"), ("validation", "evaluation")]
+    return {
+        f"{first} and {second}": sum(content(row) in known[first] for row in parts[second])
+        for first, second in pairs
+        if first in parts and second in parts
+    }
+
+
+def refuse_shared(task: str, parts: Parts) -> int:
+    """Raise `MolaError` where most of the evaluation is trained on: a split under two names."""
+    known = {content(row) for row in parts["train"]}
+    asked = parts.get("evaluation", [])
+    count = sum(content(row) in known for row in asked)
+    if count > MAX_SHARED * len(asked):
+        raise MolaError(
+            f"task {task}: {count} of {len(asked)} documents to evaluate on stand in train too; use other rows, or set "
+            "training.drop_shared: true to leave them out of training"
+        )
+    return 0
+
+
+def leave_shared_out(task: str, parts: Parts) -> int:
+    """Leave training documents out that are asked in evaluation, or in validation where they are not held out for it."""
+    if "evaluation" not in parts:
+        return 0
+    asked = {content(row) for row in parts["evaluation"]}
+    chosen_on = {content(row) for row in parts["validation"]}
+    kept = [
+        row
+        for row in parts["train"]
+        if content(row) not in asked and (row["held_out"] or content(row) not in chosen_on)
+    ]
+    if not kept:
+        raise MolaError(
+            f"task {task}: every training document is asked in evaluation too; choose another task"
+        )
+    dropped = len(parts["train"]) - len(kept)
+    parts["train"] = kept
+    return dropped

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,18 +18,21 @@ from mola_core.errors import MolaError
 from mola_core.files import atomic_write, read_json, sha256_file, write_json
 from mola_core.models.tokens import encode
 from mola_core.study.study import INSTRUCTION
-from mola_core.tasks import Example, evaluation_split, load_task
-from mola_core.tasks.check import check_answers, check_options, content
-from mola_core.tasks.rows import CLUSTER_FILE
+from mola_core.tasks import COLUMNS, Example
+from mola_core.tasks.check import (
+    check_answers,
+    check_options,
+    leave_shared_out,
+    refuse_shared,
+    shared,
+)
+from mola_core.tasks.rendering import instruction_rows, rendered
 
 if TYPE_CHECKING:
     import pyarrow
     from transformers import PreTrainedTokenizerBase
 
 RECORD = "examples.json"
-PARTS = ("train", "validation", "evaluation")
-COLUMNS = ("document", "prompt", "completion", "options", "answer", "cluster")
-"""What is hashed; the files also hold `held_out`, `tokens` and `cut`, which say what training makes of a document."""
 
 
 def write_examples(
@@ -47,25 +50,24 @@ def write_examples(
 
     A row has, beside `COLUMNS`: `held_out` (a training document that validation has instead, where an epoch is chosen),
     `tokens` (of prompt and answer under this tokenizer; elsewhere than in training the longest option) and `cut` (tokens
-    that the prompt loses at `max_length` in training, at the model's own `positions` in evaluation). `drop_shared` leaves training documents out that are asked in
-    evaluation too. `identity` is kept in the record for `current`. Raises `MolaError` where two renderings differ, a
-    document is no fair question (`mola_core.tasks.check`), or an answer is longer than `max_length`.
+    that the prompt loses at `max_length` in training, at the model's own `positions` in evaluation). `drop_shared` leaves
+    training documents out that are asked in evaluation too. `identity` is kept in the record for `current`. Raises
+    `MolaError` where two renderings differ, a document is no fair question (`mola_core.tasks.check`), or an answer does not
+    fit.
     """
     if task == INSTRUCTION:
-        parts = {"train": _instruction(rows)}
+        parts = {"train": instruction_rows(rows)}
         measure: Callable[[int, str, str], tuple[int, int]] = functools.partial(_text_size, tokenizer)
     else:
-        parts, again = (_rendered(task, protocol, rows) for _ in range(2))
-        for part in PARTS:
-            _same(task, part, parts[part], again[part])
+        parts = rendered(task, protocol, rows)
         measure = functools.partial(_size, tokenizer, protocol == "generate")
     record: dict[str, Any] = {
         "task": task,
         "protocol": protocol,
         "max_length": max_length,
         "identity": identity,
-        "shared": _shared(parts),
-        "dropped": _drop_shared(task, parts) if drop_shared else 0,
+        "shared": shared(parts),
+        "dropped": leave_shared_out(task, parts) if drop_shared else refuse_shared(task, parts),
         "parts": {},
     }
     with atomic_write(folder) as temporary:
@@ -182,60 +184,6 @@ def _rows(folder: Path, part: str, documents: int | None, without_held_out: bool
     return rows[:documents]
 
 
-def _rendered(task: str, protocol: str, rows: Path) -> dict[str, list[dict[str, Any]]]:
-    from mola_core.tasks.loading import make_examples
-
-    plain, validated = load_task(task, protocol, rows), load_task(task, protocol, rows, validated=True)
-    parts = {
-        "train": make_examples(plain, "train", None),
-        "validation": make_examples(validated, "validation", None),
-        "evaluation": make_examples(plain, evaluation_split(task), None),
-    }
-    held_out = validated.held_out_rows if validated.config.dataset_kwargs["hold_out"] else []
-    sources = {"train": "train", "validation": "validation", "evaluation": evaluation_split(task)}
-    rendered, taken = {}, set(held_out)
-    for part, examples in parts.items():
-        clusters = _clusters(rows, sources[part], len(examples))
-        if part == "validation" and held_out:
-            everywhere = _clusters(rows, "train", len(parts["train"]))
-            clusters = [everywhere[row] for row in held_out]
-        rendered[part] = [
-            {
-                **{name: getattr(example, name) for name in COLUMNS},
-                "cluster": cluster,
-                "held_out": part == "train" and place in taken,
-            }
-            for place, (example, cluster) in enumerate(zip(examples, clusters, strict=True))
-        ]
-    return rendered
-
-
-def _clusters(rows: Path, split: str, count: int) -> list[str | None]:
-    """The cluster of each row of a split; none where the source does not say, or where the task drops rows."""
-    import pyarrow.parquet as pq
-
-    file = rows / CLUSTER_FILE.format(split)
-    clusters = pq.read_table(file)["cluster"].to_pylist() if file.is_file() else []
-    return clusters if len(clusters) == count else [None] * count
-
-
-def _instruction(rows: Path) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    return [
-        {
-            "document": str(row["id"]),
-            "prompt": "",
-            "completion": f"{row['question']}\n{row['response']}",
-            "options": [],
-            "answer": None,
-            "cluster": None,
-            "held_out": False,
-        }
-        for row in pq.read_table(rows / "train.parquet").to_pylist()
-    ]
-
-
 def _size(
     tokenizer: PreTrainedTokenizerBase, end: bool, max_length: int, prompt: str, completion: str
 ) -> tuple[int, int]:
@@ -251,51 +199,6 @@ def _text_size(
 ) -> tuple[int, int]:
     tokens = len(tokenizer(completion, add_special_tokens=False).input_ids) + 1
     return tokens, max(0, tokens - max_length)
-
-
-def _same(task: str, part: str, first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]) -> None:
-    for number, (one, other) in enumerate(zip(first, second, strict=False)):
-        if one != other:
-            raise MolaError(
-                f"task {task}: row {number} of {part} differs between two renderings ({one['prompt'][-60:]!r}, "
-                f"{other['prompt'][-60:]!r}): the task draws at random; give its shuffle a seed or choose another task"
-            )
-    if len(first) != len(second):
-        raise MolaError(
-            f"task {task}: {part} has {len(first)} documents at one rendering and {len(second)} at the next: the task "
-            "draws at random; give it a seed or choose another task"
-        )
-
-
-def _shared(parts: dict[str, list[dict[str, Any]]]) -> dict[str, int]:
-    """Documents of a later part that stand in an earlier one too: the same prompt and options, in whatever order."""
-    known = {part: {content(row) for row in rows if not row["held_out"]} for part, rows in parts.items()}
-    pairs = [("train", "validation"), ("train", "evaluation"), ("validation", "evaluation")]
-    return {
-        f"{first} and {second}": sum(content(row) in known[first] for row in parts[second])
-        for first, second in pairs
-        if first in parts and second in parts
-    }
-
-
-def _drop_shared(task: str, parts: dict[str, list[dict[str, Any]]]) -> int:
-    """Leave training documents out that are asked in evaluation, or in validation where they are not held out for it."""
-    if "evaluation" not in parts:
-        return 0
-    asked = {content(row) for row in parts["evaluation"]}
-    chosen_on = {content(row) for row in parts["validation"]}
-    kept = [
-        row
-        for row in parts["train"]
-        if content(row) not in asked and (row["held_out"] or content(row) not in chosen_on)
-    ]
-    if not kept:
-        raise MolaError(
-            f"task {task}: every training document is asked in evaluation too; choose another task"
-        )
-    dropped = len(parts["train"]) - len(kept)
-    parts["train"] = kept
-    return dropped
 
 
 def _write(file: Path, rows: list[dict[str, Any]]) -> None:

@@ -227,7 +227,9 @@ def _check(file: Path, name: str, config: dict[str, Any]) -> None:
     for key in TEXTS:
         if not isinstance(config.get(key), str | None):
             raise MolaError(f"{file}: {key}: must be text, not {str(config[key])[:40]!r}")
-    if config.get("dataset_path") in LOADERS:
+    if not config.get("dataset_path"):
+        raise MolaError(f"{file}: it has no dataset_path, so no rows; name the dataset")
+    if config["dataset_path"] in LOADERS:
         raise MolaError(
             f"{file}: dataset_path: {config['dataset_path']!r} is a kind of file; name the dataset, whose rows are read from "
             "<data_root>/<dataset>/<split>.parquet"

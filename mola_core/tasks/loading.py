@@ -33,11 +33,22 @@ from mola_core.tasks import (
 HELD_OUT = 1000
 """Training documents held out for validation: a tenth, at most so many."""
 
+
+class EmptyCell(ValueError):
+    """A template printed None, as it does for a cell of a table that is empty."""
+
+
+def _filled(value: Any) -> Any:
+    if value is None:
+        raise EmptyCell
+    return value
+
+
 # A template of a stranger's task file reads the document and nothing else: Jinja's plain environment lets it call any code.
 # lm-eval compiles a template anew for every document, which takes 1 ms; the templates are few.
 if not isinstance(utils.env, SandboxedEnvironment):
     plain = utils.env
-    utils.env = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+    utils.env = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_filled)
     utils.env.filters |= plain.filters
     utils.env.from_string = functools.lru_cache(maxsize=256)(utils.env.from_string)
 
@@ -120,7 +131,15 @@ def make_examples(task: ConfigurableTask, split: str, documents: int | None) -> 
     if docs is None:
         raise MolaError(f"task {task.task_name}: it has no split {split!r}; choose another")
     taken = list(itertools.islice(docs, documents))
-    examples = [_example(task, doc, f"row {row} of {split}") for row, doc in enumerate(taken)]
+    examples = []
+    for row, doc in enumerate(taken):
+        try:
+            examples.append(_example(task, doc, f"row {row} of {split}"))
+        except EmptyCell:
+            raise MolaError(
+                f"task {task.task_name}: row {row} of {split} has an empty cell, which its prompt or answer would say as "
+                "'None'; fill it or leave the row out"
+            ) from None
     if task.OUTPUT_TYPE == "multiple_choice":
         _check_reading(task, taken, split)
         if split != "train":

@@ -1,0 +1,111 @@
+"""Documents of a task rendered by lm-eval, twice: rows of examples, and a task that draws at random is found."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from mola_core.errors import MolaError
+from mola_core.tasks import COLUMNS, PARTS, evaluation_split, include, included, load_task
+from mola_core.tasks.rows import CLUSTER_FILE
+
+
+def rendered(task: str, protocol: str, rows: Path) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each of `PARTS` by the prepared `rows` of a task: `COLUMNS` and `held_out`.
+
+    Raises `MolaError` where a second rendering differs.
+    """
+    parts, again = _rendered(task, protocol, rows), _rendered_again(task, protocol, rows)
+    for part in PARTS:
+        _same(task, part, parts[part], again[part])
+    return parts
+
+
+def instruction_rows(rows: Path) -> list[dict[str, Any]]:
+    """The prepared rows of instruction tuning, as `rendered` gives those of a task's train."""
+    import pyarrow.parquet as pq
+
+    return [
+        {
+            "document": str(row["id"]),
+            "prompt": "",
+            "completion": f"{row['question']}\n{row['response']}",
+            "options": [],
+            "answer": None,
+            "cluster": None,
+            "held_out": False,
+        }
+        for row in pq.read_table(rows / "train.parquet").to_pylist()
+    ]
+
+
+def _rendered(task: str, protocol: str, rows: Path) -> dict[str, list[dict[str, Any]]]:
+    from mola_core.tasks.loading import make_examples
+
+    plain, validated = load_task(task, protocol, rows), load_task(task, protocol, rows, validated=True)
+    parts = {
+        "train": make_examples(plain, "train", None),
+        "validation": make_examples(validated, "validation", None),
+        "evaluation": make_examples(plain, evaluation_split(task), None),
+    }
+    held_out = validated.held_out_rows if validated.config.dataset_kwargs["hold_out"] else []
+    sources = {"train": "train", "validation": "validation", "evaluation": evaluation_split(task)}
+    rendered, taken = {}, set(held_out)
+    for part, examples in parts.items():
+        clusters = _clusters(rows, sources[part], len(examples))
+        if part == "validation" and held_out:
+            everywhere = _clusters(rows, "train", len(parts["train"]))
+            clusters = [everywhere[row] for row in held_out]
+        rendered[part] = [
+            {
+                **{name: getattr(example, name) for name in COLUMNS},
+                "cluster": cluster,
+                "held_out": part == "train" and place in taken,
+            }
+            for place, (example, cluster) in enumerate(zip(examples, clusters, strict=True))
+        ]
+    return rendered
+
+
+def _rendered_again(task: str, protocol: str, rows: Path) -> dict[str, list[dict[str, Any]]]:
+    """`_rendered`; where the task has code of its own in a process of its own, in which Python hashes texts otherwise."""
+    config = load_task(task, protocol, rows).config
+    own = (config.process_docs, config.doc_to_text, config.doc_to_target, config.doc_to_choice)
+    if not any(map(callable, own)):
+        return _rendered(task, protocol, rows)
+    before = os.environ.get("PYTHONHASHSEED")
+    os.environ["PYTHONHASHSEED"] = "1" if before == "0" else "0"
+    try:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, context, initializer=include, initargs=(included(),)) as worker:
+            return worker.submit(_rendered, task, protocol, rows).result()
+    finally:
+        del os.environ["PYTHONHASHSEED"]
+        os.environ |= {} if before is None else {"PYTHONHASHSEED": before}
+
+
+def _clusters(rows: Path, split: str, count: int) -> list[str | None]:
+    """The cluster of each row of a split; none where the source does not say, or where the task drops rows."""
+    import pyarrow.parquet as pq
+
+    file = rows / CLUSTER_FILE.format(split)
+    clusters = pq.read_table(file)["cluster"].to_pylist() if file.is_file() else []
+    return clusters if len(clusters) == count else [None] * count
+
+
+def _same(task: str, part: str, first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]) -> None:
+    for number, (one, other) in enumerate(zip(first, second, strict=False)):
+        if one != other:
+            raise MolaError(
+                f"task {task}: row {number} of {part} differs between two renderings ({one['prompt'][-60:]!r}, "
+                f"{other['prompt'][-60:]!r}): the task draws at random; give its shuffle a seed or choose another task"
+            )
+    if len(first) != len(second):
+        raise MolaError(
+            f"task {task}: {part} has {len(first)} documents at one rendering and {len(second)} at the next: the task "
+            "draws at random; give it a seed or choose another task"
+        )
