@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from mola_core.methods import peft_configs
 from mola_core.methods.family import LAYER_RANKS
@@ -29,6 +29,17 @@ from mola_core.section import (
 )
 from mola_core.shapes import experts_per_layer
 
+
+def _each_once(names: list[str]) -> list[str]:
+    if len(set(names)) < len(names):
+        raise ValueError("a module is named twice; name each once")
+    return names
+
+
+Modules = Annotated[
+    list[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]], Field(min_length=1), AfterValidator(_each_once)
+]
+"""Ends of the names of linear layers; no regular expressions."""
 SEVEN_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -46,7 +57,7 @@ class AdapterSettings(Closed):
     """Experts that the router chooses for each token."""
     balance_loss: Coefficient = 0.0
     """Coefficient of the Switch Transformer's balance loss; 0.001 in the released code, off in its commands."""
-    target_modules: Annotated[list[str], Field(min_length=1)] = SEVEN_MODULES
+    target_modules: Modules = SEVEN_MODULES
     """Names of the linear layers that are adapted; by default the seven of a Llama block."""
     initialisation: Literal["default", "pissa"] = "default"
     """`pissa` starts LoRA and MoLA at the leading singular directions of the base weights (PiSSA)."""
@@ -78,7 +89,7 @@ class MethodSettings(Closed):
     """In place of `adapter.top_k`."""
     balance_loss: Coefficient | None = None
     """In place of `adapter.balance_loss`."""
-    target_modules: Annotated[list[str], Field(min_length=1)] | None = None
+    target_modules: Modules | None = None
     """In place of `adapter.target_modules`."""
     initialisation: Literal["default", "pissa"] | None = None
     """In place of `adapter.initialisation`."""

@@ -147,6 +147,9 @@ class Study(Closed):
         ]
         for name in strangers:
             yield f"continual.methods: {name!r} is no trained method of the study"
+        for name in dict.fromkeys(name for pair in self.verdict.pairs for name in pair):
+            if name not in self.method_by_label:
+                yield f"verdict.pairs: {name!r} is no method of the study; name one of {', '.join(self.method_by_label)}"
         for task in self.tasks:
             if task == INSTRUCTION or task.startswith("continual-"):
                 yield f"tasks: {task!r} is the name of a stage; use the sections instruction and continual"
