@@ -1,6 +1,8 @@
 """Task files of the user's folder: right or refused before anything is written, in keys, packs and jobs, and no code unasked."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -176,8 +178,13 @@ def bomb(folder: Path) -> None:
         (change("colours.yaml", TASK + "dataset_path: null\n"), "no dataset_path"),
         (change("colours.yaml", TASK + "output_type: generate_until\n"), "not a plain multiple_choice"),
         (change("colours.yaml", TASK + "validation_split: train\n"), "which it is trained on"),
-        (change("_base.yaml", None), "_base.yaml: no such file; correct include"),
-        (change("_base.yaml", "include: colours.yaml\n"), "includes this file"),
+        (change("_base.yaml", None), "include: _base.yaml: no such file; correct it"),
+        (change("_base.yaml", "include: colours.yaml\n"), "is read already"),
+        (change("colours.yaml", TASK.replace("_base.yaml", "[_base.yaml, _base.yaml]")), "is read already"),
+        (change("colours.yaml", TASK + "num_fewshot: 5\n"), "num_fewshot: 5: a study is zero-shot"),
+        (lambda folder: os.mkfifo(folder / "prompts.py"), "prompts.py: is no file"),
+        (lambda folder: os.mkfifo(folder / "new.yaml"), "new.yaml: is no file"),
+        (lambda folder: (folder / "lost").symlink_to("nothing"), "lost: is no file"),
         (change("colours.yaml", TASK.replace("_base", "../_base")), "is outside of the folder"),
         (change("colours.yaml", TASK.replace("_base.yaml", "/etc/hosts")), "is outside of the folder"),
         (change("deeper/prompts.py", None), "prompts.py is not beside it"),
@@ -192,8 +199,6 @@ def bomb(folder: Path) -> None:
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_one_line_before_anything_is_written(tmp_path, rows, folder, capsys, spoil, words):
-    import re
-
     options = study(tmp_path, rows)
     spoil(folder)
     assert main(["run", *options, "--include", str(folder)]) == 2
@@ -212,8 +217,6 @@ def test_what_is_wrong_is_one_line_before_anything_is_written(tmp_path, rows, fo
     ],
 )
 def test_options_that_say_nothing_are_refused(tmp_path, rows, capsys, options, words):
-    import re
-
     assert main(["data", *study(tmp_path, rows), *options]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert re.search(words, line)

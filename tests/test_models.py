@@ -812,12 +812,23 @@ def test_a_tokenizer_that_ends_every_text_is_refused(tiny, tmp_path):
         prepare_checked_model(directory(tmp_path / "model"), tmp_path / "prepared")
 
 
+def grow(folder: Path, name: str, size: int) -> None:
+    """A file of holes, which takes an hour to hash; beside a config that is all right."""
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    os.truncate(folder / name, size)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         (lambda folder: os.mkfifo(folder / "config.json"), "a pipe or a device"),
         (lambda folder: (folder / "config.json").symlink_to("/dev/zero"), "a pipe or a device"),
         (lambda folder: (folder / "config.json").write_text("[" * 100_000), "not valid JSON"),
+        (lambda folder: grow(folder, "tokenizer.json", 2**40), "tokenizer.json has more than"),
+        (
+            lambda folder: grow(folder, "model.safetensors", 2**40),
+            "model.safetensors is cut short or damaged",
+        ),
         (
             lambda folder: (folder / "config.json").write_text(
                 json.dumps({"model_type": "llama", "num_hidden_layers": 10**9})

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from mola_core.code_hash import code_hash
 from mola_core.errors import MolaError, one_line
-from mola_core.files import HASH_CACHE, atomic_write, read_json, remembered_sha256, sha256_file, write_json
+from mola_core.files import (
+    HASH_CACHE,
+    MAX_JSON,
+    atomic_write,
+    read_json,
+    remembered_sha256,
+    sha256_file,
+    write_json,
+)
 from mola_core.models.sources import check_folder, fetch_model, model_files
 from mola_core.records import versions
 from mola_core.study.sections import DirectoryModel, HubModel, ModelSource
@@ -42,6 +50,11 @@ def model_identity(source: ModelSource, hash_cache: Path = HASH_CACHE) -> dict[s
         )
     folder = Path(source.path).expanduser()
     check_folder(folder, "model.path")
+    for file in model_files(folder):
+        if file.suffix != ".safetensors" and file.stat().st_size > MAX_JSON:
+            raise MolaError(
+                f"model.path: {file} has more than {MAX_JSON} bytes, which no tokenizer has; copy it anew"
+            )
     files = {file.name: remembered_sha256(file, hash_cache) for file in model_files(folder)}
     return {"source": source.source, "files": files}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ class IncludedTasks:
         digest = hashlib.sha256()
         for file in _files(self.folder):
             if file.suffix != ".yaml":
-                digest.update(f"{file.relative_to(self.folder)} {sha256_file(file)}\n".encode())
+                digest.update(os.fsencode(file.relative_to(self.folder)) + sha256_file(file).encode())
         return digest.hexdigest()
 
     def travelling(self, names: Sequence[str]) -> list[Path]:
@@ -147,21 +148,21 @@ def _files(root: Path) -> list[Path]:
             continue
         if path.is_symlink() and not path.resolve().is_relative_to(root):
             raise MolaError(f"{path}: is a link out of the folder of --include; put a copy there")
-        if not path.is_dir():
+        if not path.is_dir() and not path.is_file():
+            raise MolaError(f"{path}: is no file; remove it from the folder of --include")
+        if path.is_file():
             found.append(path)
     return sorted(found)
 
 
 def _with_included(
-    file: Path, root: Path, above: tuple[Path, ...] = ()
+    file: Path, root: Path, seen: list[Path] | None = None
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """A file and those that it includes, each with its content, in the order in which lm-eval merges them."""
+    seen = [] if seen is None else seen
+    seen.append(file)
     try:
         content = read_yaml(file, _Loader)
-    except FileNotFoundError:
-        raise MolaError(
-            f"{above[-1] if above else file}: {file.name}: no such file; correct include"
-        ) from None
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError, OSError) as error:
         raise MolaError(f"{file}: cannot be read as YAML: {one_line(error)}") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -175,9 +176,11 @@ def _with_included(
             raise MolaError(
                 f"{file}: include: {name} is outside of the folder of --include; put a copy there"
             )
-        if other in (file, *above):
-            raise MolaError(f"{file}: include: {name} includes this file; remove one")
-        yield from _with_included(other, root, (*above, file))
+        if not other.is_file():
+            raise MolaError(f"{file}: include: {name}: no such file; correct it")
+        if other in seen:  # lm-eval reads each once
+            raise MolaError(f"{file}: include: {name} is read already, by a circle or twice; remove it here")
+        yield from _with_included(other, root, seen)
     for function in _named(content):
         module = (file.parent / f"{function.rpartition('.')[0].replace('.', '/')}.py").resolve()
         if not (module.is_file() and module.is_relative_to(root)):
@@ -234,6 +237,8 @@ def _check(file: Path, name: str, config: dict[str, Any]) -> None:
             f"{file}: dataset_path: {config['dataset_path']!r} is a kind of file; name the dataset, whose rows are read from "
             "<data_root>/<dataset>/<split>.parquet"
         )
+    if config.get("num_fewshot"):
+        raise MolaError(f"{file}: num_fewshot: {config['num_fewshot']}: a study is zero-shot; leave it out")
     for entry in config.get("metric_list") or []:
         if (
             not isinstance(entry, dict)
