@@ -1,5 +1,5 @@
 # One study from its base model to its verdict:
-#   snakemake --cores N [--config study=NAME-or-file data_root=DIR results=DIR]
+#   snakemake --cores N [--config study=NAME-or-file data_root=DIR results=DIR include=DIR]
 # The rules only wire; every one is a call of `mola <verb>`, and all logic is in mola_core.
 import sys
 
