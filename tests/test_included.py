@@ -193,6 +193,7 @@ def bomb(folder: Path) -> None:
         (change("new.yml", TASK), "end in .yaml; rename it"),
         (change("cola.yaml", "include: _base.yaml\ntask: cola\n"), "this project has a task 'cola'"),
         (change("cola_generate.yaml", "include: _base.yaml\ntask: cola_generate\n"), "this project has a task"),
+        (change("scienceqa-biology.yaml", "include: _base.yaml\ntask: scienceqa-biology\n"), "this project has"),
         (change("arc_easy.yaml", "include: _base.yaml\ntask: arc_easy\n"), "lm-eval has a task 'arc_easy'"),
         (elsewhere, "is a link out of the folder"),
         (bomb, "more than 100000 values"),

@@ -20,6 +20,7 @@ import yaml
 from mola_core.errors import MolaError, did_you_mean, one_line
 from mola_core.files import sha256_file
 from mola_core.section import SAFE_NAME
+from mola_core.study.sections import SCIENCEQA_TOPICS
 from mola_core.study.yaml_file import BoundedLoader, read_yaml
 
 MAX_FILES = 10_000
@@ -118,13 +119,13 @@ def read_included(folder: Path, functions: bool) -> IncludedTasks:
         _check(shown, name, _merged(file, root))
     if not known:
         raise MolaError(f"--include {folder}: no task file (<task>.yaml) in it; put one there")
-    taken = _lm_eval_names() | {path.stem for path in OWN.glob("*.yaml")}
-    for name in sorted(known.keys() & taken):
-        whose = "this project" if (OWN / f"{name}.yaml").is_file() else "lm-eval"
+    own = {*SCIENCEQA_TOPICS, *(path.stem for path in OWN.glob("*.yaml"))}
+    for name in sorted(known.keys() & (own | _lm_eval_names())):
+        whose = "this project" if name in own else "lm-eval"
         raise MolaError(
             f"{known[name]}: {whose} has a task {name!r}; rename the file and its `task:`, so that results tell which it was"
         )
-    return IncludedTasks(root, functions, tuple(file for file in files))
+    return IncludedTasks(root, functions, tuple(files))
 
 
 @functools.cache
@@ -138,9 +139,9 @@ def _lm_eval_names() -> frozenset[str]:
 
 def _files(root: Path) -> list[Path]:
     """The files below a folder in order, hidden ones left out. Raises `MolaError` where one is a link out of it."""
-    found = []
-    for number, path in enumerate(root.rglob("*")):
-        if number >= MAX_FILES:
+    found: list[Path] = []
+    for path in root.rglob("*"):
+        if len(found) >= MAX_FILES:
             raise MolaError(
                 f"--include {root}: more than {MAX_FILES} files; name a folder of task files alone"
             )
@@ -159,8 +160,9 @@ def _with_included(
     file: Path, root: Path, seen: list[Path] | None = None
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """A file and those that it includes, each with its content, in the order in which lm-eval merges them."""
+    place = file.resolve().parent  # of a link in the folder, as lm-eval reads it
     seen = [] if seen is None else seen
-    seen.append(file)
+    seen.append(file.resolve())
     try:
         content = read_yaml(file, _Loader)
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError, OSError) as error:
@@ -171,7 +173,7 @@ def _with_included(
     for name in included if isinstance(included, list) else [included]:
         if not isinstance(name, str):
             raise MolaError(f"{file}: include: {str(name)[:40]!r} is no file; name one")
-        other = (file.parent / name).resolve()
+        other = (place / name).resolve()
         if not other.is_relative_to(root):
             raise MolaError(
                 f"{file}: include: {name} is outside of the folder of --include; put a copy there"
@@ -182,7 +184,7 @@ def _with_included(
             raise MolaError(f"{file}: include: {name} is read already, by a circle or twice; remove it here")
         yield from _with_included(other, root, seen)
     for function in _named(content):
-        module = (file.parent / f"{function.rpartition('.')[0].replace('.', '/')}.py").resolve()
+        module = (place / f"{function.rpartition('.')[0].replace('.', '/')}.py").resolve()
         if not (module.is_file() and module.is_relative_to(root)):
             raise MolaError(f"{file}: !function {function}: {module.name} is not beside it; put it there")
     yield file, content
