@@ -367,3 +367,62 @@ def test_a_file_that_unfolds_to_more_than_memory_holds_is_refused(root: Path, tm
     monkeypatch.setattr(rows, "MAX_UNFOLDED", 10_000_000)
     prepare_task("cola", directory(root), tmp_path / "out")
     assert verify_data(tmp_path / "out")["splits"]["train"]["rows"] == 4000
+
+
+@pytest.mark.parametrize("within", ["rows", "a row"])
+@pytest.mark.parametrize("kept", ["as text", "as a dictionary"])
+def test_a_text_that_unfolds_is_stopped_before_it_is_in_memory(
+    root: Path, tmp_path, monkeypatch, within, kept
+):
+    from mola_core.tasks import rows
+
+    text = pa.array(["word " * 20_000])
+    many = text.dictionary_encode().take(pa.array([0] * 400, pa.int32()))
+    many = many if kept == "as a dictionary" else many.cast(pa.string())
+    if within == "rows":
+        task, table = "cola", pa.table({"sentence": many, "label": [0, 1] * 200, "idx": list(range(400))})
+    else:
+        listed = pa.ListArray.from_arrays(pa.array([0, 400], pa.int32()), many)
+        labels = pa.array([[str(number) for number in range(400)]])
+        task = "commonsenseqa"
+        choices = pa.StructArray.from_arrays([labels, listed], ["label", "text"])
+        table = pa.table({"id": ["1"], "question": ["?"], "choices": choices, "answerKey": ["A"]})
+    file = root / FOLDERS[task] / "train.parquet"
+    pq.write_table(table, file)
+    with pq.ParquetFile(file) as written:
+        assert written.metadata.row_group(0).total_byte_size < 1_000_000
+    monkeypatch.setattr(rows, "MAX_UNFOLDED", 5_000_000)
+    with pytest.raises(MolaError, match="unfolds to more than 5000000 bytes"):
+        prepare_task(task, directory(root), tmp_path / "out")
+
+
+def test_numbers_that_unfold_are_refused_by_their_count(tmp_path):
+    from mola_core.tasks.parquet import TooLarge, read_bounded
+
+    pq.write_table(pa.table({"n": pa.array([[0] * 1_000_000])}), tmp_path / "n.parquet")
+    assert (tmp_path / "n.parquet").stat().st_size < 10_000
+    with pytest.raises(TooLarge):
+        read_bounded(tmp_path / "n.parquet", 8_000_000)
+    assert read_bounded(tmp_path / "n.parquet", 20_000_000).num_rows == 1
+
+
+def test_a_bounded_reading_gives_what_a_plain_one_gives(tmp_path):
+    from mola_core.tasks.parquet import read_bounded
+
+    columns = {
+        "text": ["a", None, "é" * 300],
+        "bytes": [b"\0", b"", b"x"],
+        "choices": [{"label": ["A"], "text": ["x"]}, {"label": [], "text": None}, None],
+        "deep": [[["a", "b"], []], [], [["a"]]],
+        "n": [1, None, 3],
+        "yes": [True, False, None],
+        "kind": pa.array(["p", "q", "p"]).dictionary_encode(),
+    }
+    table = pa.table(columns).replace_schema_metadata({"huggingface": "{}"})
+    pq.write_table(table, tmp_path / "t.parquet")
+    read = read_bounded(tmp_path / "t.parquet", 1_000_000)
+    assert read.to_pylist() == table.to_pylist()
+    assert read.schema.metadata[b"huggingface"] == b"{}"
+    assert read.schema.field("choices").type == table.schema.field("choices").type
+    pq.write_table(table.slice(0, 0), tmp_path / "none.parquet")
+    assert read_bounded(tmp_path / "none.parquet", 1_000_000).num_rows == 0

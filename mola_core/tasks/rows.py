@@ -188,29 +188,16 @@ def _files(task: str, source: DirectoryData) -> dict[str, Path]:
 
 def _read_parquet(task: str, split: str, file: Path) -> pyarrow.Table:
     import pyarrow as pa
-    import pyarrow.parquet as pq
+
+    from mola_core.tasks.parquet import TooLarge, read_bounded
 
     try:
-        source = pq.ParquetFile(file)
-        groups = [source.metadata.row_group(number) for number in range(source.num_row_groups)]
-        parts, size = [], 0
-        if sum(group.total_byte_size for group in groups) <= MAX_UNFOLDED:
-            # What repeated values unfold to stands nowhere in the file.
-            for part in source.iter_batches(1024):
-                parts.append(part)
-                size += part.nbytes
-                if size > MAX_UNFOLDED:
-                    break
-            else:
-                return pa.Table.from_batches(parts, source.schema_arrow)
-        raise MolaError(
-            f"task {task}: {file} (split {split}) unfolds to more than {MAX_UNFOLDED} bytes; replace it"
-        )
+        return read_bounded(file, MAX_UNFOLDED)
+    except TooLarge:
+        reason = f"unfolds to more than {MAX_UNFOLDED} bytes"
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise MolaError(
-            f"task {task}: {file} (split {split}) is no whole parquet file ({reason}); replace it"
-        ) from None
+        reason = f"is no whole parquet file ({str(error).splitlines()[0]})"
+    raise MolaError(f"task {task}: {file} (split {split}) {reason}; replace it")
 
 
 def _wanted(task: str) -> list[str] | None:
