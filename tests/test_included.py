@@ -212,7 +212,6 @@ def test_what_is_wrong_is_one_line_before_anything_is_written(tmp_path, rows, fo
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--include", ""], "--include: is empty"),
         (["--include-functions"], "goes with --include"),
         ([], "'colours': unknown; .* --include DIR"),
     ],

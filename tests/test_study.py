@@ -148,7 +148,7 @@ def dumped(content):
         ({"methods": ["lora-r"]}, "unknown method 'lora-r'"),
         ({"methods": ["lora-r0"]}, "unknown method 'lora-r0'"),
         ({"methods": ["mola-246"]}, "methods.0: shape '246'"),
-        ({"methods": ["mola-246"], "seeds": [-1]}, "as 2468 or 10-2-2-2 (2) seeds.0: Input"),
+        ({"methods": ["mola-246"], "seeds": [-1]}, "2468 or 10-2-2-2 (2) seeds.0: "),
         (
             {"verdict": {"pairs": [["mola-2468", "theirs"]]}},
             "verdict.pairs: 'theirs' is no method of the study",
@@ -159,7 +159,7 @@ def dumped(content):
         ),
         ({"adapter": {"target_modules": [""]}}, "adapter.target_modules.0"),
         ({"adapter": {"target_modules": [".*proj"]}}, "adapter.target_modules.0"),
-        ({"training__epochs": 0}, "training.epochs: Input should be greater than 0"),
+        ({"training__epochs": 0}, "training.epochs: must be greater than 0"),
         ({"methods": ["mola-2460"]}, "shape '2460'"),
         ({"methods": [{"method": "mola", "experts": [0, 1, 2, 2]}]}, "greater than or equal to 1"),
         ({"methods": [{"method": "mola-2468", "top_k": 0}]}, "top_k"),
