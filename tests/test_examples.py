@@ -7,8 +7,7 @@ import pytest
 
 from mola_core.errors import MolaError
 from mola_core.runs.prepare import check_steps
-from mola_core.tasks import examples as module
-from mola_core.tasks import loading, render
+from mola_core.tasks import loading, render, rendering
 from mola_core.tasks.examples import read_examples, write_examples
 
 
@@ -60,7 +59,7 @@ def test_documents_in_two_splits_are_counted(prepared_bench, tmp_path, monkeypat
         "make_examples",
         lambda task, split, documents: plain(task, "train", documents)[:5] + plain(task, split, documents),
     )
-    monkeypatch.setattr(module, "_clusters", lambda rows, split, count: [None] * count)
+    monkeypatch.setattr(rendering, "_clusters", lambda rows, split, count: [None] * count)
     record = write(prepared_bench, tmp_path / "examples", "scienceqa")
     assert record["shared"]["train and evaluation"] == 5
     assert "5 documents stand in train and evaluation" in capsys.readouterr().err

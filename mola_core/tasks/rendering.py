@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from mola_core.errors import MolaError
-from mola_core.tasks import COLUMNS, PARTS, evaluation_split, include, included, load_task
+from mola_core.tasks import (
+    COLUMNS,
+    PARTS,
+    evaluation_split,
+    include,
+    included,
+    is_own,
+    load_task,
+)
 from mola_core.tasks.rows import CLUSTER_FILE
 
 
@@ -72,10 +80,10 @@ def _rendered(task: str, protocol: str, rows: Path) -> dict[str, list[dict[str, 
 
 
 def _rendered_again(task: str, protocol: str, rows: Path) -> dict[str, list[dict[str, Any]]]:
-    """`_rendered`; where the task has code of its own in a process of its own, in which Python hashes texts otherwise."""
+    """`_rendered`; of a foreign task with code of its own in a process of its own, in which Python hashes texts otherwise."""
     config = load_task(task, protocol, rows).config
     own = (config.process_docs, config.doc_to_text, config.doc_to_target, config.doc_to_choice)
-    if not any(map(callable, own)):
+    if is_own(task) or not any(map(callable, own)):
         return _rendered(task, protocol, rows)
     before = os.environ.get("PYTHONHASHSEED")
     os.environ["PYTHONHASHSEED"] = "1" if before == "0" else "0"
