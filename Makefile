@@ -65,16 +65,18 @@ report: $(BIN)/.ready
 	snakemake --cores 1 --config study=$(STUDY) --report results/$(STUDY)/report.html
 	if command -v chromium >/dev/null; then python tests/open_pages.py results/$(STUDY)/*.html; fi
 
-# A finished study's scores and records into results/published, and all that follows from them.
+# A finished study's scores, records, looks, tries and knock-out into results/published, and all that follows from them.
 publish: $(BIN)/.ready
 	mkdir -p results/published/$(STUDY)
-	cp results/$(STUDY)/*.parquet results/$(STUDY)/cells.csv results/published/$(STUDY)/
-	cd results/$(STUDY) && cp --parents cells/*/*/*/manifest.json ../published/$(STUDY)/
+	cp results/$(STUDY)/*.parquet results/$(STUDY)/*.jsonl results/$(STUDY)/cells.csv results/published/$(STUDY)/
+	cd results/$(STUDY) && cp --parents \
+		$$(find . -path './cells/*' '(' -name manifest.json -o -name knockout.csv ')' -o -name 'tuning.*') ../published/$(STUDY)/
 	$(MAKE) published STUDY=$(STUDY)
 
 # Every table and figure of a published study again, from its published scores, without a model.
 published: $(BIN)/.ready
 	for verb in tables figures verdict summary; do mola $$verb --study $(STUDY) --results results/published || exit 1; done
+	if [ -n "$$(find results/published/$(STUDY)/cells -name knockout.csv)" ]; then mola knockout --study $(STUDY) --results results/published; fi
 
 clean:
 	rm -rf .venv

@@ -12,7 +12,15 @@ from mola_core.records import digest, read_record
 
 PUBLISHED = Path(__file__).parent.parent / "results" / "published"
 STUDIES = sorted(file.parent.name for file in PUBLISHED.glob("*/scores.parquet"))
-MADE = ("tables/*.md", "tables/*.csv", "tables/*.tex", "figures/*.svg", "verdict.*", "summary.md")
+MADE = (
+    "tables/*.md",
+    "tables/*.csv",
+    "tables/*.tex",
+    "figures/*.svg",
+    "verdict.*",
+    "summary.md",
+    "knockout.csv",
+)
 NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
 
 
@@ -30,9 +38,14 @@ def test_a_study_is_published():
 def test_the_committed_tables_and_figures_are_those_of_the_scores(tmp_path, name):
     committed, again = PUBLISHED / name, tmp_path / name
     again.mkdir()
-    for file in (*committed.glob("*.parquet"), *committed.glob("*.jsonl")):
+    for file in (*committed.glob("*.parquet"), *committed.glob("*.jsonl"), *committed.glob("tuning.*")):
         shutil.copy(file, again)
-    for verb in ("tables", "figures", "verdict", "summary"):
+    knocked_out = list(committed.glob("cells/*/*/*/knockout.csv"))
+    for file in knocked_out:
+        copy = again / file.relative_to(committed)
+        copy.parent.mkdir(parents=True)
+        shutil.copy(file, copy)
+    for verb in ("tables", "figures", "verdict", "summary", *(["knockout"] if knocked_out else [])):
         assert main([verb, "--study", name, "--results", str(tmp_path)]) == 0
     made = {file.relative_to(again) for pattern in MADE for file in again.glob(pattern)}
     made -= {file for file in made if file.suffix == ".html"}
@@ -50,7 +63,10 @@ def test_the_manifests_are_whole_and_those_of_the_scores(name):
     cells = pd.read_parquet(PUBLISHED / name / "cells.parquet").set_index(["task", "method", "seed"])
     for (task, method, seed), cell in cells.iterrows():
         manifest = read_record(PUBLISHED / name / f"cells/{task}/{method}/seed{seed}/manifest.json")
-        assert manifest["digest"] == cell["digest"] == digest(manifest["settings"])
+        if "digest" in manifest:  # of version 0.1: one digest of training and evaluation together
+            assert manifest["digest"] == cell["digest"] == digest(manifest["settings"])
+        else:
+            assert manifest["evaluation_key"] == cell["evaluation_key"]
         assert manifest["samples_sha256"] == cell["samples_sha256"]
         assert manifest["evaluation"]["accuracy"] == pytest.approx(cell["accuracy"])
         assert not manifest["stand_in"]

@@ -123,5 +123,11 @@ def test_the_summary_says_what_diverged_and_how_large_updates_are():
     assert "At the edge of the rates tried: mola-2468." in told
     assert "Diverged: 1 of 4 trainings" in told and "cola/mola-2468/seed0 (step 7)" in told
     assert "lora-r4 0.2 and 2; mola-2468 0.5 and 5" in told
+    by_task = pd.concat([cells, cells.assign(task="rte", learning_rate=[1e-2, 1e-2, 1e-2, 1e-2])])
+    told = "\n".join(training_notes(study, by_task))
+    assert "Learning rates chosen: lora-r4 0.01; mola-2468 0.1 (CoLA), 0.01 (RTE) (" in told
+    assert "At the edge of the rates tried: mola-2468." in told
+    shared = training_notes(study, cells.assign(learning_rate=1e-2))
+    assert "Learning rates chosen: lora-r4, mola-2468 0.01 (" in shared[0] and "edge" not in shared[1]
     plain = smoke(methods=["base", "lora-r4", "mola-2468"])
     assert not any("edge" in line or "chosen" in line for line in training_notes(plain, cells))

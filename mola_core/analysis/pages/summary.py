@@ -61,7 +61,11 @@ def what_was_run(study: Study, cells: pd.DataFrame) -> list[str]:
     seconds = trained["train_seconds"].sum() + cells["evaluation_seconds"].sum()
     devices = dict.fromkeys([*trained["device"].dropna(), *cells["evaluation_device"].dropna()])
     training = study.training
-    length = f"{training.max_steps:,} steps" if training.max_steps else f"{training.last_epoch:g} epochs"
+    length = (
+        f"{training.max_steps:,} steps"
+        if training.max_steps
+        else f"{training.last_epoch:g} epoch{'s' * (training.last_epoch != 1)}"
+    )
     lines = [
         f"Base model: {study.model.name} ({study.model.source}), {study.model.dtype}",
         f"Data: {study.data.source}; tasks: {', '.join(map(task_title, study.tasks))}; protocol: {study.protocol}",
@@ -93,12 +97,11 @@ def training_notes(study: Study, trained: pd.DataFrame) -> list[str]:
     lines = []
     if study.tuning and "learning_rate" in trained:
         tuned = trained[trained["method"].isin(candidates(study))]
-        rates = tuned.groupby("method", sort=False)["learning_rate"].unique()
-        told = [f"{method} {', '.join(f'{rate:g}' for rate in sorted(of))}" for method, of in rates.items()]
+        told = [f"{', '.join(methods)} {rates}" for rates, methods in _chosen_rates(tuned).items()]
         lines.append(f"Learning rates chosen: {'; '.join(told)} ([tuning.csv](tuning.csv))")
         ends = {min(study.tuning.learning_rates), max(study.tuning.learning_rates)}
-        edge = [method for method, of in rates.items() if ends & set(of)]
-        if edge:
+        edge = tuned.loc[tuned["learning_rate"].isin(ends), "method"].unique()
+        if len(edge):
             lines.append(
                 f"**At the edge of the rates tried: {', '.join(edge)}. A better rate may lie beyond: add rates to"
                 " `tuning.learning_rates`.**"
@@ -124,6 +127,17 @@ def training_notes(study: Study, trained: pd.DataFrame) -> list[str]:
             + "; ".join(told)
         )
     return lines
+
+
+def _chosen_rates(tuned: pd.DataFrame) -> dict[str, list[str]]:
+    """Learning rates in words, with the tasks' names where these have rates of their own; and the methods that have them."""
+    methods: dict[str, list[str]] = {}
+    for method, own in tuned.groupby("method", sort=False):
+        by_task = own.groupby("task", sort=False)["learning_rate"].first()
+        told = [f"{rate:g} ({task_title(str(task))})" for task, rate in by_task.items()]
+        text = ", ".join(told) if by_task.nunique() > 1 else f"{by_task.iloc[0]:g}"
+        methods.setdefault(text, []).append(str(method))
+    return methods
 
 
 def _rates(study: Study) -> str:
