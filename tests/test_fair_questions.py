@@ -262,6 +262,29 @@ def test_an_answer_that_never_changes_is_refused(tokenizer):
     check_answers("t", "train", unseen)
 
 
+def test_ten_documents_are_enough_to_see_that_an_answer_never_changes():
+    classes = [row(prompt=f"{number}?", options=(" no", " yes"), answer=1) for number in range(10)]
+    with pytest.raises(MolaError, match="all 10 documents"):
+        check_answers("t", "train", classes)
+    check_answers("t", "train", classes[:9])
+
+
+def test_an_answer_in_one_place_is_refused_where_the_prompt_shows_all_options():
+    def shown(prompt, answer=0):
+        pairs = [(f" x{number}", f" y{number}") for number in range(12)]
+        return [
+            row(prompt=prompt.format(*map(str.strip, pair)), options=pair, answer=answer and place % 2)
+            for place, pair in enumerate(pairs)
+        ]
+
+    with pytest.raises(MolaError, match="option 0 of the prompt"):
+        check_answers("t", "train", shown("{0}\n{1}\nWhich?"))
+    check_answers("t", "train", shown("{0} or {1}?", answer=1))  # now the one, now the other
+    check_answers("t", "train", shown("{0} or what?"))
+    generated = [row(options=(f"answer {number}",)) | {"options": [], "answer": None} for number in range(12)]
+    check_answers("t", "train", generated)
+
+
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [
@@ -283,6 +306,34 @@ def test_an_answer_that_never_changes_is_refused(tokenizer):
             False,
         ),
         (row(prompt="the dog bit the man"), row(prompt="the man bit the dog"), False),
+        (
+            row(prompt="Q?\nA. one\nB. two\nAnswer:", options=(" A", " B")),
+            row(prompt="R?\nA. one\nB. two\nAnswer:", options=(" A", " B")),
+            False,
+        ),
+        (
+            row(prompt="Q?\nA. one\nB. two\nWhich is hot?", options=(" A", " B")),
+            row(prompt="Q?\nA. one\nB. two\nWhich is cold?", options=(" A", " B")),
+            False,
+        ),
+        (
+            row(prompt="Q ?\nA. one  x\nB. two\nWhich  one?", options=(" A", " B")),
+            row(prompt="Q  ?\nA. two\nB. one x\nWhich one?", options=(" A", " B")),
+            True,
+        ),
+        (
+            row(prompt="Q?\nA. one\nAnswer:", options=(" A", " B")),
+            row(prompt="Q?\nB. one\nAnswer:", options=(" A", " B")),
+            False,
+        ),
+        (
+            row(prompt="c) one\nd) two\nAnswer:", options=(" cat", " dog")),
+            row(prompt="c) two\nd) one\nAnswer:", options=(" cat", " dog")),
+            False,
+        ),
+        (row(options=(" a", " b")), row(options=("a", "b")), True),
+        (row(options=(" a",)) | {"options": []}, row(options=(" b",)) | {"options": []}, False),
+        (row(options=(" a",)) | {"options": []}, row(options=("a",)) | {"options": []}, True),
         (row(options=(" a", " b")), row(options=(" a", " c")), False),
     ],
 )

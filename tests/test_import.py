@@ -210,15 +210,95 @@ def test_a_byte_order_mark_is_no_matter(runs, tmp_path):
     assert imported(tmp_path / "scores.parquet", folder, "--pattern", PATTERN) == 0
 
 
+def some(number, **values):
+    """Alters one document."""
+
+    def change(samples):
+        samples[number].update(values)
+
+    return change
+
+
+def shifted(samples):
+    for sample in samples:
+        sample["target"] = str((int(sample["target"]) + 1) % 3)
+
+
+def one_unknown(samples):
+    missed = next(sample for sample in samples if not sample["acc"])
+    missed["target"] = "unknown"
+
+
+def twins(samples):
+    """The last option is the first one's text, and answers are given as text."""
+    for sample in samples:
+        arguments = sample["arguments"]
+        arguments["gen_args_2"]["arg_1"] = arguments["gen_args_0"]["arg_1"]
+        sample["target"] = arguments[f"gen_args_{sample['target']}"]["arg_1"].strip()
+
+
+def only_the_first(samples):
+    for sample in samples:
+        sample["arguments"] = {"gen_args_0": sample["arguments"]["gen_args_0"]}
+        sample["filtered_resps"] = sample["filtered_resps"][:1]
+        sample |= {"target": "0", "acc": 1}
+
+
+def two_letters(samples):
+    for sample in samples:
+        place = int(sample["target"])
+        sample["target"] = LETTERS[place : place + 2]
+
+
 @pytest.mark.parametrize(
-    "change", [drop("target"), each(acc="1"), drop("arguments"), each(filtered_resps=[])]
-)
+    "change",
+    [
+        *(drop("target"), drop("arguments"), each(acc="1"), each(filtered_resps=[]), each(filtered_resps=None)),
+        *(each(filtered_resps=[[], [], []]), each(filtered_resps=["x", "y", "z"])),
+        *(each(arguments=None), some(3, arguments=[]), some(3, acc=None), some(3, filtered_resps=[[-1, False]])),
+        some(3, filtered_resps=[[float("-inf"), False], [-1, False], [-1, False]]),
+        *(each(target="3", acc=0), each(target="Z", acc=0), each(target="é", acc=0), each(target="-1", acc=0)),
+        *(shifted, one_unknown, twins, only_the_first, two_letters),
+    ],
+)  # fmt: skip
 def test_likelihoods_that_files_do_not_tell_are_left_out(runs, tmp_path, capsys, change):
     folder = changed(runs, tmp_path, change)
     options = ("--pattern", PATTERN, "--metric", "acc_norm")
     assert imported(tmp_path / "scores.parquet", folder, *options) == 0
     assert "task arc_easy: no likelihoods" in capsys.readouterr().err
     assert load_scores(tmp_path / "scores.parquet")["likelihood"].isna().sum() == DOCUMENTS
+
+
+def listed(samples):
+    """As lm-eval wrote requests before they had names."""
+    for sample in samples:
+        sample["arguments"] = [[one["arg_0"], one["arg_1"]] for one in sample["arguments"].values()]
+
+
+def asked_without_prompt(samples):
+    """What acc_mutual_info adds: each option once more, by itself."""
+    for sample in samples:
+        options = sample["arguments"].values()
+        sample["arguments"] = [[one["arg_0"], one["arg_1"]] for one in options]
+        sample["arguments"] += [["", one["arg_1"]] for one in options]
+        sample["filtered_resps"] += [[5.0, False]] * len(options)
+        sample["metrics"] = ["acc", "acc_mutual_info"]
+
+
+def blank(samples):
+    for sample in samples:
+        sample["target"] = f" {sample['target']} "
+
+
+@pytest.mark.parametrize("change", [listed, asked_without_prompt, blank])
+def test_likelihoods_are_the_same_however_they_are_written(runs, tmp_path, change):
+    tables = []
+    for name, apply in (("plain", lambda _: None), ("changed", change)):
+        folder = changed(runs, tmp_path / name, apply)
+        assert imported(tmp_path / f"{name}.parquet", folder, "--pattern", PATTERN) == 0
+        tables.append(pq.read_table(tmp_path / f"{name}.parquet").to_pandas())
+    assert tables[0].equals(tables[1])
+    assert tables[0]["likelihood"].notna().all()
 
 
 def test_other_prompts_and_missing_likelihoods_are_told(runs, tmp_path, capsys):
