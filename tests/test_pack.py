@@ -110,8 +110,10 @@ def test_a_part_that_is_not_whole_is_named(packed, tmp_path, damage):
 
 def test_rows_and_model_of_folders_travel(packed, tmp_path, monkeypatch):
     """Their places are this machine's; the keys are read off the files."""
-    rows = [dict(ROWS["cola"], sentence=f"Sentence {i}.", label=i % 2, idx=i) for i in range(16)]
     for split in ("train", "validation"):
+        rows = [
+            dict(ROWS["cola"], sentence=f"Sentence {i} of {split}.", label=i % 2, idx=i) for i in range(16)
+        ]
         write_split(tmp_path / "rows", "glue/cola", split, rows)
     given = Layout(load_study(packed[0]), packed[1]).model
     subprocess.run(["cp", "-r", str(given), str(tmp_path / "base")], check=True)
