@@ -11,7 +11,7 @@ from test_controls import MODELS, base_of, built, layer_of, study_of
 from mola_core.errors import MolaError
 from mola_core.methods import peft_configs
 from mola_core.methods.registry import adapter_config, closed_form
-from mola_core.methods.settings import AdapterSettings, MethodSettings
+from mola_core.methods.settings import SEVEN_MODULES, AdapterSettings, MethodSettings
 from mola_core.models.tokens import Encoded
 from mola_core.models.weights import continued_adapter, load_adapter, new_adapter, save_weights, unload
 from mola_core.study.effective import EffectiveTraining
@@ -239,14 +239,15 @@ def test_an_odd_depth_leaves_its_middle_layer_out(tiny_llama, tmp_path):
     ["lora-r4", "rslora-r4", "dora-r4", "adalora-r4", "lora-upper-r4", "lora-matched-2468", "mola-2468"],
 )
 def test_parameters_in_closed_form_are_those_that_are_trained(tiny_llama, tmp_path, method):
-    sizes = [[(32, 32), (32, 16), (32, 16), (32, 32), (32, 48), (32, 48), (48, 32)]] * 4
+    each = [(32, 32), (32, 16), (32, 16), (32, 32), (32, 48), (32, 48), (48, 32)]
+    sizes = [dict(zip(SEVEN_MODULES, each, strict=True))] * 4
     counted = trainable(
         new_adapter(tiny_llama(), MethodSettings(method=method), STUDY, tmp_path, steps=STEPS)
     )
     assert closed_form(MethodSettings(method=method), STUDY, sizes) in (counted, None)
     per_rank, outputs = (
-        sum(a + b for layer in sizes for a, b in layer),
-        sum(b for layer in sizes for _, b in layer),
+        sum(a + b for layer in sizes for a, b in layer.values()),
+        sum(b for layer in sizes for _, b in layer.values()),
     )
     by_hand = {
         "dora-r4": 4 * per_rank + outputs,

@@ -85,7 +85,7 @@ def config(request):
 
 
 def parameters(request, sizes):
-    return sum(lora_parameters([request.method.rank], layer) for layer in sizes)
+    return sum(lora_parameters([request.method.rank], layer.values()) for layer in sizes)
 
 
 FAMILIES = (

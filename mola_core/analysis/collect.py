@@ -131,11 +131,11 @@ def chance_label(cells: pd.DataFrame) -> str:
 
 def recorded_experts(cells: pd.DataFrame) -> dict[str, list[float]]:
     """Experts of each layer that each method was trained with: the mean over its cells, which differ only where data
-    of the cell chose them (`sensitivity-<budget>`)."""
-    known = cells.dropna(subset="experts").groupby("method", sort=False)["experts"]
+    of the cell chose them (`sensitivity-<budget>`). A method whose modules differ is not among them."""
+    lists = cells[[str(experts).startswith("[") for experts in cells["experts"]]]
     return {
-        method: np.mean([json.loads(experts) for experts in lists], axis=0).tolist()
-        for method, lists in known
+        method: np.mean([json.loads(experts) for experts in of_method], axis=0).tolist()
+        for method, of_method in lists.groupby("method", sort=False)["experts"]
     }
 
 

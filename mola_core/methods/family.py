@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from mola_core.errors import MolaError
@@ -25,8 +25,19 @@ NEEDS_DATA = {"eva", "lora_ga"}
 """Values of `init_lora_weights` that look at batches of the training first."""
 IN_BASE = ("pissa", "olora", "lora_ga")
 """Beginnings of `init_lora_weights` that take the start out of the base weights."""
-LayerSizes = Sequence[Sequence[tuple[int, int]]]
-"""(d_in, d_out) of the adapted matrices of each layer, first layer first."""
+LayerSizes = Sequence[Mapping[str, tuple[int, int]]]
+"""(d_in, d_out) of the adapted matrices of each layer by their names within it, first layer first."""
+LayerExperts = list[int] | dict[str, list[int]]
+"""Experts of each layer, first layer first; by the names of target modules where these differ."""
+
+
+def of_layers(value: int | list[int], depth: int, what: str) -> list[int]:
+    """One number for each layer. Raises ValueError where `value` lists another number of layers."""
+    if isinstance(value, int):
+        return [value] * depth
+    if len(value) != depth:
+        raise ValueError(f"{what} lists {len(value)} layers, the model has {depth}")
+    return list(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +67,8 @@ class Request:
     """The study's adapter settings with the method's own in their place."""
     depth: int
     """Layers of the base model."""
-    experts: list[int] | None
-    """Of each layer, first layer first; None for methods without, and where data are yet to choose them."""
+    experts: LayerExperts | None
+    """None for methods without, and where data are yet to choose them."""
 
     @property
     def lora_common(self) -> dict[str, Any]:
@@ -75,9 +86,19 @@ class Request:
 
     def known_experts(self) -> list[int]:
         """The experts of each layer. Raises `MolaError` where the method has none."""
-        if self.experts is None:
+        if not isinstance(self.experts, list):
             raise MolaError(f"method {self.settings.label!r}: has no experts per layer")
         return self.experts
+
+    @property
+    def rank(self) -> int | list[int]:
+        """Rank of an expert: one number for all layers, or one for each."""
+        own = self.settings.rank
+        return own if isinstance(own, list) else self.adapter.rank
+
+    def ranks(self) -> list[int]:
+        """Rank of an expert in each layer. Raises ValueError where as many are listed as the model has not layers."""
+        return of_layers(self.rank, self.depth, f"method {self.settings.label!r}: rank")
 
 
 @dataclasses.dataclass(frozen=True)

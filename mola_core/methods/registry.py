@@ -19,7 +19,16 @@ from typing import TYPE_CHECKING, Any
 from mola_core.errors import MolaError, did_you_mean, one_line
 from mola_core.files import sha256_file
 from mola_core.methods import families
-from mola_core.methods.family import IN_BASE, NEEDS_DATA, Family, LayerSizes, Method, Request
+from mola_core.methods.family import (
+    IN_BASE,
+    NEEDS_DATA,
+    Family,
+    LayerExperts,
+    LayerSizes,
+    Method,
+    Request,
+    of_layers,
+)
 from mola_core.records import digest
 from mola_core.shapes import experts_per_layer, parse_shape
 
@@ -139,19 +148,18 @@ def family_of(settings: MethodSettings) -> Family:
     return all_families()[parse_method(settings).kind]
 
 
-def layer_experts(settings: MethodSettings, depth: int) -> list[int] | None:
+def layer_experts(settings: MethodSettings, depth: int) -> LayerExperts | None:
     """Experts of each layer (rank of a matched LoRA divided by the expert rank), None for methods without.
 
     An allocation's experts are not in its name but in the cell's record: None too. Raises ValueError where listed
     experts do not fit the depth.
     """
-    method = parse_method(settings)
-    if settings.experts is not None:
-        if len(settings.experts) != depth:
-            raise ValueError(
-                f"method {settings.label!r}: experts lists {len(settings.experts)} layers, the model has {depth}"
-            )
-        return list(settings.experts)
+    method, given = parse_method(settings), settings.experts
+    what = f"method {settings.label!r}: experts"
+    if isinstance(given, dict):
+        return {name: of_layers(counts, depth, f"{what} of {name}") for name, counts in given.items()}
+    if given is not None:
+        return of_layers(given, depth, what)
     return experts_per_layer(method.shape, depth) if method.shape else None
 
 
@@ -169,8 +177,7 @@ def adapter_config(
 
 def adapter_config_without_model(settings: MethodSettings, adapter: AdapterSettings) -> dict[str, Any]:
     """The config but for what depends on the model's depth; empty where no adapter is trained. `adapter` is the study's."""
-    depth = len(settings.experts) if settings.experts else 4
-    return adapter_config(settings, settings.adapter(adapter), depth) or {}
+    return adapter_config(settings, settings.adapter(adapter), settings.listed_layers or 4) or {}
 
 
 def closed_form(settings: MethodSettings, adapter: AdapterSettings, sizes: LayerSizes) -> int | None:

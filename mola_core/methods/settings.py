@@ -22,8 +22,10 @@ from mola_core.section import (
     Closed,
     Coefficient,
     Experts,
+    ExpertsOfLayers,
     Name,
     Rank,
+    RankOfLayers,
     Rate,
     Share,
 )
@@ -73,12 +75,14 @@ class MethodSettings(Closed):
     file the plain string `pissa-<method>` is that method with `initialisation: pissa`."""
     name: Name | None = None
     """Name in results; needed where the same method appears twice with different settings."""
-    experts: Annotated[list[Experts], Field(min_length=1)] | None = None
-    """Experts of each layer, for `method: mola`."""
+    experts: ExpertsOfLayers | None = None
+    """For `method: mola`: experts of each layer, first layer first, or one number for all; or a mapping from each target
+    module to either, as GuiLoMo and LoRA-SMoE choose them."""
     config: dict[str, Any] | None = None
     """For `method: peft`: PEFT's own config, `peft_type` in it; target modules are the study's where it names none."""
-    rank: Rank | None = None
-    """In place of `adapter.rank`."""
+    rank: RankOfLayers | None = None
+    """In place of `adapter.rank`; a list has the rank of an expert in each layer, first layer first, and its scale is
+    then alpha over the rank of its layer."""
     alpha: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
     """The method's own: of a plain LoRA what PEFT calls `lora_alpha`, so that its scale is alpha / k."""
     rslora: bool | None = None
@@ -107,10 +111,25 @@ class MethodSettings(Closed):
         """What it does differently from the study's other methods of its kind, but for where its experts are."""
         return self.model_dump(exclude={"method", "name", "experts"}, exclude_none=True)
 
+    @property
+    def listed_layers(self) -> int | None:
+        """How many layers its lists of ranks or experts are for; None without such. Raises ValueError where they differ."""
+        experts = self.experts.values() if isinstance(self.experts, dict) else [self.experts]
+        lengths = {len(value) for value in [self.rank, *experts] if isinstance(value, list)}
+        if len(lengths) > 1:
+            raise ValueError(
+                f"method {self.label!r}: rank and experts list {' and '.join(map(str, sorted(lengths)))} layers; "
+                "give each one number for each layer of the model"
+            )
+        return next(iter(lengths), None)
+
     def adapter(self, defaults: AdapterSettings) -> AdapterSettings:
-        """The study's adapter settings with this method's own in their place."""
+        """The study's adapter settings with this method's own in their place, but for ranks by layer."""
         own = {key: getattr(self, key) for key in AdapterSettings.model_fields}
-        return defaults.model_copy(update={key: value for key, value in own.items() if value is not None})
+        single = {
+            key: None if key == "rank" and isinstance(value, list) else value for key, value in own.items()
+        }
+        return defaults.model_copy(update={key: value for key, value in single.items() if value is not None})
 
     def _check_taken(self) -> None:
         """Raise ValueError for a setting that would say something and change nothing."""
@@ -135,6 +154,7 @@ class MethodSettings(Closed):
                     f"method {self.label!r}: target_modules stand in config too; remove one of them"
                 )
         self._check_taken()
+        _ = self.listed_layers
         experts = experts_per_layer(parsed.shape, 64) if parsed.shape else [1]
         for what, number, most in [
             ("rank", parsed.rank or 1, MAX_RANK),

@@ -160,7 +160,7 @@ class Study(Closed):
         for number, method in enumerate(self.methods):
             try:
                 adapter_config_without_model(method, self.adapter)
-            except ValueError as error:
+            except (ValueError, MolaError) as error:
                 yield f"methods.{number}: {error}"
                 return
         if self.training.shared_prefix:

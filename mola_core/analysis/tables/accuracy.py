@@ -219,8 +219,8 @@ def _capacity(study: Study, label: str, cells: pd.DataFrame, layers: Sizes) -> d
     if label not in study.method_by_label:
         return nothing
     settings = study.method_by_label[label]
-    method, rank = parse_method(settings), settings.adapter(study.adapter).rank
-    depth = model_depth(cells, layers)
+    method, depth = parse_method(settings), model_depth(cells, layers)
+    rank = runs(settings.rank) if isinstance(settings.rank, list) else settings.adapter(study.adapter).rank
     if method.rank:
         return nothing | {"rank": method.rank}
     if method.budget is not None and label in (chosen := recorded_experts(cells)):
@@ -235,6 +235,9 @@ def _capacity(study: Study, label: str, cells: pd.DataFrame, layers: Sizes) -> d
         return nothing
     experts = layer_experts(settings, depth)
     assert experts is not None
+    if isinstance(experts, dict):
+        by_module = "; ".join(f"{name} {runs(counts)}" for name, counts in experts.items())
+        return nothing | {"rank": rank, "experts_per_layer": by_module}
     return {
         "rank": rank,
         "experts_per_layer": runs(experts),
@@ -251,8 +254,7 @@ def model_depth(cells: pd.DataFrame, layers: Sizes) -> int | None:
     """Layers of the base model: from its tensors, else from the experts that a MoLA cell was trained with."""
     if layers:
         return len(layers)
-    known = cells["experts"].dropna()
-    return known.iloc[0].count(",") + 1 if len(known) else None
+    return next((len(experts) for experts in recorded_experts(cells).values()), None)
 
 
 def shown_parameters(table: pd.DataFrame) -> pd.DataFrame:
@@ -263,7 +265,7 @@ def shown_parameters(table: pd.DataFrame) -> pd.DataFrame:
             {
                 "Method": row["method"],
                 "Layers × experts": experts if isinstance(experts, str) else EMPTY,
-                "Rank": count(row["rank"]),
+                "Rank": row["rank"] if isinstance(row["rank"], str) else count(row["rank"]),
                 "Budget": count(row["budget"]),
                 "Closed form": count(row["closed_form"]),
                 "Trained": count(row["trained"]),

@@ -19,14 +19,19 @@ Sizes = list[dict[str, tuple[int, int]]]
 
 def layer_matrices(folder: Path) -> Sizes:
     """The matrices of each layer of the model in `folder`, first layer first; empty where no model is there."""
-    layers: dict[int, dict[str, tuple[int, int]]] = {}
+    shapes: dict[str, list[int]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="np") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 - no mapping
-                place = re.fullmatch(r"\D*\.(\d+)\.(.+)\.weight", key)
-                shape = tensors.get_slice(key).get_shape() if place else ()
-                if place and len(shape) == 2:
-                    layers.setdefault(int(place[1]), {})[place[2]] = (shape[1], shape[0])
+            shapes |= {key: tensors.get_slice(key).get_shape() for key in tensors.keys()}  # noqa: SIM118 - no mapping
+    layers: dict[int, dict[str, tuple[int, int]]] = {}
+    for key, shape in shapes.items():
+        place = re.fullmatch(r"\D*\.(\d+)\.(.+)\.weight", key)
+        if place and len(shape) == 2:
+            d_out, d_in = shape
+            # GPT-2's are the other way round, as their biases tell.
+            if shapes.get(f"{key.removesuffix('weight')}bias", [d_out]) != [d_out]:
+                d_out, d_in = d_in, d_out
+            layers.setdefault(int(place[1]), {})[place[2]] = (d_in, d_out)
     return [layers[index] for index in sorted(layers)]
 
 
@@ -39,10 +44,10 @@ def closed_form(study: Study, label: str, layers: Sizes) -> int | None:
     adapter = settings.adapter(study.adapter)
     config = registry.adapter_config(settings, adapter, len(layers)) or {}
     if "target_modules" not in config:
-        return registry.closed_form(settings, adapter, [[] for _ in layers])
+        return registry.closed_form(settings, adapter, [{} for _ in layers])
     adapted = []
     for index, layer in enumerate(layers):
-        sizes = [size for name, size in layer.items() if _adapted(name, adapter.target_modules)]
+        sizes = {name: size for name, size in layer.items() if _adapted(name, adapter.target_modules)}
         if not sizes:
             raise MolaError(
                 f"method {label}: layer {index} of the base model has none of the modules "

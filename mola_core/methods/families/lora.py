@@ -33,20 +33,21 @@ def plain(request: Request) -> dict[str, Any]:
 def _matched(request: Request) -> dict[str, Any]:
     """Rank r·E and scale alpha / (r·E) in a layer of E experts: MoLA with every gate at 1/E, so without routing."""
     adapter = request.adapter
-    ranks = [adapter.rank * count for count in request.known_experts()]
+    ranks = _matched_ranks(request)
     return _start(request) | {"r": adapter.rank, "lora_alpha": adapter.alpha, LAYER_RANKS: ranks}
 
 
+def _matched_ranks(request: Request) -> list[int]:
+    return [rank * count for rank, count in zip(request.ranks(), request.known_experts(), strict=True)]
+
+
 def plain_parameters(request: Request, sizes: LayerSizes) -> int:
-    return sum(lora_parameters([request.known_rank()], layer) for layer in sizes)
+    return sum(lora_parameters([request.known_rank()], layer.values()) for layer in sizes)
 
 
 def _matched_parameters(request: Request, sizes: LayerSizes) -> int:
-    experts = request.known_experts()
-    return sum(
-        lora_parameters([request.adapter.rank * count], layer)
-        for count, layer in zip(experts, sizes, strict=True)
-    )
+    ranks = _matched_ranks(request)
+    return sum(lora_parameters([rank], layer.values()) for rank, layer in zip(ranks, sizes, strict=True))
 
 
 _MATCHED = ("rank", "alpha", "dropout", "target_modules", "initialisation", "loraplus_ratio")

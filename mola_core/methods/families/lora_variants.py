@@ -61,7 +61,8 @@ def _half(request: Request) -> dict[str, Any]:
 
 
 def _half_parameters(request: Request, sizes: LayerSizes) -> int:
-    return sum(lora_parameters([rank], layer) for rank, layer in zip(_ranks(request), sizes, strict=True))
+    ranks = _ranks(request)
+    return sum(lora_parameters([rank], layer.values()) for rank, layer in zip(ranks, sizes, strict=True))
 
 
 def _counted(request: Request, sizes: LayerSizes) -> None:

@@ -5,23 +5,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mola_core.methods.allocation import AllocationInput, total_experts
-from mola_core.methods.family import Family, LayerSizes, Request
+from mola_core.methods.family import Family, LayerExperts, LayerSizes, Request
 from mola_core.shapes import SHAPE_PATTERN, mola_parameters
 
 
 def _config(request: Request) -> dict[str, Any]:
     """`num_experts` of each layer; until data have chosen them, what they are chosen by."""
     adapter, method, experts = request.adapter, request.method, request.experts
-    if experts and adapter.top_k > min(experts):
-        raise ValueError(
-            f"method {request.settings.label!r}: top_k {adapter.top_k} is above the {min(experts)} experts of a layer;"
-            " lower top_k or give every layer more experts"
-        )
+    request.ranks()
+    if experts:
+        _check_experts(request, experts)
     return {
         "peft_type": "MOLA",
         "num_experts": experts or [method.allocation, method.budget, method.draw],
         "top_k": adapter.top_k,
-        "r": adapter.rank,
+        "r": request.rank,
         "lora_alpha": adapter.alpha,
         "router_aux_loss_coef": adapter.balance_loss,
         "init_lora_weights": "pissa" if adapter.initialisation == "pissa" else True,
@@ -29,17 +27,48 @@ def _config(request: Request) -> dict[str, Any]:
     }
 
 
+def _check_experts(request: Request, experts: LayerExperts) -> None:
+    """Raise ValueError where a layer has fewer experts than a token uses, or modules are not the target modules."""
+    label, adapter = request.settings.label, request.adapter
+    least = min(experts if isinstance(experts, list) else (min(counts) for counts in experts.values()))
+    if adapter.top_k > least:
+        raise ValueError(
+            f"method {label!r}: top_k {adapter.top_k} is above the {least} experts of a layer;"
+            " lower top_k or give every layer more experts"
+        )
+    if isinstance(experts, dict):
+        targets = adapter.target_modules
+        for module in experts.keys() - set(targets):
+            raise ValueError(
+                f"method {label!r}: experts: {module[:60]!r} is none of its target_modules, {', '.join(targets)}"
+            )
+        for module in set(targets) - experts.keys():
+            raise ValueError(
+                f"method {label!r}: experts: target module {module!r} has none; add it, or leave it out of target_modules"
+            )
+
+
 def _parameters(request: Request, sizes: LayerSizes) -> int | None:
-    experts = request.experts
+    experts, ranks = request.experts, request.ranks()
     if request.method.budget is not None:
         # Which layer has how many is the data's choice: the sum alone is known, and enough where layers are alike.
-        if any(layer != sizes[0] for layer in sizes):
+        if any((layer, rank) != (sizes[0], ranks[0]) for layer, rank in zip(sizes, ranks, strict=True)):
             return None
         experts = [total_experts(request.method.budget, len(sizes)), *[0] * (len(sizes) - 1)]
     if experts is None:
         return None
-    rank = request.adapter.rank
-    return sum(mola_parameters([count], layer, rank) for count, layer in zip(experts, sizes, strict=True))
+    return sum(
+        mola_parameters([_experts_of(experts, name)[layer]], [size], ranks[layer])
+        for layer, modules in enumerate(sizes)
+        for name, size in modules.items()
+    )
+
+
+def _experts_of(experts: LayerExperts, name: str) -> list[int]:
+    """Experts of each layer in the module `name`, which may end with several of the target modules' names."""
+    if isinstance(experts, list):
+        return experts
+    return experts[max((key for key in experts if f".{name}".endswith(f".{key}")), key=len)]
 
 
 _TAKES = ("rank", "alpha", "dropout", "top_k", "balance_loss", "target_modules", "initialisation")

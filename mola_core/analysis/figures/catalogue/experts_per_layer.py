@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from mola_core.analysis.figures.style import Style
+    from mola_core.methods.settings import MethodSettings
 
 
 def draw(data: StudyData) -> Figure:
@@ -32,7 +33,7 @@ def draw(data: StudyData) -> Figure:
         method = parse_method(settings)
         experts: Sequence[float] | None = None
         if depth:
-            experts = chosen.get(label) if method.budget else layer_experts(settings, depth)
+            experts = chosen.get(label) if method.budget else _of_layers(settings, depth)
         # A matched LoRA has its shape's profile; it is drawn once, as the shape.
         routed = family_of(settings).role == "routed"
         if experts and (routed or f"mola-{method.shape}" not in study.method_by_label):
@@ -58,6 +59,12 @@ def draw(data: StudyData) -> Figure:
     for axis in axes[:, 0]:
         axis.set_ylabel("layer")
     return figure
+
+
+def _of_layers(settings: MethodSettings, depth: int) -> Sequence[float] | None:
+    """The mean over its target modules where they differ."""
+    experts = layer_experts(settings, depth)
+    return np.mean(list(experts.values()), axis=0).tolist() if isinstance(experts, dict) else experts
 
 
 def _shape(axis: Axes, label: str, experts: Sequence[float], style: Style, study: Study) -> None:
@@ -119,7 +126,7 @@ def caption(data: StudyData) -> str:
     return (
         f"Experts in each of the {depth} of {data.study.model.name}, layer 1 at the bottom. Ticks stand at the last layer "
         "of each quarter of the depth. A LoRA matched to a shape is not drawn again. Shapes that data chose are means "
-        "over cells; nothing here has an interval."
+        "over cells, those of methods with experts by module means over modules; nothing here has an interval."
     )
 
 
