@@ -24,7 +24,7 @@ from mola_core.shapes import centre_of_depth
 from mola_core.study.loading import load_study
 from mola_core.study.sections import TrainingSettings
 from mola_core.study.study import Study
-from mola_core.training.allocate import allocate, fisher_traces, gradient_norms
+from mola_core.training.allocate import allocate, gradient_scores
 from mola_core.training.batches import Collator, LengthGrouped
 
 MISTRAL_SCORES = [
@@ -98,7 +98,7 @@ def documents(count: int, vocabulary: int = 64) -> list[Encoded]:
 def test_ghost_norms_are_the_norms_of_the_gradients(tiny_llama):
     settings = TrainingSettings(batch_size=4, micro_batch_size=2, loss_on="all")
     targets, rows = ["q_proj", "down_proj"], documents(12)
-    found = gradient_norms(tiny_llama(), targets, rows, settings, pad=0, seed=5)
+    found = gradient_scores("sensitivity", tiny_llama(), targets, rows, settings, pad=0, seed=5)
     model = tiny_llama().eval()
     order = list(LengthGrouped([len(d.tokens) for d in rows], 4, 5))
     expected = np.zeros(4)
@@ -116,7 +116,7 @@ def test_fisher_traces_are_the_mean_squares_of_each_documents_gradient(tiny_llam
     """In order of the training, the documents of as many micro-batches as the sensitivity takes."""
     settings = TrainingSettings(batch_size=4, micro_batch_size=2, loss_on="all")
     targets, rows = ["q_proj", "down_proj"], documents(12)
-    found = fisher_traces(tiny_llama(), targets, rows, settings, pad=0, seed=5)
+    found = gradient_scores("fisher", tiny_llama(), targets, rows, settings, pad=0, seed=5)
     model = tiny_llama().eval()
     order = list(LengthGrouped([len(d.tokens) for d in rows], 4, 5))[:8]
     expected = np.zeros(4)
@@ -132,7 +132,8 @@ def test_fisher_traces_are_the_mean_squares_of_each_documents_gradient(tiny_llam
 def test_the_probe_leaves_the_model_as_it_was(tiny_llama):
     model = tiny_llama().train()
     model.model.norm.weight.requires_grad_(False)
-    gradient_norms(model, ["q_proj"], documents(4), TrainingSettings(batch_size=4, micro_batch_size=2), 0, 0)
+    settings = TrainingSettings(batch_size=4, micro_batch_size=2)
+    gradient_scores("sensitivity", model, ["q_proj"], documents(4), settings, 0, 0)
     assert model.training
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trainable == {name for name, _ in model.named_parameters()} - {"model.norm.weight"}

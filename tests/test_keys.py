@@ -275,7 +275,7 @@ def test_what_is_reached_is_what_trains():
         "models.base:Base.lend",
         "models.weights:_fit_virtual_tokens",
         "study.effective:effective_training",
-        "training.allocate:gradient_norms",
+        "training.allocate:gradient_scores",
     ):
         assert f"mola_core.{place}" in found
     for place in (

@@ -126,14 +126,14 @@ def alphalora(qualities: Sequence[float], budget: int, least: int) -> Allocation
 
 
 def sensitivity(norms: Sequence[float], budget: int, least: int) -> Allocation:
-    """Experts in proportion to the gradient norms of `gradient_norms`."""
+    """Experts in proportion to the gradient norms that `training.allocate` measures."""
     experts = apportion(norms, total_experts(budget, len(norms)), least)
     return Allocation(experts, list(norms), "gradient norm of the adapted base weights")
 
 
 def fisher(traces: Sequence[float], budget: int, least: int) -> Allocation:
-    """Experts in proportion to the Fisher information of `fisher_traces`, as FIM-LoRA (arXiv 2605.16800) shares ranks by
-    the variance of gradients."""
+    """Experts in proportion to the Fisher information that `training.allocate` measures, as FIM-LoRA (arXiv 2605.16800)
+    shares ranks by the variance of gradients."""
     experts = apportion(traces, total_experts(budget, len(traces)), least)
     return Allocation(
         experts, list(traces), "trace of the empirical Fisher information of the adapted base weights"

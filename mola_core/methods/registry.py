@@ -177,7 +177,7 @@ def adapter_config(
 
 def adapter_config_without_model(settings: MethodSettings, adapter: AdapterSettings) -> dict[str, Any]:
     """The config but for what depends on the model's depth; empty where no adapter is trained. `adapter` is the study's."""
-    return adapter_config(settings, settings.adapter(adapter), settings.listed_layers or 4) or {}
+    return adapter_config(settings, settings.adapter(adapter), settings.listed_layers() or 4) or {}
 
 
 def closed_form(settings: MethodSettings, adapter: AdapterSettings, sizes: LayerSizes) -> int | None:

@@ -111,7 +111,6 @@ class MethodSettings(Closed):
         """What it does differently from the study's other methods of its kind, but for where its experts are."""
         return self.model_dump(exclude={"method", "name", "experts"}, exclude_none=True)
 
-    @property
     def listed_layers(self) -> int | None:
         """How many layers its lists of ranks or experts are for; None without such. Raises ValueError where they differ."""
         experts = self.experts.values() if isinstance(self.experts, dict) else [self.experts]
@@ -154,7 +153,7 @@ class MethodSettings(Closed):
                     f"method {self.label!r}: target_modules stand in config too; remove one of them"
                 )
         self._check_taken()
-        _ = self.listed_layers
+        self.listed_layers()
         experts = experts_per_layer(parsed.shape, 64) if parsed.shape else [1]
         for what, number, most in [
             ("rank", parsed.rank or 1, MAX_RANK),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +38,32 @@ PROBE_BATCHES = 4
 """Micro-batches whose gradients `sensitivity` and `fisher` take."""
 
 
-def gradient_norms(
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """What an allocation makes of the loss gradient's squared norms."""
+
+    file: str
+    """Name of the file that keeps the layers' scores."""
+    one_by_one: bool
+    """Whether each document is a batch of its own."""
+    score: Callable[[np.ndarray], np.ndarray]
+    """From squared norms (batches, layers) to scores (layers,)."""
+    experts: Callable[[Sequence[float], int, int], Allocation]
+
+
+MEASURES = {
+    "sensitivity": Measure(
+        "gradient_norms", False, lambda squares: np.sqrt(squares).mean(axis=0), sensitivity
+    ),
+    "fisher": Measure("fisher_traces", True, lambda squares: squares.mean(axis=0), fisher),
+}
+"""`sensitivity`: the Frobenius norm of the gradient by a layer's adapted base weights, together, averaged over
+micro-batches. `fisher`: the trace of their empirical Fisher information, the mean over documents of the squared norm of
+each one's gradient, which is its variance where the mean gradient is small beside it."""
+
+
+def gradient_scores(
+    allocation: str,
     base: Any,
     target_modules: Sequence[str],
     documents: Sequence[Encoded],
@@ -45,31 +71,12 @@ def gradient_norms(
     pad: int,
     seed: int,
 ) -> list[float]:
-    """Frobenius norm of the loss gradient by a layer's adapted base weights, together, averaged over batches.
-
-    The batches are the first `PROBE_BATCHES` micro-batches that training with `seed` would see.
-    """
-    sizes = settings.batch_size, settings.micro_batch_size
-    batches = first_micro_batches(documents, *sizes, seed, pad, settings.loss_on, PROBE_BATCHES)
-    return np.sqrt(_squared_gradients(base, target_modules, batches)).mean(axis=0).tolist()
-
-
-def fisher_traces(
-    base: Any,
-    target_modules: Sequence[str],
-    documents: Sequence[Encoded],
-    settings: TrainingSettings,
-    pad: int,
-    seed: int,
-) -> list[float]:
-    """Trace of the empirical Fisher information of a layer's adapted base weights: the mean over documents of the squared
-    norm of each one's loss gradient, which is its variance where the mean gradient is small beside it.
-
-    The documents are those of `gradient_norms`, one at a time.
-    """
-    count = PROBE_BATCHES * settings.micro_batch_size
-    batches = first_micro_batches(documents, settings.batch_size, 1, seed, pad, settings.loss_on, count)
-    return _squared_gradients(base, target_modules, batches).mean(axis=0).tolist()
+    """What `MEASURES[allocation]` gives each layer, on the documents of the first `PROBE_BATCHES` micro-batches that
+    training with `seed` would see."""
+    measure, micro_batch = MEASURES[allocation], settings.micro_batch_size
+    size, count = (1, PROBE_BATCHES * micro_batch) if measure.one_by_one else (micro_batch, PROBE_BATCHES)
+    batches = first_micro_batches(documents, settings.batch_size, size, seed, pad, settings.loss_on, count)
+    return measure.score(_squared_gradients(base, target_modules, batches)).tolist()
 
 
 def _squared_gradients(
@@ -168,12 +175,13 @@ def allocate(
         given = AllocationInput(base.model, adapter.target_modules, batches, total, adapter.top_k)
         experts = _kept(scratch / "experts.json", lambda: checked(others(given), depth, total, adapter.top_k))
         return Allocation(experts, [float(n) for n in experts], f"{method.kind}, another package's")
-    measure, name, experts_of = MEASURES[str(method.allocation)]
-    targets = adapter.target_modules
+    name, targets = str(method.allocation), adapter.target_modules
+    measure = MEASURES[name]
     scores = _kept(
-        scratch / f"{name}.json", lambda: measure(base.model, targets, documents, settings, pad, seed)
+        scratch / f"{measure.file}.json",
+        lambda: gradient_scores(name, base.model, targets, documents, settings, pad, seed),
     )
-    return experts_of(scores, method.budget, adapter.top_k)
+    return measure.experts(scores, method.budget, adapter.top_k)
 
 
 def _kept(file: Path, compute: Callable[[], Any]) -> Any:
@@ -181,10 +189,3 @@ def _kept(file: Path, compute: Callable[[], Any]) -> Any:
     if not file.is_file():
         write_json(file, compute())
     return read_json(file)
-
-
-MEASURES = {
-    "sensitivity": (gradient_norms, "gradient_norms", sensitivity),
-    "fisher": (fisher_traces, "fisher_traces", fisher),
-}
-"""Of each allocation by gradients: what is measured, the file that keeps it, what the experts are in proportion to."""
