@@ -14,7 +14,8 @@ from mola_core.models.precision import computed_in, frozen_in
 def adapted(base, method):
     torch.manual_seed(0)
     settings = AdapterSettings(dropout=0.0, target_modules=SEVEN_MODULES)
-    config = adapter_config(MethodSettings(method=method), settings, 4)
+    own = {"method": method} if isinstance(method, str) else {"method": "peft", "name": "x", "config": method}
+    config = adapter_config(MethodSettings(**own), settings, 4)
     assert config
     model = build(copy.deepcopy(base), config)
     with torch.no_grad():
@@ -35,7 +36,11 @@ def loss_and_gradients(model, block):
     return loss, [p.grad.clone() for p in model.parameters() if p.requires_grad]
 
 
-@pytest.mark.parametrize("method", ["mola-2468", "lora-r4", "lora-matched-2468"])
+READERS = ["dora-r4", {"peft_type": "HIRA", "r": 4}, {"peft_type": "SHIRA", "r": 2}]
+"""Adapters that read the base weight itself."""
+
+
+@pytest.mark.parametrize("method", ["mola-2468", "lora-r4", "lora-matched-2468", *READERS])
 @pytest.mark.parametrize("tied", [False, True])
 def test_weights_converted_once_give_the_same_bits(tiny_llama, method, tied):
     model = adapted(tiny_llama(tie_word_embeddings=tied), method)

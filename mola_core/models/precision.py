@@ -1,7 +1,8 @@
 """Mixed precision: autocast of the forward pass, with frozen weights held in its type meanwhile.
 
 Autocast converts a frozen weight anew in every forward pass (it remembers trained ones only). Converted once beforehand it
-is the same number, so results are equal bit for bit.
+is the same number, so results are equal bit for bit, unless an adapter reads the weight itself, as DoRA does for its
+norm: such weights are left as they are.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections.abc import Iterator
 from typing import Literal
 
 import torch
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from mola_core.adapter.layer import MolaLayer
@@ -45,13 +48,21 @@ def frozen_in(model: nn.Module, precision: Precision, but: nn.Module | None = No
 
 def _multiplied(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
     """Owner, name and value of each weight that autocast converts wherever it is used."""
+    tuners = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    read = {tuner.get_base_layer() for tuner in tuners if not _calls_base(tuner)}
     for module in model.modules():
-        if type(module) is nn.Linear:  # what libraries derive from it has a forward pass of its own
+        # What libraries derive from it has a forward pass of its own.
+        if type(module) is nn.Linear and module not in read:
             yield module, "weight", module.weight
         elif isinstance(module, MolaLayer):
             for weights in (module.mola_A, module.mola_B, module.mola_router):
                 for adapter in weights:
                     yield weights, adapter, weights[adapter]
+
+
+def _calls_base(tuner: BaseTunerLayer) -> bool:
+    """Whether an adapted layer only calls its base layer: MoLA, and LoRA but for its variants (DoRA, KaSA)."""
+    return isinstance(tuner, MolaLayer) or (isinstance(tuner, LoraLayer) and not tuner.lora_variant)
 
 
 def autocast(device: str, precision: Precision) -> contextlib.AbstractContextManager[None]:
