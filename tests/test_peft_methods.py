@@ -12,6 +12,7 @@ from mola_core.errors import MolaError
 from mola_core.methods import peft_configs
 from mola_core.methods.registry import adapter_config, closed_form
 from mola_core.methods.settings import SEVEN_MODULES, AdapterSettings, MethodSettings
+from mola_core.models import building
 from mola_core.models.tokens import Encoded
 from mola_core.models.weights import continued_adapter, load_adapter, new_adapter, save_weights, unload
 from mola_core.study.effective import EffectiveTraining
@@ -115,8 +116,8 @@ def test_eva_with_too_few_tokens_is_refused_and_does_not_wait_for_ever(tiny_llam
         new_adapter(tiny_llama(), method, STUDY, tmp_path, batches=few)
 
 
-def batches_in_order(count):
-    """The micro-batches of a training with seed 0, made by hand."""
+def batches_in_order(count, size=4):
+    """The micro-batches of a training with seed 0, made by hand: batches of four documents, `size` at a time."""
     from mola_core.training.batches import Collator
 
     rows, sampler = documents(), LengthGrouped([len(d.tokens) for d in documents()], 4, 0)
@@ -125,35 +126,34 @@ def batches_in_order(count):
         sampler.set_epoch(epoch)
         order += list(sampler)
     collate = Collator(0, "answer")
-    return [collate([rows[i] for i in order[n : n + 4]]) for n in range(0, 4 * count, 4)]
+    return [collate([rows[i] for i in order[n : n + size]]) for n in range(0, 4 * count, size)]
 
 
-def own_loop(model, optimiser, after):
-    for step, batch in enumerate(batches_in_order(STEPS)):
-        model(**batch, use_cache=False).loss.backward()
+def own_loop(model, optimiser, after, size=4):
+    found = batches_in_order(STEPS, size)
+    for step in range(STEPS):
+        for batch in found[step * 4 // size : (step + 1) * 4 // size]:
+            (model(**batch, use_cache=False).loss * size / 4).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         after(step)
         optimiser.zero_grad()
 
 
-@pytest.mark.parametrize("by", ["config", "name"])
-def test_adalora_is_trained_as_in_pefts_own_loop(tiny_llama, tmp_path, by):
+@pytest.mark.parametrize(("by", "size"), [("config", 4), ("name", 4), ("name", 2)])
+def test_adalora_is_trained_as_in_pefts_own_loop(tiny_llama, tmp_path, by, size):
+    """Its regulariser counts once a batch, also where that is two micro-batches."""
     method = peft(**CONFIGS["adalora"]) if by == "config" else MethodSettings(method="adalora-r3")
-    ours = adapted(tiny_llama(), method, tmp_path)
-    train(ours, Words(), documents(), settings(), 0, tmp_path / "scratch")
-    theirs = adapted(tiny_llama(), method, tmp_path).train()
-    for mine, other in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
-        assert mine[0] == other[0]
     torch.manual_seed(0)
     theirs = adapted(tiny_llama(), method, tmp_path).train()
     torch.manual_seed(0)
     ours = adapted(tiny_llama(), method, tmp_path)
-    train(ours, Words(), documents(), settings(), 0, tmp_path / "scratch")
+    train(ours, Words(), documents(), settings(micro_batch_size=size), 0, tmp_path / "scratch")
+    assert ours.peft_config["default"].orth_reg_weight == theirs.peft_config["default"].orth_reg_weight == 0.5
     optimiser = torch.optim.AdamW(
         [p for p in theirs.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0
     )
-    own_loop(theirs, optimiser, theirs.base_model.update_and_allocate)
+    own_loop(theirs, optimiser, theirs.base_model.update_and_allocate, size)
     patterns = [model.peft_config["default"].rank_pattern for model in (ours, theirs)]
     assert patterns[0] == patterns[1]
     kept = [sum(map(sum, pattern.values())) for pattern in patterns]
@@ -264,8 +264,18 @@ def test_fields_of_peft_are_read_as_peft_has_them():
         for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()
     }
     del theirs["MOLA"]
-    assert {kind: peft_configs.fields_of(kind) for kind in peft_configs.kinds()} == theirs
+    assert {kind: set(peft_configs.fields_of(kind)) for kind in peft_configs.kinds()} == theirs
     assert len(theirs) > 40
+
+
+def test_defaults_of_peft_are_of_the_types_that_are_checked():
+    for kind in peft_configs.kinds():
+        fields = dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[kind])
+        defaults = {
+            f.name: f.default for f in fields if isinstance(f.default, bool | int | float | str | None)
+        }
+        for key in defaults.keys() & peft_configs.fields_of(kind).keys() - {"peft_type", "task_type"}:
+            peft_configs._check_type(key, defaults[key], peft_configs.fields_of(kind)[key])
 
 
 @pytest.mark.parametrize(
@@ -303,6 +313,27 @@ def test_fields_of_peft_are_read_as_peft_has_them():
         ({"peft_type": "XLORA", "adapters": {"a": "b"}}, "XLORA cannot be trained here"),
         ({"peft_type": "MOLA"}, "use the methods mola-<shape>"),
         ({"peft_type": "LORA", "r": {1: 2}}, "no name"),
+        ({"peft_type": "LORA", "r": "8"}, r"config\.r: Input should be a valid integer, not '8'"),
+        ({"peft_type": "LORA", "r": 8.5}, r"config\.r: Input should be a valid integer"),
+        ({"peft_type": "LORA", "r": True}, r"config\.r: Input should be a valid integer"),
+        ({"peft_type": "LORA", "use_dora": "yes"}, r"config\.use_dora: Input should be a valid boolean"),
+        ({"peft_type": "LORA", "lora_alpha": "16"}, r"config\.lora_alpha: Input should be a valid number"),
+        (
+            {"peft_type": "LORA", "lora_alpha": 0},
+            r"config\.lora_alpha: 0 scales whatever is learnt to nothing",
+        ),
+        ({"peft_type": "LORA", "lora_dropout": float("nan")}, r"config\.lora_dropout: nan is no finite"),
+        (
+            {"peft_type": "LORA", "target_modules": [1]},
+            r"config\.target_modules: Input should be a valid string",
+        ),
+        (
+            {"peft_type": "LORA", "rank_pattern": ["q_proj"]},
+            r"config\.rank_pattern: Input should be a valid dict",
+        ),
+        ({"peft_type": "PREFIX_TUNING"}, r"config\.num_virtual_tokens: missing; add it"),
+        ({"peft_type": "ADALORA", "init_r": 4, "target_r": 4}, r"config\.target_r: 4 is not below init_r 4"),
+        ({"peft_type": "ADALORA", "target_r": 12}, r"config\.target_r: 12 is not below init_r 12"),
     ],
 )
 def test_a_config_that_peft_has_not_or_that_names_files_is_refused(config, words):
@@ -326,12 +357,61 @@ def test_a_config_that_peft_has_not_or_that_names_files_is_refused(config, words
             {"peft_type": "IA3", "target_modules": ["q_proj"], "feedforward_modules": ["down_proj"]},
             "feedforward",
         ),
+        (
+            {"peft_type": "LORA", "rank_pattern": {"q_prj": 2}},
+            "rank_pattern: 'q_prj' is the name of nothing here",
+        ),
+        (
+            {"peft_type": "LORA", "alpha_pattern": {"lm_head": 2}},
+            "alpha_pattern: 'lm_head' is the name of nothing here",
+        ),
+        (
+            {"peft_type": "LOHA", "rank_pattern": {"q_prj": 2}},
+            "rank_pattern: 'q_prj' is the name of nothing here",
+        ),
+        (
+            {"peft_type": "LORA", "exclude_modules": ["q_prj"]},
+            "exclude_modules: 'q_prj' is the name of nothing here",
+        ),
+        (
+            {"peft_type": "LORA", "exclude_modules": ".*q_prj"},
+            r"exclude_modules: '\.\*q_prj' is the name of nothing here",
+        ),
+        (
+            {"peft_type": "VERA", "modules_to_save": ["lm_haed"]},
+            "modules_to_save: 'lm_haed' is the name of nothing here",
+        ),
+        (
+            {"peft_type": "OFT", "oft_block_size": 4, "layers_to_transform": [1, 9]},
+            r"layers_to_transform: \[9\]",
+        ),
+        ({"peft_type": "LORA", "layers_to_transform": 4}, "not found in the base model"),
     ],
 )
 def test_what_peft_cannot_build_is_one_line_before_training(tiny_llama, tmp_path, config, words):
     with pytest.raises(MolaError, match=words) as caught:
         adapted(tiny_llama(), peft(**config), tmp_path)
     assert str(caught.value).startswith("method mine: ") and "\n" not in str(caught.value)
+
+
+def test_ranks_and_scales_by_patterns_are_read_back(tiny_llama, tmp_path, monkeypatch):
+    patterns = {"rank_pattern": {"v_proj": 6, r"model\.layers\.3\.self_attn\.q_proj": 2}}
+    method = peft(peft_type="LORA", r=4, lora_alpha=4, **patterns, alpha_pattern={"down_proj": 1})
+    model = adapted(tiny_llama(), method, tmp_path)
+    expected = {"v_proj": (6, 4 / 6), "3.self_attn.q_proj": (2, 2), "down_proj": (4, 1 / 4)}
+    for name, found in built(model).items():
+        own = next((value for end, value in expected.items() if name.endswith(end)), (4, 1))
+        assert found == (own[0], pytest.approx(own[1])), name
+    real = building.resolved
+
+    def without(base, config, steps=None):
+        found = real(base, config, steps)
+        found.rank_pattern = {}
+        return found
+
+    monkeypatch.setattr(building, "resolved", without)
+    with pytest.raises(MolaError, match=r"v_proj has rank 4 and scale 1, asked for were 6, 0\.666667"):
+        adapted(tiny_llama(), method, tmp_path)
 
 
 def test_target_modules_are_the_studys_where_the_config_names_none():
@@ -376,6 +456,15 @@ def test_a_config_may_bear_the_name_of_the_method_that_it_is():
         ({"method": "lora-r4", "config": {"peft_type": "LORA"}}, "`config` goes with method `peft`"),
         ({"method": "mola-2468", "loraplus_ratio": 4.0}, "loraplus_ratio means nothing to it"),
         ({"method": "lora-r4", "loraplus_ratio": 0.5}, "greater than or equal to 1"),
+        (
+            {"method": "peft", "name": "x", "loraplus_ratio": 4.0, "config": {"peft_type": "VERA"}},
+            "loraplus_ratio is for a LoRA whose B is trained",
+        ),
+        (
+            {"method": "peft", "name": "x", "loraplus_ratio": 4.0}
+            | {"config": {"peft_type": "LORA", "init_lora_weights": "mica"}},
+            "loraplus_ratio is for a LoRA whose B is trained",
+        ),
     ],
 )
 def test_settings_of_other_methods_are_refused(content, words):

@@ -8,10 +8,15 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from mola_core.methods.family import VIRTUAL_TOKENS
 
 FOREIGN = {
     "base_model_name_or_path", "revision", "auto_mapping", "megatron_config", "megatron_core", "tokenizer_name_or_path",
@@ -56,6 +61,21 @@ PATTERNS = {
     "feedforward_modules",
 }
 """Keys whose values are regular expressions or hold some, in which a backslash is no path's."""
+TYPES: dict[str, Any] = {
+    "bool": bool,
+    "int": int,
+    "float": float,
+    "str": str,
+    "Optional[bool]": bool | None,
+    "Optional[int]": int | None,
+    "Optional[float]": float | None,
+    "Optional[str]": str | None,
+    "Optional[dict]": dict | None,
+    "Optional[list[str]]": list[str] | None,
+    "Optional[Union[list[str], str]]": str | list[str] | None,
+    "Optional[Union[list[int], int]]": int | list[int] | None,
+}
+"""PEFT's plain annotations; a value under another is PEFT's to check."""
 
 
 def check(config: Mapping[str, Any]) -> None:
@@ -78,12 +98,40 @@ def check(config: Mapping[str, Any]) -> None:
         if key in UNSUPPORTED:
             raise ValueError(f"config.{key}: not supported: {UNSUPPORTED[key]}")
         if key not in fields:
-            known = ", ".join(sorted(fields - FOREIGN - SET_HERE.keys() - UNSUPPORTED.keys()))
+            known = ", ".join(sorted(fields.keys() - FOREIGN - SET_HERE.keys() - UNSUPPORTED.keys()))
             raise ValueError(f"config.{key}: {kind} has no such key; it has {known}")
         _check_value(f"config.{key}", value, key in PATTERNS)
+        _check_type(key, value, fields[key])
+    _check_together(kind, config)
     start = str(config.get("init_lora_weights", "")).lower()
     if start in STARTS:
         raise ValueError(f"config.init_lora_weights: {start} is not supported: {STARTS[start]}")
+
+
+def _check_type(key: str, value: Any, annotation: str) -> None:
+    expected = TYPES.get(annotation)
+    if key.endswith("alpha") and expected in (int, float):
+        expected = float  # PEFT's annotation of `lora_alpha` is narrower than what it takes
+        if value == 0:
+            raise ValueError(f"config.{key}: 0 scales whatever is learnt to nothing; give another number")
+    if expected is not None and value is not None:  # PEFT has defaults of None beside `int` too
+        try:
+            TypeAdapter(expected).validate_python(value, strict=True)
+        except ValidationError as error:
+            said = error.errors()[0]["msg"]
+            raise ValueError(f"config.{key}: {said}, not {str(value)[:60]!r}") from None
+
+
+def _check_together(kind: str, config: Mapping[str, Any]) -> None:
+    """Raise ValueError for what PEFT would notice in the middle of a training, or in words that name no key."""
+    if kind in VIRTUAL_TOKENS - {"ADAPTION_PROMPT"} and config.get("num_virtual_tokens") is None:
+        raise ValueError("config.num_virtual_tokens: missing; add it")
+    if kind == "ADALORA":
+        first, target = config.get("init_r", 12), config.get("target_r", 8)
+        if first is not None and target is not None and target >= first:
+            raise ValueError(
+                f"config.target_r: {target} is not below init_r {first}, from which AdaLoRA takes ranks away; lower it"
+            )
 
 
 def _check_value(where: str, value: Any, pattern: bool) -> None:
@@ -105,12 +153,14 @@ def _check_value(where: str, value: Any, pattern: bool) -> None:
             )
     elif value is not None and not isinstance(value, bool | int | float):
         raise ValueError(f"{where}: {str(value)[:60]!r} is no text, number, list or mapping")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where}: {value} is no finite number; correct it")
 
 
-def fields_of(kind: str) -> frozenset[str] | None:
-    """Names of the fields of PEFT's config of this `peft_type`; None where there is none."""
+def fields_of(kind: str) -> dict[str, str] | None:
+    """The fields of PEFT's config of this `peft_type`, name and annotation; None where there is none."""
     found = kinds().get(kind)
-    return None if found is None else frozenset(_fields(found))
+    return None if found is None else _fields(found)
 
 
 @functools.cache
@@ -128,18 +178,20 @@ def kinds() -> dict[str, str]:
     return found
 
 
-def _fields(name: str) -> set[str]:
+def _fields(name: str) -> dict[str, str]:
     definition = _classes().get(name)
     if definition is None:
-        return set()
-    own = {
-        node.target.id
+        return {}
+    found: dict[str, str] = {}
+    for base in definition.bases:
+        found |= _fields(ast.unparse(base))
+    return found | {
+        node.target.id: ast.unparse(node.annotation)
         for node in definition.body
         if isinstance(node, ast.AnnAssign)
         and isinstance(node.target, ast.Name)
         and not re.search(r"ClassVar|init=False", ast.unparse(node))
     }
-    return own.union(*(_fields(ast.unparse(base)) for base in definition.bases))
 
 
 @functools.cache

@@ -152,6 +152,11 @@ class MethodSettings(Closed):
                 raise ValueError(
                     f"method {self.label!r}: target_modules stand in config too; remove one of them"
                 )
+            trains_b = self.config["peft_type"] == "LORA" and self.config.get("init_lora_weights") != "mica"
+            if self.loraplus_ratio is not None and not trains_b:
+                raise ValueError(
+                    f"method {self.label!r}: loraplus_ratio is for a LoRA whose B is trained; remove it"
+                )
         self._check_taken()
         self.listed_layers()
         experts = experts_per_layer(parsed.shape, 64) if parsed.shape else [1]

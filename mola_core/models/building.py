@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+from peft.utils.other import get_pattern_key
 from torch import nn
 
 import mola_core.adapter  # noqa: F401 - makes MoLA known to PEFT
@@ -25,6 +26,8 @@ from mola_core.models import starts
 
 ADAPTER = "default"
 """PEFT's name of the one adapter."""
+WRAPPED = "base_model.model."
+"""What PEFT puts in front of the base model's names."""
 
 
 def build(
@@ -111,7 +114,7 @@ def _blocks(base: nn.Module, config: PeftConfig, depth: int) -> dict[str, int]:
 
 
 def check_built(model: nn.Module, config: Mapping[str, Any]) -> None:
-    """Compare what PEFT built with `config`: every target module in every layer, and each LoRA's rank and scale.
+    """Compare what PEFT built with `config`: whatever it names is there, and each LoRA has its rank and scale.
 
     Raises ValueError that names a module which is missing or was built otherwise.
     """
@@ -126,17 +129,16 @@ def check_built(model: nn.Module, config: Mapping[str, Any]) -> None:
         built = getattr(model, "peft_config", {}).get(ADAPTER)
         kept = built.target_modules if getattr(built, "target_parameters", None) else targets
         _check_targets(model, list(adapted), [target for target in targets if target in kept])
+    _check_names(model, adapted, config)
     if config["peft_type"] != "LORA":
         return
     ranks, alphas = config.get(LAYER_RANKS), config.get(LAYER_ALPHAS)
-    if ranks is None and (config.get("rank_pattern") or config.get("alpha_pattern")):
-        return
     for name, module in adapted.items():
         if not isinstance(module, LoraLayer):
             continue
         layer = block_of(model, name)[1]
-        rank = config.get("r", 8) if ranks is None else ranks[layer]  # type: ignore[index]
-        alpha = config.get("lora_alpha", 8) if alphas is None else alphas[layer]  # type: ignore[index]
+        rank = _own(config, "rank", name, config.get("r", 8)) if ranks is None else ranks[layer]  # type: ignore[index]
+        alpha = _own(config, "alpha", name, config.get("lora_alpha", 8)) if alphas is None else alphas[layer]  # type: ignore[index]
         scale = alpha / max(1, math.sqrt(rank) if config.get("use_rslora") else rank)
         if ranks is None and hasattr(module, "parameter_name"):
             rank = module.r[
@@ -147,6 +149,46 @@ def check_built(model: nn.Module, config: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{name} has rank {built[0]} and scale {built[1]:g}, asked for were {rank}, {scale:g}"
             )
+
+
+def _own(config: Mapping[str, Any], what: str, name: str, otherwise: float) -> Any:
+    """What a config's pattern gives the module `name`, else `otherwise`."""
+    patterns = config.get(f"{what}_pattern") or {}
+    return patterns.get(get_pattern_key(list(patterns), name.removeprefix(WRAPPED)), otherwise)
+
+
+def _check_names(model: nn.Module, adapted: Collection[str], config: Mapping[str, Any]) -> None:
+    """Raise ValueError for a module, pattern or layer in `config` that the model has not: PEFT goes on without it."""
+    every = [name for name, _ in model.named_modules()]
+    named = {
+        "rank_pattern": adapted,
+        "alpha_pattern": adapted,
+        "modules_to_save": every,
+        "exclude_modules": every,
+    }
+    for key, modules in named.items():
+        given = config.get(key) or ()
+        for entry in [given] if isinstance(given, str) else given:
+            names = (name.removeprefix(WRAPPED) for name in modules)
+            if not any(_names(key, entry, name, isinstance(given, str)) for name in names):
+                raise ValueError(f"{key}: {entry!r} is the name of nothing here; correct it")
+    only = config.get("layers_to_transform")
+    if only is not None:
+        layers = {block_of(model, name)[1] for name in adapted}
+        absent = [layer for layer in ([only] if isinstance(only, int) else only) if layer not in layers]
+        if absent:
+            raise ValueError(
+                f"layers_to_transform: {absent}: no target module is in such a layer; correct it"
+            )
+
+
+def _names(key: str, entry: str, name: str, expression: bool) -> bool:
+    """Whether PEFT takes an entry of a config's `key` for the module `name`."""
+    if key.endswith("_pattern"):
+        return bool(get_pattern_key([entry], name) == entry)
+    if expression:
+        return re.fullmatch(entry, name) is not None
+    return name.endswith(entry) if key == "modules_to_save" else f".{name}".endswith(f".{entry}")
 
 
 def try_out(model: PeftModel) -> None:

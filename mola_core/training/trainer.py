@@ -33,7 +33,12 @@ from mola_core.models.precision import frozen_in
 from mola_core.models.tokens import Encoded
 from mola_core.training.batches import Collator, LengthGrouped, Packer, first_micro_batches
 from mola_core.training.update_size import UpdateSize
-from mola_core.training.variants import RankAllocation, allocates_ranks, loraplus_optimizer
+from mola_core.training.variants import (
+    RankAllocation,
+    allocates_ranks,
+    loraplus_optimizer,
+    regulariser_shared,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -290,7 +295,7 @@ def train(
     trainer.remove_callback(PrinterCallback)
     model.config.use_cache = False
     tell_slow_bf16(settings.precision)
-    with _stopped_by_signals(progress), frozen_in(model, settings.precision):
+    with _stopped_by_signals(progress), frozen_in(model, settings.precision), regulariser_shared(model):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if progress.out_of_time:
         raise OutOfTime(f"{label}: stopped at step {trainer.state.global_step} of {steps}")

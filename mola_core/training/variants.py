@@ -1,7 +1,9 @@
-"""What some methods do to the Trainer's loop: AdaLoRA's call after each step, LoRA+'s optimiser."""
+"""What some methods do to the Trainer's loop: AdaLoRA's call after each step and its regulariser, LoRA+'s optimiser."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,6 +11,8 @@ from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from peft.tuners.adalora import AdaLoraModel
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from mola_core.training.batches import IGNORED
 
 
 class RankAllocation(TrainerCallback):
@@ -29,6 +33,33 @@ class RankAllocation(TrainerCallback):
 def allocates_ranks(model: Any) -> bool:
     """Whether ranks change while the model is trained. Checkpoints do not hold what that depends on."""
     return isinstance(model, PeftModel) and isinstance(model.base_model, AdaLoraModel)
+
+
+@contextlib.contextmanager
+def regulariser_shared(model: Any) -> Iterator[None]:
+    """During the block AdaLoRA's orthogonal regulariser counts once a batch.
+
+    PEFT adds it to the loss of each forward pass. Where several passes make one batch the Trainer does not divide the
+    loss, which the model has divided by the batch's number of loss tokens: each pass gets its share of the regulariser
+    by these, as the balance loss of MoLA does.
+    """
+    if not allocates_ranks(model):
+        yield
+        return
+    config = model.peft_config[model.base_model.trainable_adapter_name]
+    weight = config.orth_reg_weight
+
+    def share(module: Any, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+        labels, items = given.get("labels"), given.get("num_items_in_batch")
+        part = 1.0 if labels is None or items is None else float((labels != IGNORED).sum() / items)
+        config.orth_reg_weight = weight * part
+
+    handle = model.base_model.register_forward_pre_hook(share, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+        config.orth_reg_weight = weight
 
 
 def loraplus_optimizer(trainer: Trainer, ratio: float) -> torch.optim.Optimizer:
