@@ -1,5 +1,6 @@
 """Evaluation by itself: options that begin alike, documents that stand twice, and examples that are not what is asked."""
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from lm_eval.api.instance import Instance
@@ -71,3 +72,30 @@ def test_questions_that_are_not_the_examples_are_refused(prepared_bench):
         scored(prepared_bench, swapped)
     with pytest.raises(MolaError, match="the examples are"):
         scored(prepared_bench, examples[:-1])
+
+
+def test_generated_answers_have_the_probabilities_of_the_right_answers_tokens(bench):
+    """By hand: each example alone through the bare model, a token a byte."""
+    from mola_core.analysis.score_writer import likelihood_columns
+
+    runner = bench(
+        tasks=["cola"], methods=["base"], seeds=[0], protocol="generate", evaluation={"documents": 5}
+    )
+    cell = runner.study.cell("cola", "base", 0)
+    runner.run(cell)
+    samples = pq.read_table(runner.layout.cell(cell) / "samples.parquet")
+    tokenizer, model = runner.base.tokenizer, runner.base.model
+    examples = read_examples(runner.layout.examples("cola"), "evaluation", 5)
+    found = {name: column.to_pylist() for name, column in likelihood_columns(samples).items()}
+    for place, example in enumerate(examples):
+        prompt = example.prompt.rstrip()  # a blank at its end belongs to the answer
+        answer = tokenizer(example.prompt[len(prompt) :] + example.completion).input_ids
+        tokens = torch.tensor([tokenizer(prompt).input_ids + answer])
+        with torch.inference_mode():
+            by_token = model(tokens).logits[0, :-1].log_softmax(-1).gather(1, tokens[0, 1:, None])
+        nats = by_token[-len(answer) :, 0]
+        assert len(answer) > 5 and samples["answer_tokens"][place].as_py() == pytest.approx(
+            nats.tolist(), abs=1e-4
+        )
+        assert found["likelihood"][place] == pytest.approx(nats.exp().mean().item(), rel=1e-4)
+        assert found["log_likelihood"][place] == pytest.approx(nats.sum().item(), rel=1e-4)

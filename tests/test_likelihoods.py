@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mola_core.evaluation.likelihoods import right_likelihoods
+from mola_core.evaluation.likelihoods import of_samples, right_likelihoods
 
 TABLE = np.log([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7], [0.2, 0.6, 0.2], [0.6, 0.3, 0.1]]) - 3
 RIGHT = np.array([0, 2, 1, 1])
@@ -23,6 +23,16 @@ def test_options_of_different_numbers():
     rows = [[-1.0, -2.0], [-3.0, -1.0, -2.0]]
     probability, _ = right_likelihoods(["0", "1"], rows, np.array([1, 1]))
     assert probability == pytest.approx([1 / (1 + np.exp(-1)), 1 / (1 + np.exp(-1) + np.exp(-2))])
+
+
+def test_samples_of_options_of_generated_text_and_of_neither():
+    options = {"target": ["B"], "correct": [1], "loglikelihoods": [[-2.0, -1.0]]}
+    assert of_samples(options)[0] == pytest.approx([1 / (1 + np.exp(-1))])
+    generated = {"target": ["Answer: B."] * 2, "correct": [1, 0], "loglikelihoods": [[], []]}
+    tokens = [np.log([0.5, 1.0, 0.3]), np.log([0.2])]
+    found = of_samples(generated | {"answer_tokens": tokens})
+    assert found[0] == pytest.approx([0.6, 0.2]) and found[1] == pytest.approx(np.log([0.15, 0.2]))
+    assert of_samples(generated) is None and of_samples({"target": ["A"], "correct": [1]}) is None
 
 
 @pytest.mark.parametrize(

@@ -280,7 +280,6 @@ def test_a_methods_own_rate_stands(bench):
         ({"tuning": tuned(by="family")}, r"tuning\.by"),
         ({"tuning": tuned(rates=[1])}, r"tuning\.rates: unknown key"),
         ({"tuning": tuned(), "methods": ["base"]}, "every method has a learning_rate of its own"),
-        ({"tuning": tuned(), "protocol": "generate"}, r"tuning\.score"),
         (
             {"tuning": tuned(), "instruction": {"epochs": 1, "documents": 8, "warmup_steps": 0}},
             "tuning: tries start from",

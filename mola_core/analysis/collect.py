@@ -218,11 +218,11 @@ def _verify(path: Path, manifest: dict[str, Any]) -> None:
 
 
 def _samples(path: Path, manifest: dict[str, Any]) -> pa.Table:
-    """document, target, correct and options' log-likelihoods of a cell, sorted by document, after the file's hash was
-    compared."""
+    """document, target, correct and log-likelihoods of a cell, sorted by document, after the file's hash was compared."""
     _verify(path, manifest)
     columns = ["document", "target", "correct"]
-    columns += [name for name in ("loglikelihoods",) if name in pq.read_schema(path).names]
+    there = pq.read_schema(path).names
+    columns += [name for name in ("loglikelihoods", "answer_tokens") if name in there]
     samples = pq.read_table(path, columns=columns).sort_by("document")
     return samples.set_column(0, "document", samples["document"].cast(pa.string()))
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mola_core.analysis.score_files import COLUMNS, CONTENT_KEY, OPTIONAL, Content
-from mola_core.evaluation.likelihoods import right_likelihoods
+from mola_core.evaluation.likelihoods import of_samples
 
 ROWS_PER_GROUP = 250_000
 _NAME = pa.dictionary(pa.int32(), pa.string())
@@ -26,7 +26,7 @@ SCHEMA = pa.schema(
     ]
 )
 """`likelihood` is the probability of the right option among a document's options, `log_likelihood` the nats of its
-tokens; both are empty where a cell answered without options (the protocol `generate`)."""
+tokens; where text is generated, the mean probability of the right answer's tokens, and their nats."""
 
 
 def write_scores(path: Path, cells: Iterator[pa.Table]) -> None:
@@ -55,14 +55,8 @@ def write_scores(path: Path, cells: Iterator[pa.Table]) -> None:
 
 
 def likelihood_columns(samples: pa.Table) -> dict[str, pa.Array]:
-    """likelihood and log_likelihood of a cell's samples (target, correct, loglikelihoods), empty where there are none."""
-    found = None
-    if "loglikelihoods" in samples.column_names:
-        found = right_likelihoods(
-            samples["target"].to_pylist(),
-            samples["loglikelihoods"].to_pylist(),
-            samples["correct"].to_numpy(),
-        )
+    """likelihood and log_likelihood of a cell's samples, empty where they do not say them."""
+    found = of_samples(samples.to_pydict())
     empty = pa.nulls(len(samples), pa.float32())
     columns = (empty, empty) if found is None else (pa.array(part, pa.float32()) for part in found)
     return dict(zip(("likelihood", "log_likelihood"), columns, strict=True))

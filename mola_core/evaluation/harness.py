@@ -49,6 +49,16 @@ class AnswerLM(HFLM):
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
+        return [(float(tokens.sum()), greedy) for tokens, greedy in self._by_token(requests)]
+
+    def answer_tokens(self, examples: Sequence[Example]) -> list[list[float]]:
+        """Log-likelihood of each token of the examples' right answers after their prompts, in nats."""
+        pairs = [(example.prompt, example.completion) for example in examples]
+        found = self._by_token([(pair, *split(self.tokenizer, *pair)) for pair in pairs])
+        return [tokens.tolist() for tokens, _ in found]
+
+    def _by_token(self, requests: list[Request]) -> list[tuple[torch.Tensor, bool]]:
+        """Log-likelihood of each token of each request's option, and whether each is the most likely one there."""
         inputs = [tuple((context + option)[-(self.max_length + 1) :][:-1]) for _, context, option in requests]
         served_by = _covering(inputs)
         positions: dict[tuple[int, ...], list[int]] = {}
@@ -60,7 +70,7 @@ class AnswerLM(HFLM):
         }
         # A document's options beside each other; the longest first: running out of memory shows at once.
         passes = sorted(positions, key=lambda row: (-answered[row], row))
-        results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        results = [(torch.empty(0), False)] * len(requests)
         spoken = time.monotonic()
         for start in range(0, len(passes), self.batch_size):
             batch = passes[start : start + self.batch_size]
@@ -70,9 +80,9 @@ class AnswerLM(HFLM):
                     option = torch.tensor(requests[index][2], device=scores.device)
                     end = len(scores) - (len(row) - len(inputs[index]))
                     likelihoods = scores[end - len(option) : end]
-                    chosen = likelihoods.gather(1, option.unsqueeze(1)).sum()
+                    chosen = likelihoods.gather(1, option.unsqueeze(1)).squeeze(1)
                     greedy = bool((likelihoods.argmax(dim=1) == option).all())
-                    results[index] = (float(chosen), greedy)
+                    results[index] = (chosen.cpu(), greedy)
             if time.monotonic() - spoken > TOLD_EVERY:
                 spoken = time.monotonic()
                 print(f"evaluated {start + len(batch)}/{len(passes)} passes", file=sys.stderr, flush=True)
@@ -136,8 +146,8 @@ def evaluate(
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Evaluate `model` on lm-eval task object `task`, whose documents are `examples`.
 
-    Returns one row per document (document, position, target, answer, correct, loglikelihoods, prompt_hash) and the
-    record of the evaluation (documents, metrics, seconds, the first prompt's tokens).
+    Returns one row per document (document, position, target, answer, correct, loglikelihoods, prompt_hash; where text is
+    generated also answer_tokens) and the record of the evaluation (documents, metrics, seconds, the first prompt's tokens).
     Raises `MolaError` where lm-eval asks something else than the examples.
     """
     model.eval()
@@ -157,10 +167,13 @@ def evaluate(
         outcome = evaluator.evaluate(
             language_model, {task_name: task}, limit=settings.documents, bootstrap_iters=0, log_samples=True
         )
+        samples = outcome["samples"][task_name]
+        _compare(task_name, samples, examples)
+        frame = pd.DataFrame([_document(sample) for sample in samples])
+        frame = frame.sort_values("position", ignore_index=True)
+        if task.OUTPUT_TYPE == "generate_until":
+            frame["answer_tokens"] = language_model.answer_tokens(examples)
     seconds = time.monotonic() - started
-    samples = outcome["samples"][task_name]
-    _compare(task_name, samples, examples)
-    frame = pd.DataFrame([_document(sample) for sample in samples]).sort_values("position", ignore_index=True)
     frame = numbered(frame)
     metrics = {
         key.removesuffix(",none"): float(value)

@@ -10,7 +10,7 @@ import pandas as pd
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from mola_core.adapter.shape import block_of
-from mola_core.evaluation.likelihoods import right_likelihoods
+from mola_core.evaluation.likelihoods import of_samples
 from mola_core.shapes import quarters
 
 NOTHING, EVERYTHING = "none", "all"
@@ -53,9 +53,7 @@ def parts(depth: int, by: str) -> dict[str, list[int]]:
 
 
 def row(part: str, layers: Sequence[int], samples: pd.DataFrame) -> tuple[Any, ...]:
-    """One row of the cell's table: `COLUMNS`, likelihood nan where answers are generated."""
-    found = right_likelihoods(
-        samples["target"].tolist(), samples["loglikelihoods"].tolist(), samples["correct"].to_numpy()
-    )
+    """One row of the cell's table: `COLUMNS`, likelihood nan where the samples do not say it."""
+    found = of_samples(samples)
     likelihood = float("nan") if found is None else float(found[0].mean())
     return part, len(layers), len(samples), float(samples["correct"].mean()), likelihood

@@ -1,15 +1,37 @@
-"""Likelihood of the right option: a softmax over the log-likelihoods of a document's options, taken at the right one.
+"""Likelihood of the right answer: a softmax over the log-likelihoods of a document's options, taken at the right one.
 
 What lm-evaluation-harness calls a document's target is the position of the right option in some tasks, its letter or
 label in others. Which it is, is not guessed: an interpretation counts only where it explains, for every document of
 the cell, whether the answer was correct, which the harness judged for itself.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def of_samples(samples: Mapping[str, Any] | pd.DataFrame) -> tuple[np.ndarray, np.ndarray] | None:
+    """Likelihood and log-likelihood (nats) of each document of a cell's samples, by column: (documents,) each.
+
+    Of options `right_likelihoods`; of answers that were generated the mean probability of the right answer's tokens and
+    the sum of their log-likelihoods (`answer_tokens`). None where the samples say neither.
+    """
+    if "answer_tokens" in samples:
+        tokens = [np.asarray(row, dtype=float) for row in samples["answer_tokens"]]
+        return np.array([np.exp(row).mean() for row in tokens]), np.array([row.sum() for row in tokens])
+    if "loglikelihoods" not in samples:
+        return None
+    columns = (list(samples[name]) for name in ("target", "loglikelihoods", "correct"))
+    targets, loglikelihoods, correct = columns
+    return right_likelihoods(targets, loglikelihoods, np.asarray(correct))
 
 
 def right_likelihoods(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from mola_core.models.tokens import split
+
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from mola_core.tasks import Example
 
 
@@ -18,24 +23,29 @@ def numbered(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(document=document)
 
 
-def unanswered(examples: Sequence[Example]) -> tuple[pd.DataFrame, dict[str, Any]]:
+def unanswered(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase
+) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Samples and record as `evaluate` gives them, of a model that knows nothing.
 
-    All options of a document are equally likely, and the first is the answer, as with log-likelihoods that are not
-    numbers; without options no answer is right.
+    Every token of the vocabulary is as likely as any other, in each place of the right answer. All options of a document
+    are as likely as the right one, and the first is the answer, as with log-likelihoods that are not numbers; without
+    options no answer is right.
     """
-    rows = [
-        {
+    token = -math.log(len(tokenizer))
+    rows = []
+    for position, example in enumerate(examples):
+        tokens = [token] * len(split(tokenizer, example.prompt, example.completion)[1])
+        row = {
             "document": example.document,
             "position": position,
             "target": str(example.answer) if example.options else example.completion,
             "correct": int(bool(example.options) and example.answer == 0),
             "prompt_hash": "",
             "answer": "0" if example.options else "",
-            "loglikelihoods": [0.0] * len(example.options),
+            "loglikelihoods": [sum(tokens)] * len(example.options),
         }
-        for position, example in enumerate(examples)
-    ]
+        rows.append(row if example.options else row | {"answer_tokens": tokens})
     frame = numbered(pd.DataFrame(rows))
     return frame, {
         "documents": len(frame),

@@ -58,7 +58,8 @@ class EvaluationRunner(OpenStudy):
                 self._check_weights_act(cell, model)
                 outcomes = {name: self._evaluated(model, name) for name in tasks}
         for name, (frame, _) in outcomes.items():
-            if all(math.isfinite(value) for values in frame["loglikelihoods"] for value in values):
+            columns = frame.columns.intersection(["loglikelihoods", "answer_tokens"])
+            if all(math.isfinite(value) for name in columns for values in frame[name] for value in values):
                 continue
             if self._is_base(cell):
                 raise MolaError(
@@ -89,7 +90,8 @@ class EvaluationRunner(OpenStudy):
     def _unanswered(self, name: str) -> tuple[pd.DataFrame, dict[str, Any]]:
         from mola_core.evaluation.unanswered import unanswered
 
-        return unanswered(self._examples(name, self.study.scored_part, self.study.evaluation.documents))
+        examples = self._examples(name, self.study.scored_part, self.study.evaluation.documents)
+        return unanswered(examples, self.base.tokenizer)
 
     def _check_weights_act(self, cell: Cell, model: Any) -> None:
         from mola_core.evaluation.harness import check_adapter_acts

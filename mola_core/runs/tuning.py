@@ -102,15 +102,12 @@ def score_tries(layout: Layout) -> list[dict[str, Any]]:
 
 
 def _likelihood(samples: Any) -> float | None:
-    """Mean probability of the right option among the options; None where there are none."""
+    """Mean over the documents; None where the samples do not say it."""
     import pandas as pd
 
-    from mola_core.evaluation.likelihoods import right_likelihoods
+    from mola_core.evaluation.likelihoods import of_samples
 
-    frame = pd.read_parquet(samples, columns=["target", "loglikelihoods", "correct"])
-    found = right_likelihoods(
-        frame["target"].tolist(), frame["loglikelihoods"].tolist(), frame["correct"].to_numpy()
-    )
+    found = of_samples(pd.read_parquet(samples))
     return None if found is None else float(found[0].mean())
 
 

@@ -332,7 +332,8 @@ class TuningSettings(Closed):
     per_task: bool = False
     """Choose for each task by itself, not by the mean over the tasks."""
     score: Literal["likelihood", "accuracy"] = "likelihood"
-    """What tries are compared by: the mean probability of the right option among a document's options, or accuracy."""
+    """What tries are compared by: the mean probability of the right option among a document's options (where text is
+    generated, of the right answer's tokens), or accuracy."""
 
 
 class EvaluationSettings(Closed):

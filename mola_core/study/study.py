@@ -205,8 +205,6 @@ class Study(Closed):
             yield (
                 f"tuning.steps: {tuning.steps} is not above training.warmup_steps {self.training.warmup_steps}; raise it"
             )
-        if tuning.score == "likelihood" and self.protocol == "generate":
-            yield "tuning.score: answers that are generated have no options to compare; use accuracy"
         if self.instruction:
             yield "tuning: tries start from the base model, the cells of a study with `instruction` do not; give methods their learning_rate"
         if self.continual and self.continual.learning_rate is None:
