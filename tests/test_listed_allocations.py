@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from smoke_study import smoke
 from test_adapter_models import ARCHITECTURES, SIZES
@@ -30,7 +31,7 @@ def counts_of(targets):
 
 
 def listed(**own):
-    return MethodSettings(method="mola", name="listed", **own)
+    return MethodSettings(**{"method": "mola", "name": "listed"} | own)
 
 
 def base_of(name):
@@ -40,18 +41,21 @@ def base_of(name):
 
 
 def built(model):
-    """Experts and rank of each adapted module, from the tensors."""
-    return {
-        name: (len(m.mola_router["default"]), len(m.mola_A["default"]) // len(m.mola_router["default"]))
-        for name, m in model.named_modules()
-        if isinstance(m, MolaLayer)
-    }
+    """Experts (None without a router), rank of all together and scale of each adapted module, from the tensors."""
+    found = {}
+    for name, m in model.named_modules():
+        if isinstance(m, MolaLayer):
+            found[name] = len(m.mola_router["default"]), len(m.mola_A["default"]), m.scaling("default")
+        elif isinstance(m, LoraLayer):
+            found[name] = None, len(m.lora_A["default"].weight), m.scaling["default"]
+    return found
 
 
+@pytest.mark.parametrize("kind", ["mola", "lora-matched"])
 @pytest.mark.parametrize("name", ["llama", "gemma", "gpt2", "gpt_neox", "phi", "phi3"])
-def test_each_module_of_each_layer_has_its_experts_and_rank(name, tmp_path):
+def test_each_module_of_each_layer_has_its_experts_and_rank(name, kind, tmp_path):
     targets = ARCHITECTURES[name][1]
-    method = listed(experts=counts_of(targets), rank=RANKS)
+    method = listed(method=kind, experts=counts_of(targets), rank=RANKS)
     study = smoke(
         methods=["base", method.model_dump(exclude_none=True)],
         adapter={"target_modules": targets, "dropout": 0.0},
@@ -60,12 +64,13 @@ def test_each_module_of_each_layer_has_its_experts_and_rank(name, tmp_path):
     model = new_adapter(base_of(name), method, adapter, tmp_path)
     found = built(model)
     assert len(found) == 4 * len(targets)
-    for module, (experts, rank) in found.items():
+    for module, (experts, rank, scale) in found.items():
         layer = next(int(part) for part in module.split(".") if part.isdigit())
         place = targets.index(max((t for t in targets if module.endswith(f".{t}")), key=len))
         expected = 2 if place == len(targets) - 1 else place + layer + 2
-        assert (experts, rank) == (expected, layer + 1), module
-        assert model.get_submodule(module).scaling("default") == pytest.approx(16 / rank)
+        assert experts == (expected if kind == "mola" else None), module
+        assert rank == (layer + 1) * expected, module
+        assert scale == pytest.approx(16 / ((layer + 1) * (1 if kind == "mola" else expected))), module
     save_weights(model, tmp_path / "adapter", "tiny", "float32", tmp_path)
     assert built(load_adapter(base_of(name), tmp_path / "adapter")) == found
     base_of(name).save_pretrained(tmp_path / "base")
@@ -140,7 +145,12 @@ def test_a_number_is_the_list_of_it_and_every_entry_is_in_the_config():
             r"rank: layer 2: '0' is no whole number from 1 to 65,536",
         ),
         ({"experts": [2] * 4, "rank": {"q_proj": 8}}, r"rank: .* is no whole number"),
-        ({"method": "mola-2468", "experts": [2] * 4}, r"`experts` goes with method `mola`"),
+        ({"method": "mola-2468", "experts": [2] * 4}, r"`experts` goes with methods mola and lora-matched"),
+        ({"method": "lora-matched"}, r"method 'lora-matched': needs `experts`"),
+        (
+            {"method": "lora-matched", "experts": {"q_proj": 2}},
+            r"experts: target module '\w+_proj' has none; add it",
+        ),
         ({"method": "mola-2468", "rank": [8, 8]}, r"depth 2: a shape needs a model of at least 4 layers"),
         ({"method": "lora-r8", "rank": [8] * 4}, r"method 'lora-r8': rank means nothing to it"),
     ],
@@ -163,6 +173,7 @@ def test_lists_that_cannot_be_are_one_line(tmp_path, own, words):
         ({"experts": 2, "rank": [8] * 5}, r"rank lists 5 layers, the model has 4"),
         ({"method": "mola-2468", "rank": [8] * 5}, r"rank lists 5 layers, the model has 4"),
         ({"method": "lora-matched-2468", "rank": [8] * 5}, r"rank lists 5 layers, the model has 4"),
+        ({"method": "lora-matched", "experts": [2] * 5}, r"experts lists 5 layers, the model has 4"),
         ({"method": "sensitivity-20", "rank": [8] * 5}, r"rank lists 5 layers, the model has 4"),
     ],
 )
@@ -185,19 +196,24 @@ def test_a_study_trains_shows_and_reads_what_it_lists(bench):
             "base",
             {"method": "mola", "name": "by-module", "experts": by_module, "rank": RANKS},
             {"method": "mola", "name": "by-layer", "experts": [2, 3, 4, 5]},
+            {"method": "lora-matched", "name": "by-module-unrouted", "experts": by_module, "rank": RANKS},
             {"method": "sensitivity-20", "name": "ranked", "rank": RANKS},
         ],
     )  # fmt: skip
     layout = runner.layout
     for cell in runner.study.cells():
         runner.run(cell)
-        if cell.method != "base":
+        if cell.method not in ("base", "by-module-unrouted"):
             runner.count_routing(cell)
     collect.write(layout)
     write_tables(layout)
     draw(layout)
     table = pd.read_csv(layout.folder / "tables" / "parameters.csv").set_index("method")
     assert table.loc["by-module", "closed_form"] == table.loc["by-module", "trained"] > 0
+    for column in ("rank", "experts_per_layer"):
+        assert table.loc["by-module", column] == table.loc["by-module-unrouted", column]
+    unrouted = table.loc["by-module-unrouted"]
+    assert 0 < unrouted["closed_form"] == unrouted["trained"] < table.loc["by-module", "trained"]
     assert table.loc["by-module", "rank"] == "1 × 1, 1 × 2, 1 × 3, 1 × 4"
     assert table.loc["by-module", "experts_per_layer"].startswith("q_proj 1 × 2, 1 × 3, 1 × 4, 1 × 5; k_proj")
     assert table.loc["by-module", "experts_per_layer"].endswith("down_proj 4 × 2")

@@ -27,8 +27,15 @@ IN_BASE = ("pissa", "olora", "lora_ga")
 """Beginnings of `init_lora_weights` that take the start out of the base weights."""
 LayerSizes = Sequence[Mapping[str, tuple[int, int]]]
 """(d_in, d_out) of the adapted matrices of each layer by their names within it, first layer first."""
-LayerExperts = list[int] | dict[str, list[int]]
-"""Experts of each layer, first layer first; by the names of target modules where these differ."""
+LayerNumbers = list[int] | dict[str, list[int]]
+"""Experts or ranks of each layer, first layer first; by the names of target modules where these differ."""
+
+
+def of_module(numbers: LayerNumbers, name: str) -> list[int]:
+    """Of each layer in the module `name`, for which the longest of the target modules' names counts that ends it."""
+    if isinstance(numbers, list):
+        return numbers
+    return numbers[max((key for key in numbers if f".{name}".endswith(f".{key}")), key=len)]
 
 
 def of_layers(value: int | list[int], depth: int, what: str) -> list[int]:
@@ -67,7 +74,7 @@ class Request:
     """The study's adapter settings with the method's own in their place."""
     depth: int
     """Layers of the base model."""
-    experts: LayerExperts | None
+    experts: LayerNumbers | None
     """None for methods without, and where data are yet to choose them."""
 
     @property
@@ -84,10 +91,22 @@ class Request:
         assert self.method.rank is not None
         return self.method.rank
 
-    def known_experts(self) -> list[int]:
-        """The experts of each layer. Raises `MolaError` where the method has none."""
-        if not isinstance(self.experts, list):
-            raise MolaError(f"method {self.settings.label!r}: has no experts per layer")
+    def known_experts(self) -> LayerNumbers:
+        """The experts of each layer. Raises `MolaError` where the method has none, and ValueError where they are given for
+        other modules than its target modules."""
+        label, targets = self.settings.label, self.adapter.target_modules
+        if self.experts is None:
+            raise MolaError(f"method {label!r}: has no experts per layer")
+        if isinstance(self.experts, dict):
+            for module in self.experts.keys() - set(targets):
+                raise ValueError(
+                    f"method {label!r}: experts: {module[:60]!r} is none of its target_modules, {', '.join(targets)}"
+                )
+            for module in set(targets) - self.experts.keys():
+                raise ValueError(
+                    f"method {label!r}: experts: target module {module!r} has none; add it, or leave it out of "
+                    "target_modules"
+                )
         return self.experts
 
     @property

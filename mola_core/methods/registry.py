@@ -23,7 +23,7 @@ from mola_core.methods.family import (
     IN_BASE,
     NEEDS_DATA,
     Family,
-    LayerExperts,
+    LayerNumbers,
     LayerSizes,
     Method,
     Request,
@@ -35,6 +35,8 @@ from mola_core.shapes import experts_per_layer, parse_shape
 if TYPE_CHECKING:
     from mola_core.methods.settings import AdapterSettings, MethodSettings
 
+LISTED = ("mola", "lora-matched")
+"""Methods without a shape in their name, which list their experts."""
 GROUP = "mola_core.methods"
 """Entry points of installed packages, each a tuple of `Family`: someone's own methods and allocations, without a fork."""
 
@@ -112,12 +114,12 @@ def parse_method(settings: MethodSettings) -> Method:
         raise ValueError(f"unknown method {name!r}{meant}; use {', '.join(usages[:-1])} or {usages[-1]}")
     if len(matches) > 1:
         raise ValueError(f"method {name!r}: is a name of {' and of '.join(kind for kind, _ in matches)}")
-    if name == "mola" and settings.experts is None:
+    if name in LISTED and settings.experts is None:
         raise ValueError(
-            "method 'mola': needs `experts`, one count for each layer; or name a shape: mola-2468"
+            f"method {name!r}: needs `experts`, one count for each layer; or name a shape: {name}-2468"
         )
-    if name != "mola" and settings.experts is not None:
-        raise ValueError(f"method {name!r}: `experts` goes with method `mola`, one count for each layer")
+    if name not in LISTED and settings.experts is not None:
+        raise ValueError(f"method {name!r}: `experts` goes with methods {' and '.join(LISTED)}")
     if (name == "peft") != (settings.config is not None):
         raise ValueError(
             f"method {name!r}: `config` goes with method `peft`, PEFT's own config of the method"
@@ -148,7 +150,7 @@ def family_of(settings: MethodSettings) -> Family:
     return all_families()[parse_method(settings).kind]
 
 
-def layer_experts(settings: MethodSettings, depth: int) -> LayerExperts | None:
+def layer_experts(settings: MethodSettings, depth: int) -> LayerNumbers | None:
     """Experts of each layer (rank of a matched LoRA divided by the expert rank), None for methods without.
 
     An allocation's experts are not in its name but in the cell's record: None too. Raises ValueError where listed

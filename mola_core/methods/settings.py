@@ -76,8 +76,8 @@ class MethodSettings(Closed):
     name: Name | None = None
     """Name in results; needed where the same method appears twice with different settings."""
     experts: ExpertsOfLayers | None = None
-    """For `method: mola`: experts of each layer, first layer first, or one number for all; or a mapping from each target
-    module to either, as GuiLoMo and LoRA-SMoE choose them."""
+    """For `method: mola` and `method: lora-matched`: experts of each layer, first layer first, or one number for all; or
+    a mapping from each target module to either, as GuiLoMo and LoRA-SMoE choose them."""
     config: dict[str, Any] | None = None
     """For `method: peft`: PEFT's own config, `peft_type` in it; target modules are the study's where it names none."""
     rank: RankOfLayers | None = None

@@ -20,7 +20,7 @@ from torch import nn
 
 import mola_core.adapter  # noqa: F401 - makes MoLA known to PEFT
 from mola_core.adapter.shape import block_of
-from mola_core.methods.family import LAYER_ALPHAS, LAYER_RANKS, NEEDS_DATA, SCHEDULE
+from mola_core.methods.family import LAYER_ALPHAS, LAYER_RANKS, NEEDS_DATA, SCHEDULE, of_module
 from mola_core.methods.registry import takes_start_from_base
 from mola_core.models import starts
 
@@ -71,16 +71,22 @@ def resolved(base: nn.Module, config: Mapping[str, Any], steps: int | None = Non
         )
     found: PeftConfig = PEFT_TYPE_TO_CONFIG_MAPPING[config["peft_type"]](**options)
     if LAYER_RANKS in config:
-        blocks = _blocks(base, found, len(config[LAYER_RANKS]))
+        given, alphas = config[LAYER_RANKS], config.get(LAYER_ALPHAS)
+        by_end = (
+            {".*": given} if isinstance(given, list) else {rf"(.*\.)?{re.escape(m)}": given[m] for m in given}
+        )
+        blocks = _blocks(base, found, len(next(iter(by_end.values()))))
+        left_out = []
         # PEFT takes the first pattern that the end of a name matches: a longer name must not meet a shorter one first.
-        names = sorted(blocks, key=lambda block: -len(block))
-        ranks = {block: config[LAYER_RANKS][blocks[block]] for block in names}
-        inside = {block: re.escape(f"{block}.") + ".*" for block in names}
-        found.rank_pattern = {inside[block]: rank for block, rank in ranks.items() if rank}
-        if LAYER_ALPHAS in config:
-            alphas = {block: config[LAYER_ALPHAS][blocks[block]] for block in names}
-            found.alpha_pattern = {inside[block]: alphas[block] for block, rank in ranks.items() if rank}
-        left_out = [inside[block] for block, rank in ranks.items() if not rank]
+        for block in sorted(blocks, key=len, reverse=True):
+            for end in sorted(by_end, key=len, reverse=True):
+                inside, rank = re.escape(f"{block}.") + end, by_end[end][blocks[block]]
+                if not rank:
+                    left_out.append(inside)
+                    continue
+                found.rank_pattern[inside] = rank
+                if alphas is not None:
+                    found.alpha_pattern[inside] = alphas[blocks[block]]
         if left_out:
             found.exclude_modules = "|".join(left_out)
     return found
@@ -137,7 +143,9 @@ def check_built(model: nn.Module, config: Mapping[str, Any]) -> None:
         if not isinstance(module, LoraLayer):
             continue
         layer = block_of(model, name)[1]
-        rank = _own(config, "rank", name, config.get("r", 8)) if ranks is None else ranks[layer]  # type: ignore[index]
+        rank = (
+            _own(config, "rank", name, config.get("r", 8)) if ranks is None else of_module(ranks, name)[layer]
+        )  # type: ignore[index]
         alpha = _own(config, "alpha", name, config.get("lora_alpha", 8)) if alphas is None else alphas[layer]  # type: ignore[index]
         scale = alpha / max(1, math.sqrt(rank) if config.get("use_rslora") else rank)
         if ranks is None and hasattr(module, "parameter_name"):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mola_core.methods.family import LAYER_RANKS, Family, LayerSizes, Request
+from mola_core.methods.family import LAYER_RANKS, Family, LayerNumbers, LayerSizes, Request, of_module
 from mola_core.shapes import SHAPE_PATTERN, lora_parameters
 
 
@@ -37,8 +37,15 @@ def _matched(request: Request) -> dict[str, Any]:
     return _start(request) | {"r": adapter.rank, "lora_alpha": adapter.alpha, LAYER_RANKS: ranks}
 
 
-def _matched_ranks(request: Request) -> list[int]:
-    return [rank * count for rank, count in zip(request.ranks(), request.known_experts(), strict=True)]
+def _matched_ranks(request: Request) -> LayerNumbers:
+    ranks, experts = request.ranks(), request.known_experts()
+
+    def products(counts: list[int]) -> list[int]:
+        return [rank * count for rank, count in zip(ranks, counts, strict=True)]
+
+    if isinstance(experts, list):
+        return products(experts)
+    return {module: products(counts) for module, counts in experts.items()}
 
 
 def plain_parameters(request: Request, sizes: LayerSizes) -> int:
@@ -47,7 +54,11 @@ def plain_parameters(request: Request, sizes: LayerSizes) -> int:
 
 def _matched_parameters(request: Request, sizes: LayerSizes) -> int:
     ranks = _matched_ranks(request)
-    return sum(lora_parameters([rank], layer.values()) for rank, layer in zip(ranks, sizes, strict=True))
+    return sum(
+        lora_parameters([of_module(ranks, name)[layer]], [size])
+        for layer, modules in enumerate(sizes)
+        for name, size in modules.items()
+    )
 
 
 _MATCHED = ("rank", "alpha", "dropout", "target_modules", "initialisation", "loraplus_ratio")
@@ -60,7 +71,7 @@ FAMILIES = (
         "#000000", "o", plain, plain_parameters, takes=PLAIN,
     ),
     Family(
-        "lora-matched", (rf"lora-matched-(?P<shape>{SHAPE_PATTERN})",), "lora-matched-<shape>", "matched",
+        "lora-matched", (rf"lora-matched(?:-(?P<shape>{SHAPE_PATTERN}))?",), "lora-matched-<shape>", "matched",
         "#000000", "s", _matched, _matched_parameters, takes=_MATCHED,
     ),
 )  # fmt: skip

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mola_core.methods.allocation import AllocationInput, total_experts
-from mola_core.methods.family import Family, LayerExperts, LayerSizes, Request
+from mola_core.methods.family import Family, LayerSizes, Request, of_module
 from mola_core.shapes import SHAPE_PATTERN, mola_parameters
 
 
@@ -14,7 +14,13 @@ def _config(request: Request) -> dict[str, Any]:
     adapter, method, experts = request.adapter, request.method, request.experts
     request.ranks()
     if experts:
-        _check_experts(request, experts)
+        known = request.known_experts()
+        least = min(known if isinstance(known, list) else map(min, known.values()))
+        if adapter.top_k > least:
+            raise ValueError(
+                f"method {request.settings.label!r}: top_k {adapter.top_k} is above the {least} experts of a layer;"
+                " lower top_k or give every layer more experts"
+            )
     return {
         "peft_type": "MOLA",
         "num_experts": experts or [method.allocation, method.budget, method.draw],
@@ -27,27 +33,6 @@ def _config(request: Request) -> dict[str, Any]:
     }
 
 
-def _check_experts(request: Request, experts: LayerExperts) -> None:
-    """Raise ValueError where a layer has fewer experts than a token uses, or modules are not the target modules."""
-    label, adapter = request.settings.label, request.adapter
-    least = min(experts if isinstance(experts, list) else (min(counts) for counts in experts.values()))
-    if adapter.top_k > least:
-        raise ValueError(
-            f"method {label!r}: top_k {adapter.top_k} is above the {least} experts of a layer;"
-            " lower top_k or give every layer more experts"
-        )
-    if isinstance(experts, dict):
-        targets = adapter.target_modules
-        for module in experts.keys() - set(targets):
-            raise ValueError(
-                f"method {label!r}: experts: {module[:60]!r} is none of its target_modules, {', '.join(targets)}"
-            )
-        for module in set(targets) - experts.keys():
-            raise ValueError(
-                f"method {label!r}: experts: target module {module!r} has none; add it, or leave it out of target_modules"
-            )
-
-
 def _parameters(request: Request, sizes: LayerSizes) -> int | None:
     experts, ranks = request.experts, request.ranks()
     if request.method.budget is not None:
@@ -58,17 +43,10 @@ def _parameters(request: Request, sizes: LayerSizes) -> int | None:
     if experts is None:
         return None
     return sum(
-        mola_parameters([_experts_of(experts, name)[layer]], [size], ranks[layer])
+        mola_parameters([of_module(experts, name)[layer]], [size], ranks[layer])
         for layer, modules in enumerate(sizes)
         for name, size in modules.items()
     )
-
-
-def _experts_of(experts: LayerExperts, name: str) -> list[int]:
-    """Experts of each layer in the module `name`, which may end with several of the target modules' names."""
-    if isinstance(experts, list):
-        return experts
-    return experts[max((key for key in experts if f".{name}".endswith(f".{key}")), key=len)]
 
 
 _TAKES = ("rank", "alpha", "dropout", "top_k", "balance_loss", "target_modules", "initialisation")
