@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from mola_core.errors import did_you_mean
 from mola_core.methods.family import VIRTUAL_TOKENS
 
 FOREIGN = {
@@ -61,19 +62,19 @@ PATTERNS = {
     "feedforward_modules",
 }
 """Keys whose values are regular expressions or hold some, in which a backslash is no path's."""
-TYPES: dict[str, Any] = {
-    "bool": bool,
-    "int": int,
-    "float": float,
-    "str": str,
-    "Optional[bool]": bool | None,
-    "Optional[int]": int | None,
-    "Optional[float]": float | None,
-    "Optional[str]": str | None,
-    "Optional[dict]": dict | None,
-    "Optional[list[str]]": list[str] | None,
-    "Optional[Union[list[str], str]]": str | list[str] | None,
-    "Optional[Union[list[int], int]]": int | list[int] | None,
+_PLAIN = {
+    "bool": (bool, "true or false"),
+    "int": (int, "a whole number"),
+    "float": (float, "a number"),
+    "str": (str, "text"),
+}
+TYPES: dict[str, tuple[Any, str]] = {
+    "Optional[dict]": (dict, "a mapping"),
+    "Optional[list[str]]": (list[str], "a list of names"),
+    "Optional[Union[list[str], str]]": (str | list[str], "text or a list of texts"),
+    "Optional[Union[list[int], int]]": (int | list[int], "a whole number or a list of them"),
+    **_PLAIN,
+    **{f"Optional[{name}]": kind for name, kind in _PLAIN.items()},
 }
 """PEFT's plain annotations; a value under another is PEFT's to check."""
 
@@ -88,7 +89,7 @@ def check(config: Mapping[str, Any]) -> None:
     fields = fields_of(kind)
     if fields is None:
         raise ValueError(
-            f"config: peft_type {kind[:40]!r} is none of PEFT's; use {', '.join(sorted(kinds()))}"
+            f"config: peft_type {kind[:40]!r} is none of PEFT's{did_you_mean(kind, kinds())}; use {', '.join(sorted(kinds()))}"
         )
     for key, value in config.items():
         if key in FOREIGN:
@@ -98,8 +99,9 @@ def check(config: Mapping[str, Any]) -> None:
         if key in UNSUPPORTED:
             raise ValueError(f"config.{key}: not supported: {UNSUPPORTED[key]}")
         if key not in fields:
-            known = ", ".join(sorted(fields.keys() - FOREIGN - SET_HERE.keys() - UNSUPPORTED.keys()))
-            raise ValueError(f"config.{key}: {kind} has no such key; it has {known}")
+            known = sorted(fields.keys() - FOREIGN - SET_HERE.keys() - UNSUPPORTED.keys())
+            meant = did_you_mean(key, known)
+            raise ValueError(f"config.{key}: {kind} has no such key{meant}; it has {', '.join(known)}")
         _check_value(f"config.{key}", value, key in PATTERNS)
         _check_type(key, value, fields[key])
     _check_together(kind, config)
@@ -109,17 +111,17 @@ def check(config: Mapping[str, Any]) -> None:
 
 
 def _check_type(key: str, value: Any, annotation: str) -> None:
-    expected = TYPES.get(annotation)
-    if key.endswith("alpha") and expected in (int, float):
-        expected = float  # PEFT's annotation of `lora_alpha` is narrower than what it takes
-        if value == 0:
-            raise ValueError(f"config.{key}: 0 scales whatever is learnt to nothing; give another number")
-    if expected is not None and value is not None:  # PEFT has defaults of None beside `int` too
-        try:
-            TypeAdapter(expected).validate_python(value, strict=True)
-        except ValidationError as error:
-            said = error.errors()[0]["msg"]
-            raise ValueError(f"config.{key}: {said}, not {str(value)[:60]!r}") from None
+    if key.endswith("alpha") and annotation == "int":
+        annotation = "float"  # PEFT takes more than its annotation of `lora_alpha` says
+    if value is None or annotation not in TYPES:  # PEFT has defaults of None beside `int` too
+        return
+    expected, words = TYPES[annotation]
+    try:
+        TypeAdapter(expected).validate_python(value, strict=True)
+    except ValidationError:
+        raise ValueError(f"config.{key}: must be {words}, not {str(value)[:60]!r}") from None
+    if key.endswith("alpha") and value == 0:
+        raise ValueError(f"config.{key}: 0 scales whatever is learnt to nothing; give another number")
 
 
 def _check_together(kind: str, config: Mapping[str, Any]) -> None:
