@@ -161,7 +161,10 @@ def dumped(content):
         ({"adapter": {"target_modules": [".*proj"]}}, "adapter.target_modules.0"),
         ({"training__epochs": 0}, "training.epochs: must be greater than 0"),
         ({"methods": ["mola-2460"]}, "shape '2460'"),
-        ({"methods": [{"method": "mola", "experts": [0, 1, 2, 2]}]}, "greater than or equal to 1"),
+        (
+            {"methods": [{"method": "mola", "experts": [0, 1, 2, 2]}]},
+            "experts: layer 0: '0' is no whole number from 1",
+        ),
         ({"methods": [{"method": "mola-2468", "top_k": 0}]}, "top_k"),
         ({"methods": ["base", "base"]}, "'base' is listed twice"),
         ({"methods": [{"method": "base", "name": "../../x"}]}, "name"),
@@ -182,7 +185,10 @@ def dumped(content):
         ({"methods": ["lora-r" + "9" * 5000]}, "at most 80 characters"),
         ({"methods": ["mola-99999999-2-2-2"]}, "experts of a layer at most 1024"),
         ({"methods": ["lora-matched-2-2-2-1025"]}, "experts of a layer at most 1024"),
-        ({"methods": [{"method": "mola", "experts": [2, 2, 2, 1025]}]}, "experts.3"),
+        (
+            {"methods": [{"method": "mola", "experts": [2, 2, 2, 1025]}]},
+            "experts: layer 3: '1025' is no whole number from 1 to 1,024",
+        ),
         ({"methods": [{"method": "mola-2468", "rank": 65_537}]}, "rank"),
         ({"methods": ["sensitivity-99999999"]}, "budget at most 4096"),
         ({"methods": ["random-20-4294967296"]}, "number of the draw at most 4294967295"),
@@ -236,7 +242,10 @@ def dumped(content):
         ({"tasks": []}, "tasks: must be a list of at least 1 entry, not '[]'"),
         ({"methods": [2468]}, "methods.0: must be a method's name or a mapping of its settings, not '2468'"),
         ({"methods": ["base", "mola"]}, "methods.1: method 'mola': needs `experts`"),
-        ({"methods": [{"method": "mola-2468", "experts": [2]}]}, "`experts` goes with method `mola`"),
+        (
+            {"methods": [{"method": "mola-2468", "experts": [2]}]},
+            "`experts` goes with methods mola and lora-matched",
+        ),
         (
             {"methods": ["base", "MoLA_2468"]},
             "methods.1: unknown method 'MoLA_2468', did you mean 'mola-2468'?",
