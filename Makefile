@@ -11,6 +11,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 $(BIN)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 15))" 2>/dev/null || \
+		{ echo "$(PYTHON) is no Python 3.11 to 3.14 with venv; name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python $(INSTALL) -e ".[harness]"
 	touch $@
