@@ -23,7 +23,6 @@ $(BIN)/.ready-to-test: $(BIN)/.ready
 
 study: $(BIN)/.ready
 	snakemake --cores $(CORES) --quiet host rules progress --config study=$(STUDY)
-	@mola where --study $(STUDY)
 
 # A process for each core, each with one thread.
 test: $(BIN)/.ready-to-test

@@ -115,13 +115,13 @@ def test_snakemake_stops_with_one_line(long_study, tmp_path):
 
 
 def filtered(*records):
-    """Levels and texts that Snakemake shows of (text, event) of errors."""
-    source = (ROOT / "workflow/rules/common.smk").read_text().split("class StoppedJobs")[1]
+    """The texts that Snakemake shows of records (text, event[, level])."""
+    source = (ROOT / "workflow/rules/common.smk").read_text().split("class Told")[1]
     space = {"logging": logging, "re": re, "LogEvent": LogEvent}
-    exec("class StoppedJobs" + source.split("logger.addFilter")[0], space)
-    chosen, shown = space["StoppedJobs"](), []
-    for text, event in records:
-        record = logging.LogRecord("snakemake", logging.ERROR, "", 0, text, (), None)
+    exec("class Told" + source.split("logger.addFilter")[0], space)
+    chosen, shown = space["Told"](), []
+    for text, event, *level in records:
+        record = logging.LogRecord("snakemake", *(level or [logging.ERROR]), "", 0, text, (), None)
         record.event = event
         if chosen.filter(record):
             shown.append(record.getMessage())
@@ -137,4 +137,15 @@ def test_failures_are_told_as_ever():
     assert filtered(stopped, block, end) == ["Stopped; the same command goes on from here."]
     assert filtered(stopped, block, failed, block, end) == [failed[0], "", end[0]]
     assert filtered(block, end) == ["", end[0]]
+    chatter = (
+        "Select jobs to execute...",
+        "Execute 12 jobs...",
+        "Complete log(s): x.log",
+        "Elapsed time: 0:01",
+    )
+    said = [(text, None, logging.INFO) for text in (*chatter, "Building DAG of jobs...")]
+    assert filtered(*said) == ["Building DAG of jobs..."]
+    assert filtered(failed, *said) == [failed[0], *chatter, "Building DAG of jobs..."], (
+        "where something failed"
+    )
     assert filtered(("returned non-zero exit status 1430", None)) == ["returned non-zero exit status 1430"]

@@ -2,18 +2,23 @@
 
 import importlib.util
 import json
+import os
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from mola_core import cli
 from mola_core.errors import MolaError, OutOfTime
+from mola_core.files import locked
 from mola_core.runs.cell import CellRunner
 from mola_core.runs.plan import plan
 from mola_core.runs.progress import CellProgress, progress, seconds_left
 from mola_core.study.loading import load_study
 from mola_core.study.study import Cell
 from mola_core.training import trainer
+from mola_core.training.trackers import tracked
 
 SMALL = {"tasks": ["cola"], "methods": ["base", "lora-r4", "mola-2468"], "seeds": [0]}
 
@@ -181,6 +186,39 @@ def test_tensorboard_follows_a_cell_and_changes_nothing(bench):
     log = (followed.layout.cell(cell) / "train.jsonl").read_text().splitlines()
     assert [step for step, _ in losses] == [1, 2, 3, 4, 5, 6]
     assert [value for _, value in losses] == pytest.approx([json.loads(line)["loss"] for line in log])
+
+
+def test_trackers_write_below_the_study_and_an_error_leaves_no_run_open(tmp_path, monkeypatch):
+    """Stand-ins: W&B and MLflow are no dependency of the tests. Two real processes that made MLflow's database at once
+    failed."""
+    study, calls = tmp_path / "mine", []
+
+    def set_experiment(name):
+        with pytest.raises(MolaError, match="another run"), locked(study / ".mlflow.lock", wait=False):
+            pass
+        calls.append(name)
+
+    mlflow = SimpleNamespace(
+        set_tracking_uri=calls.append,
+        set_experiment=set_experiment,
+        active_run=lambda: True,
+        end_run=calls.append,
+    )
+    wandb = SimpleNamespace(finish=lambda: calls.append("finished"))
+    for name, module in (("mlflow", mlflow), ("wandb", wandb)):
+        monkeypatch.setitem(sys.modules, name, module)
+        module.__spec__ = importlib.util.spec_from_loader(name, None)
+    monkeypatch.setenv("WANDB_PROJECT", "theirs")
+    before = dict(os.environ)
+    with pytest.raises(ZeroDivisionError), tracked(["wandb", "mlflow"], study, "cola/base/seed0"):
+        assert os.environ["WANDB_PROJECT"] == "theirs"
+        assert os.environ["WANDB_DIR"] == str(study)
+        raise ZeroDivisionError
+    assert calls == [f"sqlite:///{study}/mlflow.db", "mine", "finished", "FAILED"]
+    assert dict(os.environ) == before
+    with tracked([], tmp_path / "other", "cola/base/seed0"):
+        assert dict(os.environ) == before
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_tracker_that_is_not_installed_is_told_when_a_run_is_planned(tmp_path, monkeypatch, capsys):

@@ -64,15 +64,19 @@ onstart:
             raise WorkflowError(str(error))
 
 
-class StoppedJobs(logging.Filter):
-    """Tells in one line, not in blocks of errors, that Ctrl-C or a time limit stopped jobs (exit codes 130 and 143)."""
+class Told(logging.Filter):
+    """Tells in one line, not in blocks of errors, that Ctrl-C or a time limit stopped jobs (exit codes 130 and 143), and
+    nothing of what Snakemake says between any two jobs and after the answer, whatever `--quiet` asks for."""
 
+    chatter = re.compile(
+        r"Select jobs to execute\.\.\.|Execute \d+ jobs\.\.\.|(Complete log\(s\)|Elapsed time): .*"
+    )
     stopped = blocks = failed = 0
 
     def filter(self, record):
-        if record.levelno < logging.ERROR:
-            return True
         text = record.getMessage()
+        if record.levelno < logging.ERROR:
+            return bool(self.failed) or not self.chatter.fullmatch(text)
         if re.search(r"non-zero exit status (130|143)\b", text):
             self.stopped, self.blocks = self.stopped + 1, self.blocks + 1
             return False
@@ -90,4 +94,4 @@ class StoppedJobs(logging.Filter):
         return True
 
 
-logger.addFilter(StoppedJobs())
+logger.addFilter(Told())

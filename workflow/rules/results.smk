@@ -5,6 +5,7 @@ from mola_core.analysis.figures.study import FIGURES
 from mola_core.analysis.figures.verdict import FIGURES as VERDICT_FIGURES
 from mola_core.analysis.paper.catalogue import tables_of
 from mola_core.analysis.tables.accuracy import TABLES
+from mola_core.locations import snakefile
 from mola_core.runs.layout import EVALUATED
 
 evaluations = [
@@ -135,9 +136,23 @@ rule summary:
         "{params.mola} summary {params.options} > {log:q} 2>&1"
 
 
-# The answer is the last thing that a run says, so the rule above says nothing.
-onsuccess:
-    if workflow.is_main_process:
-        from mola_core.analysis.pages.answer import told
+# The answer is the last thing that a run says, so the rule above says nothing; a run that has nothing to do says it too.
+def tell_answer():
+    from mola_core.analysis.pages.answer import told
 
-        print(told(layout.folder))
+    own = os.path.samefile(workflow.main_snakefile, snakefile())  # not another's module
+    if own and workflow.is_main_process and not workflow.dryrun:
+        print(told(layout.folder), flush=True)
+
+
+onsuccess:
+    tell_answer()
+
+
+def answer_instead(record):
+    if record.getMessage().startswith("Nothing to be done"):
+        tell_answer()
+    return True
+
+
+logger.addFilter(answer_instead)
