@@ -287,7 +287,7 @@ def _write_parts(stage: Path, folder: Path, size: int) -> dict[str, str]:
         raise MolaError("--part-mb: must hold at least one byte")
     with (
         contextlib.closing(_Parts(folder, size)) as parts,
-        gzip.GzipFile("", "wb", 6, cast(IO[bytes], parts), mtime=0) as compressed,
+        gzip.GzipFile("", "wb", 1, cast(IO[bytes], parts), mtime=0) as compressed,
         tarfile.open(fileobj=compressed, mode="w|", bufsize=1 << 20) as archive,
     ):
         for path in sorted(stage.iterdir()):
