@@ -66,7 +66,8 @@ onstart:
 
 class Told(logging.Filter):
     """Tells in one line, not in blocks of errors, that Ctrl-C or a time limit stopped jobs (exit codes 130 and 143), and
-    nothing of what Snakemake says between any two jobs and after the answer, whatever `--quiet` asks for."""
+    nothing of what Snakemake says between any two jobs and after the answer, whatever `--quiet` asks for.
+    """
 
     chatter = re.compile(
         r"Select jobs to execute\.\.\.|Execute \d+ jobs\.\.\.|(Complete log\(s\)|Elapsed time): .*"
