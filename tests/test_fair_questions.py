@@ -84,6 +84,13 @@ def test_a_right_option_that_another_equals_is_refused(tokenizer, options, right
             check_options("t", "test", rows, tokenizer)
 
 
+def test_a_text_to_be_generated_is_checked_as_an_option_is(tokenizer):
+    generated = row(options=(" yes",)) | {"options": [], "answer": None}
+    assert check_options("t", "test", [generated], tokenizer) == {"merged": 0, "twins": 0}
+    with pytest.raises(MolaError, match="option '' has no token of its own"):
+        check_options("t", "test", [generated | {"completion": ""}], tokenizer)
+
+
 def test_few_equal_options_of_a_benchmark_are_counted(tokenizer):
     twin = row(options=(" a", " a"))
     rows = [row(prompt=f"{number}?") for number in range(99)]
