@@ -92,7 +92,7 @@ def test_a_text_to_be_generated_is_checked_as_an_option_is(tokenizer):
 
 
 def test_few_equal_options_of_a_benchmark_are_counted(tokenizer):
-    twin = row(options=(" a", " a"))
+    twin = row(options=(" a", " a", " a"))  # counted once
     rows = [row(prompt=f"{number}?") for number in range(99)]
     assert check_options("t", "test", [*rows, twin], tokenizer) == {"merged": 0, "twins": 1}
     with pytest.raises(MolaError, match="row 99 of test: .* as in 2 of 101 documents"):

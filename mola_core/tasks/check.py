@@ -54,7 +54,7 @@ def check_options(
                 )
         merged += any(context != alone for context, _ in cut)
         for other, (option, (_, tokens)) in enumerate(zip(options, cut, strict=True)):
-            if right not in (None, other) and (option == options[right] or tokens == cut[right][1]):
+            if right not in (None, other) and tokens == cut[right][1]:
                 how = "text" if option == options[right] else "tokens"
                 twins.append(
                     f"{where}: options {right} and {other} are the same {how} ({options[right][:40]!r}, {option[:40]!r})"
