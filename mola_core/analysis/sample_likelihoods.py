@@ -51,9 +51,9 @@ def _options(sample: dict[str, Any]) -> tuple[list[str], list[float]] | None:
         values = [float(answer[0]) for answer in sample["filtered_resps"]]
     except (KeyError, TypeError, ValueError, IndexError):
         return None
-    if len(values) == len(pairs) and "acc_mutual_info" in (sample.get("metrics") or []):
-        half = len(values) // 2  # the other half are the options without their prompt
-        pairs, values = pairs[:half], values[:half]
+    if "acc_mutual_info" in (sample.get("metrics") or []):
+        # The other half are the options without their prompt.
+        pairs, values = pairs[: len(pairs) // 2], values[: len(values) // 2]
     if len(values) < 2 or len(values) != len(pairs) or not all(map(math.isfinite, values)):
         return None
     return [str(option).strip() for _, option in pairs], values
