@@ -10,11 +10,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import mola_core
 from mola_core.errors import MolaError
 from mola_core.files import read_json, write_json
 
 PACKAGES = (
-    "mola-core",
     "torch",
     "transformers",
     "peft",
@@ -51,7 +51,7 @@ def _sealed(record: Mapping[str, Any]) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "mola-core": mola_core.__version__}
     for package in PACKAGES:
         try:
             found[package] = version(package)

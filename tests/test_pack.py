@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from mola_core.errors import MolaError
 from mola_core.files import remove
 from mola_core.locations import STUDIES
 from mola_core.runs.layout import Layout
-from mola_core.runs.pack import all_keys, needed_packages
+from mola_core.runs.pack import _fetch_wheels, all_keys, needed_packages
 from mola_core.runs.start import install, unpack
 from mola_core.runs.state import cell_state
 from mola_core.study.loading import load_study
@@ -44,9 +45,25 @@ def pack(home: Path, study: Path, *options: str) -> None:
     assert main(["pack", *arguments, "--no-wheels", "--part-mb", "0.1", *options]) == 0
 
 
+UNKNOWN = """\
+import importlib.metadata as metadata
+
+known = metadata.distribution
+
+def distribution(name):
+    if name.replace("_", "-").lower() == "mola-core":
+        raise metadata.PackageNotFoundError(name)
+    return known(name)
+
+metadata.distribution = distribution
+"""
+"""`sitecustomize`: nothing of this project is installed where a pack runs, its code is a folder."""
+
+
 def start(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """`start.py` in a process that finds no checkout: the package must be the pack's."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    """`start.py` in a process that finds no checkout and no installed `mola-core`: the package must be the pack's."""
+    (folder.parent / "sitecustomize.py").write_text(UNKNOWN)
+    environment = os.environ | {"PYTHONPATH": str(folder.parent)}
     return subprocess.run(
         [sys.executable, str(folder / "start.py"), *options],
         cwd=folder.parent,
@@ -173,6 +190,42 @@ def test_packages_that_only_another_python_needs(monkeypatch):
     if sys.version_info < (3, 12):
         with pytest.raises(MolaError, match="package older-only: is not installed"):
             needed_packages([])
+
+
+@pytest.mark.parametrize("tag", ["py3-none-any", "cp311-cp311-linux_x86_64"])
+def test_a_package_without_a_wheel_for_the_platform_is_made_here_if_it_fits(tmp_path, monkeypatch, tag):
+    """With a stand-in for pip, which has a wheel of a, none of b."""
+    calls = []
+
+    def run(command, **more):
+        verb = command[command.index("pip") + 1]
+        folder = Path(command[command.index("--dest" if verb == "download" else "--wheel-dir") + 1])
+        calls.append((verb, [word for word in command if "==" in word]))
+        if verb == "download" and "b==2" in command:
+            error = "ERROR: No matching distribution found for b==2\n"
+            return subprocess.CompletedProcess(command, 1, "", error)
+        (folder / ("a-1-cp312.whl" if verb == "download" else f"b-2-{tag}.whl")).touch()
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr("mola_core.runs.pack.subprocess.run", run)
+    fetch = partial(_fetch_wheels, {"a": "a==1", "b": "b==2"}, tmp_path / "wheels", ["linux"], "3.12")
+    if tag == "py3-none-any":
+        fetch()
+        assert sorted(file.name for file in (tmp_path / "wheels").iterdir()) == [
+            "a-1-cp312.whl",
+            f"b-2-{tag}.whl",
+        ]
+    else:
+        with pytest.raises(MolaError, match="package b==2: has no wheel for --platform linux"):
+            fetch()
+    assert calls == [("download", ["a==1", "b==2"]), ("download", ["a==1"]), ("wheel", ["b==2"])]
+
+
+def test_pip_s_reason_is_told(tmp_path, monkeypatch):
+    failed = subprocess.CompletedProcess([], 1, "", "noise\nERROR: no network\n")
+    monkeypatch.setattr("mola_core.runs.pack.subprocess.run", lambda *command, **more: failed)
+    with pytest.raises(MolaError, match="wheels: ERROR: no network; what is installed there"):
+        _fetch_wheels({"a": "a==1"}, tmp_path / "wheels", [], None)
 
 
 def test_another_python_than_packed_for_is_told_before_anything_is_unpacked(packed, tmp_path):

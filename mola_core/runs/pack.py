@@ -13,6 +13,7 @@ import hashlib
 import importlib.metadata
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -216,30 +217,38 @@ def _fetch_wheels(
     folder.mkdir(parents=True)
     target = [part for platform in platforms for part in ("--platform", platform)]
     target += ["--python-version", python_version] if python_version else []
-    quiet = ["--quiet", "--disable-pip-version-check", "--no-deps"]
+    wanted, without = list(packages.values()), []
     if not target:
-        _pip(["wheel", *quiet, "--wheel-dir", str(folder), *packages.values()])
+        if missing := _pip("wheel", "--wheel-dir", folder, wanted):
+            raise MolaError(f"package {missing}: pip finds none; leave it out with --without if it is there")
         return
-    for one in packages.values():
-        binary = ["download", *quiet, "--only-binary=:all:", *target, "--dest", str(folder), one]
-        if _pip(binary, must=False):
-            continue
+    while missing := _pip("download", "--only-binary=:all:", *target, "--dest", folder, wanted):
+        wanted.remove(missing)
+        without.append(missing)
+    for one in without:
         with tempfile.TemporaryDirectory() as made:
-            _pip(["wheel", *quiet, "--wheel-dir", made, one])
-            for wheel in Path(made).iterdir():
-                if not wheel.name.endswith("-none-any.whl"):
-                    raise MolaError(
-                        f"package {one}: has no wheel for {' '.join(target)}; leave it out with --without if it is there"
-                    )
-                shutil.copy(wheel, folder)
+            if _pip("wheel", "--wheel-dir", made, [one]) or not list(Path(made).glob("*-none-any.whl")):
+                raise MolaError(
+                    f"package {one}: has no wheel for {' '.join(target)}; leave it out with --without if it is there"
+                )
+            shutil.copytree(made, folder, dirs_exist_ok=True)
 
 
-def _pip(arguments: list[str], must: bool = True) -> bool:
-    done = subprocess.run([sys.executable, "-m", "pip", *arguments], capture_output=True, text=True)
-    if done.returncode and must:
-        reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
-        raise MolaError(f"wheels: {reason}; what is installed there already can be left out with --without")
-    return done.returncode == 0
+def _pip(verb: str, *options: object) -> str | None:
+    """Have pip do it to packages, the list that ends `options`, and nothing to what they need; returns the one of them that
+    it found nothing fitting of. Raises `MolaError` where it fails otherwise."""
+    *before, packages = options
+    command = [sys.executable, "-m", "pip", verb, "--quiet", "--disable-pip-version-check", "--no-deps"]
+    done = subprocess.run(
+        [*command, *map(str, before), *cast(list[str], packages)], capture_output=True, text=True
+    )
+    if not done.returncode:
+        return None
+    missing = re.search(r"No matching distribution found for (\S+)", done.stderr)
+    if missing and missing[1] in cast(list[str], packages):
+        return missing[1]
+    reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
+    raise MolaError(f"wheels: {reason}; what is installed there already can be left out with --without")
 
 
 class _Parts(io.RawIOBase):
