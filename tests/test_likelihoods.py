@@ -43,6 +43,8 @@ def test_samples_of_options_of_generated_text_and_of_neither():
         (["Answer: A."] * 4, [[]] * 4, CORRECT),  # the protocol generate
         (["Answer: A."] * 4, [None] * 4, CORRECT),
         (["0", "2", "1", "1"], [*TABLE[:3].tolist(), [float("-inf")] * 3], CORRECT),
+        (["0", "0"], [[float("nan"), -1.0], [-1.0, -2.0]], np.array([1, 1])),
+        (["0", "0"], [[float("inf"), -1.0], [-1.0, -2.0]], np.array([1, 1])),
     ],
 )
 def test_nothing_is_guessed(targets, rows, correct):

@@ -93,7 +93,10 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     Raises `MolaError` where the adapter is damaged or does not fit.
     """
     try:
-        return _fitted(PeftModel.from_pretrained(base, str(folder), local_files_only=True))
+        with warnings.catch_warnings():
+            # Those of a trained AdaLoRA name its own parameters; what a study asks for was read back when it was built.
+            warnings.filterwarnings("ignore", message="The following rank_pattern keys did not match")
+            return _fitted(PeftModel.from_pretrained(base, str(folder), local_files_only=True))
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # PEFT and safetensors raise what they like for damaged files

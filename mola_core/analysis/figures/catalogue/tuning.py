@@ -75,7 +75,8 @@ def caption(data: StudyData) -> str:
     at_edge = list(dict.fromkeys(tried[tried["chosen"] & tried["learning_rate"].isin(rates)]["method"]))
     told = (
         f"{'Probability of the right option among the options' if tuning.score == 'likelihood' else 'Accuracy'} on "
-        f"validation, mean over {len(tuning.seeds)} seeds that the study does not use, by learning rate; circles mark what"
+        f"validation, mean over {len(tuning.seeds)} seed{'s' * (len(tuning.seeds) != 1)} that the study does not use, by "
+        f"learning rate; circles mark what"
         f" was chosen, {'for each task' if tuning.per_task else 'by the mean over tasks'}. No interval is drawn."
     )
     if diverged:
