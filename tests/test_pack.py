@@ -19,9 +19,10 @@ from mola_core.errors import MolaError
 from mola_core.files import remove
 from mola_core.locations import STUDIES
 from mola_core.runs.layout import Layout
-from mola_core.runs.pack import _fetch_wheels, all_keys, needed_packages
+from mola_core.runs.pack import all_keys
 from mola_core.runs.start import install, unpack
 from mola_core.runs.state import cell_state
+from mola_core.runs.wheels import _fitting, fetch_wheels, needed_packages
 from mola_core.study.loading import load_study
 
 METHODS = ["base", "mola-2468"]
@@ -207,8 +208,8 @@ def test_a_package_without_a_wheel_for_the_platform_is_made_here_if_it_fits(tmp_
         (folder / ("a-1-cp312.whl" if verb == "download" else f"b-2-{tag}.whl")).touch()
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr("mola_core.runs.pack.subprocess.run", run)
-    fetch = partial(_fetch_wheels, {"a": "a==1", "b": "b==2"}, tmp_path / "wheels", ["linux"], "3.12")
+    monkeypatch.setattr("mola_core.runs.wheels.subprocess.run", run)
+    fetch = partial(fetch_wheels, {"a": "a==1", "b": "b==2"}, tmp_path / "wheels", ["linux"], "3.12")
     if tag == "py3-none-any":
         fetch()
         assert sorted(file.name for file in (tmp_path / "wheels").iterdir()) == [
@@ -216,16 +217,24 @@ def test_a_package_without_a_wheel_for_the_platform_is_made_here_if_it_fits(tmp_
             f"b-2-{tag}.whl",
         ]
     else:
-        with pytest.raises(MolaError, match="package b==2: has no wheel for --platform linux"):
+        with pytest.raises(MolaError, match="package b==2: has no wheel for linux 3.12; leave"):
             fetch()
     assert calls == [("download", ["a==1", "b==2"]), ("download", ["a==1"]), ("wheel", ["b==2"])]
 
 
+def test_a_platform_takes_wheels_for_an_older_glibc():
+    assert _fitting("manylinux_2_17_x86_64")[:2] == ["manylinux_2_17_x86_64", "manylinux_2_16_x86_64"]
+    names = ["manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64"]
+    assert _fitting("manylinux_2_28_x86_64")[-3:] == names
+    assert _fitting("manylinux_2_12_aarch64")[-2:] == ["manylinux2010_aarch64", "manylinux1_aarch64"]
+    assert _fitting("macosx_11_0_arm64") == ["macosx_11_0_arm64"]
+
+
 def test_pip_s_reason_is_told(tmp_path, monkeypatch):
     failed = subprocess.CompletedProcess([], 1, "", "noise\nERROR: no network\n")
-    monkeypatch.setattr("mola_core.runs.pack.subprocess.run", lambda *command, **more: failed)
+    monkeypatch.setattr("mola_core.runs.wheels.subprocess.run", lambda *command, **more: failed)
     with pytest.raises(MolaError, match="wheels: ERROR: no network; what is installed there"):
-        _fetch_wheels({"a": "a==1"}, tmp_path / "wheels", [], None)
+        fetch_wheels({"a": "a==1"}, tmp_path / "wheels", [], None)
 
 
 def test_another_python_than_packed_for_is_told_before_anything_is_unpacked(packed, tmp_path):

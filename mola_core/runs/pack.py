@@ -10,12 +10,9 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
-import importlib.metadata
 import io
 import json
-import re
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -31,13 +28,10 @@ from mola_core.runs.choice import TABLE, TUNING
 from mola_core.runs.key import Keys, keys
 from mola_core.runs.layout import Layout
 from mola_core.runs.prepare import prepare_all
+from mola_core.runs.wheels import fetch_wheels, needed_packages
 from mola_core.study.loading import load_study
 from mola_core.study.sections import DirectoryData, DirectoryModel
 from mola_core.tasks import include, included
-
-ROOT = "mola-core[harness]"
-NOT_NEEDED = ("snakemake", "matplotlib", "shtab", "pip", "tabulate", "markdown-it-py")
-"""Of what the harness itself asks for: what plans and what draws, neither of which is done there."""
 
 
 def pack(
@@ -72,7 +66,7 @@ def pack(
         _compare_keys(layout, stage, study_name, task_files)
         if wheels:
             packages = needed_packages(without, python_version)
-            _fetch_wheels(packages, stage / "wheels", platforms, python_version)
+            fetch_wheels(packages, stage / "wheels", platforms, python_version)
         with atomic_write(out) as temporary:
             (temporary / start.PARTS).mkdir(parents=True)
             sums = _write_parts(stage, temporary / start.PARTS, int(part_megabytes * 1e6))
@@ -157,98 +151,6 @@ def all_keys(layout: Layout) -> dict[str, Keys]:
         for part in filter(None, (layout.tries, layout))
         for cell in part.study.all_cells()
     }
-
-
-def needed_packages(without: Collection[str], python_version: str | None = None) -> dict[str, str]:
-    """What `pip` is to fetch of everything that training and evaluation need, by name, dependencies included: the version
-    that is installed here, or where only that `python_version` needs a package, what asks for it allows.
-
-    Raises `MolaError` where `without` names what is not among them, or where one is not installed.
-    """
-    from packaging.requirements import Requirement
-    from packaging.utils import canonicalize_name
-
-    there = {"python_version": python_version, "python_full_version": f"{python_version}.0"}
-    target: dict[str, str] = {key: str(value) for key, value in there.items() if python_version}
-    left_out = {canonicalize_name(name) for name in without}
-    own = canonicalize_name(Requirement(ROOT).name)
-    found: dict[str, str] = {}
-    met: set[str] = set()
-    waiting = [(Requirement(ROOT), True)]
-    while waiting:
-        requirement, needed_here = waiting.pop()
-        name = canonicalize_name(requirement.name)
-        met.add(name)
-        if name in left_out:
-            continue
-        known = name in found
-        try:
-            distribution = importlib.metadata.distribution(name)
-        except importlib.metadata.PackageNotFoundError:
-            if needed_here:
-                raise MolaError(f"package {name}: is not installed; install {ROOT} whole") from None
-            found[name] = f"{name}{requirement.specifier}"
-            continue
-        # A version's local part (2.13.0+cpu) names a build of this machine.
-        version = distribution.version.split("+")[0] if python_version else distribution.version
-        found[name] = f"{name}=={version}"
-        for text in distribution.requires or ():
-            wanted = Requirement(text)
-            if name == own and canonicalize_name(wanted.name) in NOT_NEEDED:
-                continue
-            if known and not requirement.extras:
-                continue
-            extras = requirement.extras or {""}
-            marker = wanted.marker
-            if marker is None or any(marker.evaluate({"extra": extra} | target) for extra in extras):
-                here = marker is None or any(marker.evaluate({"extra": extra}) for extra in extras)
-                waiting.append((wanted, here))
-    unknown = sorted({canonicalize_name(name) for name in without} - met)
-    if unknown:
-        raise MolaError(f"--without {unknown[0]}: is no package that training or evaluation needs")
-    del found[own]  # travels as code
-    return dict(sorted(found.items()))
-
-
-def _fetch_wheels(
-    packages: dict[str, str], folder: Path, platforms: Sequence[str], python_version: str | None
-) -> None:
-    """Wheels of `packages`; of those that have none for the platform, one that is made here and fits every platform."""
-    folder.mkdir(parents=True)
-    target = [part for platform in platforms for part in ("--platform", platform)]
-    target += ["--python-version", python_version] if python_version else []
-    wanted, without = list(packages.values()), []
-    if not target:
-        if missing := _pip("wheel", "--wheel-dir", folder, wanted):
-            raise MolaError(f"package {missing}: pip finds none; leave it out with --without if it is there")
-        return
-    while missing := _pip("download", "--only-binary=:all:", *target, "--dest", folder, wanted):
-        wanted.remove(missing)
-        without.append(missing)
-    for one in without:
-        with tempfile.TemporaryDirectory() as made:
-            if _pip("wheel", "--wheel-dir", made, [one]) or not list(Path(made).glob("*-none-any.whl")):
-                raise MolaError(
-                    f"package {one}: has no wheel for {' '.join(target)}; leave it out with --without if it is there"
-                )
-            shutil.copytree(made, folder, dirs_exist_ok=True)
-
-
-def _pip(verb: str, *options: object) -> str | None:
-    """Have pip do it to packages, the list that ends `options`, and nothing to what they need; returns the one of them that
-    it found nothing fitting of. Raises `MolaError` where it fails otherwise."""
-    *before, packages = options
-    command = [sys.executable, "-m", "pip", verb, "--quiet", "--disable-pip-version-check", "--no-deps"]
-    done = subprocess.run(
-        [*command, *map(str, before), *cast(list[str], packages)], capture_output=True, text=True
-    )
-    if not done.returncode:
-        return None
-    missing = re.search(r"No matching distribution found for (\S+)", done.stderr)
-    if missing and missing[1] in cast(list[str], packages):
-        return missing[1]
-    reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
-    raise MolaError(f"wheels: {reason}; what is installed there already can be left out with --without")
 
 
 class _Parts(io.RawIOBase):
