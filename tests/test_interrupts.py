@@ -23,6 +23,14 @@ ROOT = Path(__file__).parent.parent
 SMALL = {"tasks": ["cola"], "methods": ["base", "mola-2468"], "seeds": [0]}
 
 
+@pytest.fixture(autouse=True)
+def hearing():
+    """Tests that run in the background are deaf to Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupted_at_step_2(monkeypatch, times):
     """Press Ctrl-C in the middle of the second step."""
     ended = trainer.Progress.on_step_end
@@ -79,6 +87,11 @@ def long_study(tmp_path) -> Path:
     return file
 
 
+def _hear_ctrl_c() -> None:
+    """What a shell starts in the background is deaf to Ctrl-C, and so is what that starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def press(*command: str) -> tuple[int, str]:
     """Exit code and output of a command whose process group gets Ctrl-C while it trains, as from a terminal."""
     process = subprocess.Popen(
@@ -88,6 +101,7 @@ def press(*command: str) -> tuple[int, str]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=_hear_ctrl_c,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     said, pressed = "", False

@@ -104,7 +104,7 @@ def test_an_edit_of_training_code_changes_every_trained_cell(world, tmp_path, ed
 
 
 EVALUATION_EDITS = {
-    "likelihoods": ("evaluation/harness.py", "likelihoods.gather(1, option.unsqueeze(1)).sum()", "likelihoods.gather(1, option.unsqueeze(1)).mean()"),
+    "likelihoods": ("evaluation/harness.py", "likelihoods.gather(1, option.unsqueeze(1)).squeeze(1)", "likelihoods.gather(1, option.unsqueeze(1)).squeeze(1).abs()"),
     "position of an option": ("evaluation/harness.py", "end = len(scores) - (len(row) - len(inputs[index]))", "end = len(scores)"),
     "copies of a document": ("evaluation/unanswered.py", "copies == 0", "copies >= 0"),
     "another split": ("runs/opened.py", "part = self.study.scored_part", 'part = "train"'),

@@ -88,7 +88,7 @@ def test_everything_then_nothing_then_what_changed(tmp_path):
     [
         (
             {"dataroot": "/x"},
-            "--config dataroot: unknown, did you mean 'data_root'?; give study, data_root or results",
+            "--config dataroot: unknown, did you mean 'data_root'?; give study, data_root, results, include or include_functions",
         ),
         (
             {"results": "/tmp/s{y}"},
