@@ -27,6 +27,20 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass
+class Training:
+    """One training of a cell that is under way."""
+
+    cell: Cell
+    settings: TrainingSettings
+    documents: list[Encoded]
+    seed: int
+    scratch: Path
+    """Checkpoints, and what is measured once for all attempts."""
+    record: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What `training.json` will say of what was built."""
+
+
+@dataclasses.dataclass
 class TrainingRunner(OpenStudy):
     """Trains a study's cells, one after another."""
 
@@ -96,18 +110,16 @@ class TrainingRunner(OpenStudy):
         from mola_core.runs.card import write_card
         from mola_core.training.trainer import write_log
 
-        study = self.study
-        documents = self._documents(cell, settings)
-        seed = study.training_seed(cell)
-        record: dict[str, Any] = {}
-        experts = self._allocate(cell, documents, settings, seed, scratch, record)
+        seed = self.study.training_seed(cell)
+        training = Training(cell, settings, self._documents(cell, settings), seed, scratch)
+        experts = self._allocate(training)
         set_seed(seed)
-        outcome, log = self._fit(cell, documents, settings, seed, scratch, experts, record)
+        outcome, log = self._fit(training, experts)
         if not is_main():
             return
         weights, folder = self.layout.weights(cell), self.layout.cell(cell)
         parts = training_parts(self.layout, cell)
-        record = {"key": digest(parts), "parts": parts, **record, **outcome}
+        record = {"key": digest(parts), "parts": parts, **training.record, **outcome}
         record["settings"] = settings.model_dump(mode="json")
         choice = chosen(self.layout, cell)
         if choice:
@@ -129,25 +141,18 @@ class TrainingRunner(OpenStudy):
         remove(scratch)
 
     def _fit(
-        self,
-        cell: Cell,
-        documents: list[Encoded],
-        settings: TrainingSettings,
-        seed: int,
-        scratch: Path,
-        experts: list[int] | None,
-        record: dict[str, Any],
+        self, training: Training, experts: list[int] | None
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Train, and save the weights unless they are not finite; returns the record of the training and its log."""
         from mola_core.models.weights import save_weights
         from mola_core.training.trackers import tracked
         from mola_core.training.trainer import not_finite, train, untrained
 
-        study = self.study
+        study, cell, settings, scratch = self.study, training.cell, training.settings, training.scratch
         parent = study.parent(cell)
         if parent and recovery.diverged(self.layout.weights(parent)):
-            return untrained(len(documents), f"{parent.path}, from which it goes on, diverged"), []
-        model = self._trainable(cell, scratch, experts, documents, settings, record)
+            return untrained(len(training.documents), f"{parent.path}, from which it goes on, diverged"), []
+        model = self._trainable(training, experts)
 
         def save(folder: Path) -> None:
             if is_main() and not not_finite(model):
@@ -162,9 +167,9 @@ class TrainingRunner(OpenStudy):
                 outcome, log = train(
                     model,
                     self.base.tokenizer,
-                    documents,
+                    training.documents,
                     settings,
-                    seed,
+                    training.seed,
                     scratch,
                     cell.path,
                     self.deadline,
@@ -200,19 +205,11 @@ class TrainingRunner(OpenStudy):
         end = self.study.protocol == "generate"
         return [encode(tokenizer, example.prompt, example.completion, length, end) for example in examples]
 
-    def _allocate(
-        self,
-        cell: Cell,
-        documents: list[Encoded],
-        settings: TrainingSettings,
-        seed: int,
-        scratch: Path,
-        record: dict[str, Any],
-    ) -> list[int] | None:
+    def _allocate(self, training: Training) -> list[int] | None:
         """The experts of each layer where data choose them; what continues a parent has the parent's."""
         from mola_core.methods.registry import parse_method
 
-        study = self.study
+        study, cell = self.study, training.cell
         settings_of_method = self._method(cell)
         method = parse_method(settings_of_method)
         if method.allocation is None or study.parent(cell):
@@ -223,28 +220,27 @@ class TrainingRunner(OpenStudy):
         try:
             allocation = from_main(
                 lambda: allocate(
-                    method, adapter, self.base, documents, settings, seed, self.layout.quality, scratch
+                    method,
+                    adapter,
+                    self.base,
+                    training.documents,
+                    training.settings,
+                    training.seed,
+                    self.layout.quality,
+                    training.scratch,
                 )
             )
         except ValueError as error:
             raise MolaError(f"method {cell.method}: {error}") from None
-        record["allocation"] = dataclasses.asdict(allocation)
+        training.record["allocation"] = dataclasses.asdict(allocation)
         return allocation.experts
 
-    def _trainable(
-        self,
-        cell: Cell,
-        scratch: Path,
-        experts: list[int] | None,
-        documents: list[Encoded],
-        settings: TrainingSettings,
-        record: dict[str, Any],
-    ) -> Any:
-        """The model to train; what the record says of it before training goes into `record`."""
+    def _trainable(self, training: Training, experts: list[int] | None) -> Any:
+        """The model to train; what its record says of it before training is noted there."""
         from mola_core.methods.registry import needs_data
         from mola_core.models.weights import continued_adapter, new_adapter, whole_model
 
-        study = self.study
+        study, cell, record = self.study, training.cell, training.record
         parent = study.parent(cell)
         start = self.layout.model
         if parent:
@@ -268,9 +264,9 @@ class TrainingRunner(OpenStudy):
         else:
             method = self._method(cell)
             adapter = method.adapter(study.adapter)
-            batches = self._first_batches(cell, documents, settings) if needs_data(method, adapter) else ()
-            steps = settings.steps(len(documents))
-            model = new_adapter(self.base.lend(), method, adapter, scratch, experts, batches, steps)
+            batches = self._first_batches(training) if needs_data(method, adapter) else ()
+            steps = training.settings.steps(len(training.documents))
+            model = new_adapter(self.base.lend(), method, adapter, training.scratch, experts, batches, steps)
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         total = (
             model.num_parameters()
@@ -285,13 +281,13 @@ class TrainingRunner(OpenStudy):
         }
         return model
 
-    def _first_batches(
-        self, cell: Cell, documents: list[Encoded], settings: TrainingSettings
-    ) -> list[dict[str, Any]]:
+    def _first_batches(self, training: Training) -> list[dict[str, Any]]:
         """What a start that looks at data sees: the first micro-batches of the training."""
         from mola_core.models.starts import MICRO_BATCHES
         from mola_core.training.batches import first_micro_batches
 
+        settings, pad = training.settings, self.base.tokenizer.pad_token_id
         sizes = settings.batch_size, settings.micro_batch_size
-        seed, pad = self.study.training_seed(cell), self.base.tokenizer.pad_token_id
-        return first_micro_batches(documents, *sizes, seed, pad, settings.loss_on, MICRO_BATCHES)
+        return first_micro_batches(
+            training.documents, *sizes, training.seed, pad, settings.loss_on, MICRO_BATCHES
+        )
