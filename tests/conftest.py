@@ -14,6 +14,7 @@ from mola_core.models.loading import prepare_model
 from mola_core.runs.cell import CellRunner
 from mola_core.runs.layout import Layout
 from mola_core.runs.prepare import prepare_examples
+from mola_core.study.sections import RandomModel
 from mola_core.tasks.prepare import prepare_rows
 
 
@@ -35,6 +36,20 @@ def tiny_llama() -> Callable[..., LlamaForCausalLM]:
         return LlamaForCausalLM(LlamaConfig(**sizes | overrides))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a prepared random model, a Llama of four layers; tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    prepare_model(RandomModel(name="tiny", source="random"), folder)
+    return folder
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty working directory: what is remembered of files' hashes is below it."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="session")

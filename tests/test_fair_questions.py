@@ -13,22 +13,14 @@ from transformers import PreTrainedTokenizerFast
 
 from mola_core.errors import MolaError
 from mola_core.evaluation.harness import AnswerLM
-from mola_core.models.sources import _from_seed
 from mola_core.models.tokens import encode, split
-from mola_core.study.sections import DirectoryData, RandomModel
+from mola_core.study.sections import DirectoryData
 from mola_core.tasks import Example, load_task, splits_of, unfit
 from mola_core.tasks.check import chance, check_answers, check_options, content
 from mola_core.tasks.examples import read_examples, remarks, write_examples
 from mola_core.tasks.loading import _answer
 from mola_core.tasks.rows import prepare_task
 from mola_core.training.batches import Collator, Packer
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    _from_seed(RandomModel(source="random", name="tiny"), folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,151 @@
+"""Base models that cannot be adapted right are refused in one line, and those that only look so are taken."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from model_folders import directory, one_line
+
+from mola_core.errors import MolaError
+from mola_core.files import read_json
+from mola_core.models.check import (
+    check_model,
+    prepare_checked_model,
+    refuse_looking_ahead,
+    refuse_tokens,
+)
+from mola_core.models.loading import (
+    load_tokenizer,
+)
+
+pytestmark = pytest.mark.usefixtures("own_folder")
+
+
+def vision_model(folder: Path) -> Path:
+    """A tiny Gemma 3 with a text and a vision tower."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    text = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 512, "sliding_window": 16,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    Gemma3ForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_model_that_looks_ahead_is_refused(causal):
+    """BERT has a causal head, and attends to the answer unless its config says that it is a decoder."""
+    from transformers import BertConfig, BertLMHeadModel
+
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "num_hidden_layers": 2}
+    torch.manual_seed(0)
+    model = BertLMHeadModel(BertConfig(vocab_size=64, is_decoder=causal, **sizes)).eval()
+    if causal:
+        refuse_looking_ahead(model, "model b")
+    else:
+        with pytest.raises(MolaError, match="model b: a later token changes .* no causal language model"):
+            refuse_looking_ahead(model, "model b")
+
+
+def test_tokens_of_every_batch_have_embeddings(tiny_llama):
+    class Padded:
+        pad_token_id, bos_token_id, eos_token_id = 64, None, 2
+
+    with pytest.raises(MolaError, match="pad_token is number 64, the model has embeddings for 64"):
+        refuse_tokens(tiny_llama(), Padded(), "model.path: x")
+    refuse_tokens(tiny_llama(vocab_size=65), Padded(), "model.path: x")
+
+
+def say_quantised(folder: Path) -> None:
+    config = read_json(folder / "config.json")
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_of_quantised_weights_only_the_modules_are_looked_at(tiny, tmp_path):
+    shutil.copytree(tiny, tmp_path / "model")
+    say_quantised(tmp_path / "model")
+    check_model(tmp_path / "model", "model.path")
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_a_model_with_two_stacks_of_layers_is_refused(tiny, tmp_path, quantised):
+    folder = vision_model(tmp_path / "vision")
+    for file in tiny.glob("*token*"):
+        shutil.copy(file, folder)
+    if quantised:
+        say_quantised(folder)
+    with pytest.raises(MolaError, match=r"model\.path: .* has 2 stacks of layers .*vision") as error:
+        prepare_checked_model(directory(folder), tmp_path / "prepared")
+    one_line(error)
+    assert not (tmp_path / "prepared").exists()
+
+
+def test_a_mixture_of_experts_is_one_stack(tiny, tmp_path):
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=512, num_local_experts=2,
+    )  # fmt: skip
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "moe")
+    for file in tiny.glob("*token*"):
+        shutil.copy(file, tmp_path / "moe")
+    prepare_checked_model(directory(tmp_path / "moe"), tmp_path / "prepared")
+    assert read_json(tmp_path / "prepared/model.json")["depth"] == 4
+
+
+def test_a_tokenizer_that_ends_every_text_is_refused(tiny, tmp_path):
+    from tokenizers.processors import TemplateProcessing
+
+    shutil.copytree(tiny, tmp_path / "model")
+    tokenizer = load_tokenizer(tmp_path / "model")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", tokenizer.eos_token_id)]
+    )
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(MolaError, match="ends every text with </s>"):
+        prepare_checked_model(directory(tmp_path / "model"), tmp_path / "prepared")
+
+
+def grow(folder: Path, name: str, size: int) -> None:
+    """A file of holes, which takes an hour to hash; beside a config that is all right."""
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    os.truncate(folder / name, size)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda folder: os.mkfifo(folder / "config.json"), "a pipe or a device"),
+        (lambda folder: (folder / "config.json").symlink_to("/dev/zero"), "a pipe or a device"),
+        (lambda folder: (folder / "config.json").write_text("[" * 100_000), "not valid JSON"),
+        (lambda folder: grow(folder, "tokenizer.json", 2**40), "tokenizer.json has more than"),
+        (
+            lambda folder: grow(folder, "model.safetensors", 2**40),
+            "model.safetensors is cut short or damaged",
+        ),
+        (
+            lambda folder: (folder / "config.json").write_text(
+                json.dumps({"model_type": "llama", "num_hidden_layers": 10**9})
+            ),
+            "num_hidden_layers 1000000000, the weights have",
+        ),
+    ],
+)
+def test_configs_that_hang_nest_or_bomb_are_one_line(tiny, tmp_path, change, words):
+    shutil.copytree(tiny, tmp_path / "model")
+    (tmp_path / "model/config.json").unlink()
+    change(tmp_path / "model")
+    with pytest.raises(MolaError, match=words) as error:
+        prepare_checked_model(directory(tmp_path / "model"), tmp_path / "prepared")
+    one_line(error)
