@@ -131,6 +131,10 @@ def test_code_runs_when_who_types_says_so_and_is_in_the_keys(tmp_path, rows, fol
     assert before
     (folder / "colours.yaml").write_text(TASK + "description: 'Look. '\n")
     assert key() == before, "another task's file"
+    (folder / "words.json").write_text("[]")
+    assert key() != before, "a file that the code may read"
+    (folder / "words.json").unlink()
+    assert key() == before
     (folder / "deeper" / "prompts.py").write_text(CODE.replace("Shade", "Hue"))
     assert key() != before
     assert main(["run", *options, "--include-functions"]) == 0
