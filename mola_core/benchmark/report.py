@@ -77,7 +77,7 @@ def _draw(rows: Sequence[Row], out: Path) -> None:
     axes.axvline(1, color="black", linewidth=1)
     axes.set_yticks(range(len(held)), [row.what for row in held], fontsize=7)
     axes.invert_yaxis()
-    axes.set_xlabel("share of the goal that is used (left of 1: reached)")
+    axes.set_xlabel("share of the goal that is used\n(left of 1: reached)", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     for kind in ("svg", "png"):
         with atomic_write(out / f"benchmark.{kind}") as temporary:
