@@ -58,7 +58,7 @@ def test_the_answer_comes_first_and_the_page_needs_no_network(layout, verdict):
     [
         ("supported", 1.2, 0.3, 2.1, "Supported: 2468 beats 8642 by 1.20 points"),
         ("contradicted", -1.2, -2.1, -0.3, "Contradicted: 2468 is behind 8642 by 1.20 points"),
-        ("equivalent", 0.1, -0.3, 0.5, "Equivalent: 2468 and 8642 differ by less than 1 points"),
+        ("equivalent", 0.1, -0.3, 0.5, "Equivalent: 2468 and 8642 differ by less than 1 point "),
         ("undecided", 0.4, -0.5, 1.3, "Undecided: 2468 − 8642 is +0.40 points"),
         ("undecided", 0.0, 0.0, 0.0, "gave the same answers to every document"),
     ],

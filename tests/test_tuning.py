@@ -10,7 +10,9 @@ import pytest
 import yaml
 from smoke_study import smoke
 
+from mola_core.analysis.figures.style import method_style
 from mola_core.errors import MolaError
+from mola_core.methods.settings import MethodSettings
 from mola_core.records import read_record
 from mola_core.runs.key import choices, keys, method_of
 from mola_core.runs.local import run
@@ -373,9 +375,13 @@ def test_the_figure_has_a_line_a_method_and_marks_what_was_chosen():
     assert len(figure.axes) == 2
     for axis in figure.axes:
         assert axis.get_xscale() == "log"
+        assert [label.get_text() for label in axis.get_xticklabels()] == ["0.0001", "0.001", "0.01"]
+        assert not axis.get_xticks(minor=True).size and axis.get_xlim()[0] < 1e-4 < 1e-2 < axis.get_xlim()[1]
         lines = {line.get_label(): line for line in axis.lines if not line.get_label().startswith("_")}
         assert set(lines) == set(best)
         marks = [line.get_xdata()[0] for line in axis.lines if line.get_markersize() == 11]
         assert sorted(marks) == sorted(best.values())
+        # What is tried for all shapes is no method of the study: it looks like itself, not like the first shape.
+        assert lines["mola-5555"].get_color() == method_style(MethodSettings(method="mola-5555")).colour
     assert "At the edge of the rates tried: mola-5555;" in caption and "2 of 18 tries diverged" in caption
     assert drawn(smoke(), None) == (None, "")

@@ -387,6 +387,15 @@ def test_both_endpoints_are_answered_and_the_stated_one_leads():
     expected = 100 * (means["mola-2468"] - means["mola-8642"]).mean()
     answer = found["2468-vs-8642:likelihood"]
     assert answer["estimate"] == pytest.approx(expected, abs=1e-4)
+    lines = by_likelihood["lines"]
+    assert list(lines) == ["depth-slope:likelihood", "depth-slope"] and set(by_accuracy["lines"]) == set(
+        lines
+    )
+    shape = lines["depth-slope:likelihood"]["shapes"]["mola-2468"]
+    assert shape["value"] == pytest.approx(100 * means["mola-2468"].mean(), abs=1e-4)
+    ends = lines["depth-slope:likelihood"]["line"]
+    slope = (ends[-1]["value"] - ends[0]["value"]) / (ends[-1]["centre"] - ends[0]["centre"])
+    assert slope == pytest.approx(found["depth-slope:likelihood"]["estimate"], rel=1e-2)
     exchange = by_likelihood["exchange"]
     runs = rows.groupby(["task", "method", "seed"])[["correct", "likelihood"]].mean()
     inside = runs - runs.groupby("task").transform("mean")

@@ -56,10 +56,10 @@ def outer_pair(verdict: Verdict, question: Question) -> tuple[str, str] | None:
 
 
 def title(question: Question) -> str:
-    """`2468 − 8642`, or the id of a slope."""
+    """`2468 − 8642`, or the id of a slope; the endpoint is told elsewhere."""
     found = pair(question)
     if found is None:
-        return f"{question['id']} (between the outermost shapes)"
+        return f"{question['id'].partition(':')[0]} (between the outermost shapes)"
     return f"{found[0]} − {found[1]}"
 
 

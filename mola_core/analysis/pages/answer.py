@@ -32,8 +32,9 @@ def answer_sentence(verdict: Mapping[str, Any]) -> str:
     elif question["answer"] == "contradicted":
         text = f"Contradicted: {ahead} is behind {behind} by {size} ({span})"
     elif question["answer"] == "equivalent":
+        units = unit.replace("points", "point") if question["margin"] == 1 else unit
         text = (
-            f"Equivalent: {ahead} and {behind} differ by less than {question['margin']:g} {unit} "
+            f"Equivalent: {ahead} and {behind} differ by less than {question['margin']:g} {units} "
             f"({signed(row['estimate'])}, {span})"
         )
     else:

@@ -23,7 +23,7 @@ def verdict_page(verdict: dict[str, Any]) -> str:
         "![Differences with their intervals](figures/verdict-forest.svg)",
         _answers(verdict),
         "## Shapes and methods",
-        "![Accuracy against the experts' centre of depth](figures/verdict-depth.svg)",
+        "![Accuracy and likelihood against the experts' centre of depth](figures/verdict-depth.svg)",
         _methods(verdict),
         "![Probability of each rank](figures/verdict-ranks.svg)",
         _cannot_say(verdict),

@@ -10,7 +10,7 @@ from mola_core.analysis.statistics.bootstrap import Bootstrap
 from mola_core.analysis.statistics.estimates import Components, between_tasks, combine, components
 from mola_core.analysis.statistics.noise import planning_noise
 from mola_core.analysis.statistics.planner import Planner
-from mola_core.analysis.statistics.questions import Question
+from mola_core.analysis.statistics.questions import Question, answer_id
 from mola_core.analysis.statistics.records import Answer, Drawn, Exchange, Worth
 from mola_core.analysis.statistics.summaries import points
 from mola_core.study.verdict import VerdictSettings
@@ -84,7 +84,6 @@ def _empty(
     stated = {t for t in tests["stated"] if t[1] == settings.endpoint}
     is_stated = test in stated
     sizes = {f"{difference:g}": None for difference in settings.differences}
-    suffix = "" if endpoint == "accuracy" else f":{endpoint}"
     reasons = []
     if twin:
         reasons.append(
@@ -92,7 +91,7 @@ def _empty(
             f"another unit: the same test as {twin.id}, corrected and answered with it"
         )
     empty: dict[str, Any] = {
-        "id": question.id + suffix,
+        "id": answer_id(question.id, endpoint),
         "endpoint": endpoint,
         "status": "stated" if is_stated else "exploratory",
         "family": question.family,
@@ -105,7 +104,7 @@ def _empty(
         "standard_error": None,
         "degrees_of_freedom": None,
         "family_size": len(stated) if is_stated else len(tests["all"] - stated),
-        "same_test_as": twin and twin.id + suffix,
+        "same_test_as": twin and answer_id(twin.id, endpoint),
         "minimum_detectable_effect": None,
         "seeds_needed": dict(sizes),
         "power": dict(sizes),

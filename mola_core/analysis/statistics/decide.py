@@ -99,7 +99,7 @@ def decide(
         "methods": summarise_methods(
             matrix, at_level, *_everything(matrix, asked, drawn, ranked, settings), found
         ),
-        "lines": depth_lines(asked, at_level, questions, found),
+        "lines": depth_lines(asked, at_level, questions, found, endpoints),
         "mcnemar": mcnemar_tests(asked, questions),
         "notes": notes(matrix, ranked) + unlearnt_notes(gains, settings.least_gain) + _warnings(collapsed),
         "data": {

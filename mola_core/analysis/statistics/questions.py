@@ -21,6 +21,11 @@ FAMILIES = {
 KINDS = re.compile(r"mola(?=-)|lora-matched(?=-)|lora(?=-r\d)")
 
 
+def answer_id(question: str, endpoint: str) -> str:
+    """The id of a question's answer by one endpoint; that by accuracy has the question's own."""
+    return question if endpoint == "accuracy" else f"{question}:{endpoint}"
+
+
 def method_kind(method: str) -> str:
     """What kind of method a name stands for: `mola`, `lora-matched`, `lora`, or the name itself."""
     match = KINDS.match(method)

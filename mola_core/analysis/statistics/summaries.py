@@ -7,8 +7,8 @@ import numpy as np
 
 from mola_core.analysis.scores import Block, ScoreMatrix
 from mola_core.analysis.statistics.bootstrap import Bootstrap, ranks
-from mola_core.analysis.statistics.estimates import combine, components, holm, mcnemar
-from mola_core.analysis.statistics.questions import Question, Shape
+from mola_core.analysis.statistics.estimates import Estimate, combine, components, holm, mcnemar
+from mola_core.analysis.statistics.questions import Question, Shape, answer_id
 from mola_core.study.verdict import VerdictSettings
 
 BASE = "base"
@@ -73,55 +73,65 @@ def _median_run(block: Block, method: str) -> float:
 
 
 def depth_lines(
-    matrix: ScoreMatrix, settings: VerdictSettings, questions: Sequence[Question], shapes: Sequence[Shape]
+    matrix: ScoreMatrix,
+    settings: VerdictSettings,
+    questions: Sequence[Question],
+    shapes: Sequence[Shape],
+    endpoints: Sequence[str],
 ) -> dict[str, dict[str, Any]]:
-    """Per slope: each shape's accuracy against its centre of depth, and the fitted line with its band.
+    """Per slope: each shape's value in points against its centre of depth, and the fitted line with its band.
 
-    Intervals are of the difference from the shapes' common mean: what all shapes share (hard documents)
-    cancels in the slope too. The line is drawn at the shapes' mean spread.
+    By the primary endpoint first; keys are the ids of the answers. Intervals are of the difference from the shapes'
+    common mean: what all shapes share (hard documents) cancels in the slope too. The line is drawn at the shapes' mean
+    spread.
     """
     lines = {}
-    for question in (question for question in questions if question.family == "depth"):
-        group = [shape for shape in shapes if shape.method in question.weights]
-        used = [block for block in matrix.blocks if len(block.common_seeds(list(question.weights)))]
-        if not used or any(block.units < 2 for block in used):
-            continue
-        share = 1 / len(group)
-        level = float(
-            combine(
-                [
-                    components(block.contrast({s.method: share for s in group}), block.clusters)
-                    for block in used
-                ]
-            ).value
-        )
-
-        def around(
-            weights: dict[str, float], used: list[Block] = used, level: float = level
-        ) -> dict[str, float]:
-            estimate = combine([components(block.contrast(weights), block.clusters) for block in used])
-            low, high = estimate.interval(settings.level)
-            return {
-                "accuracy": points(level + estimate.value),
-                "low": points(level + low),
-                "high": points(level + high),
-            }
-
-        centre = float(np.mean([shape.centre for shape in group]))
-        ends = np.linspace(min(s.centre for s in group), max(s.centre for s in group), 21)
-        lines[question.id] = {
-            "budget": group[0].budget,
-            "shapes": {
-                s.method: {"centre": round(s.centre, 4)} | around({o.method: (o is s) - share for o in group})
-                for s in group
-            },
-            "line": [
-                {"centre": round(float(x), 4)}
-                | around({method: weight * (x - centre) for method, weight in question.weights.items()})
-                for x in ends
-            ],
-        }
+    slopes = [question for question in questions if question.family == "depth"]
+    for endpoint in sorted(endpoints, key=lambda name: name != settings.endpoint):
+        for question in slopes:
+            group = [shape for shape in shapes if shape.method in question.weights]
+            used = [block for block in matrix.blocks if len(block.common_seeds(list(question.weights)))]
+            used = [block for block in used if endpoint == "accuracy" or block.likelihood is not None]
+            if used and all(block.units >= 2 for block in used):
+                lines[answer_id(question.id, endpoint)] = {"endpoint": endpoint} | _depth_line(
+                    question, group, used, settings.level, endpoint
+                )
     return lines
+
+
+def _depth_line(
+    question: Question, group: Sequence[Shape], used: Sequence[Block], alpha: float, endpoint: str
+) -> dict[str, Any]:
+    share = 1 / len(group)
+
+    def estimate(weights: dict[str, float]) -> Estimate:
+        return combine([components(block.contrast(weights, endpoint), block.clusters) for block in used])
+
+    level = float(estimate({shape.method: share for shape in group}).value)
+
+    def around(weights: dict[str, float]) -> dict[str, float]:
+        found = estimate(weights)
+        low, high = found.interval(alpha)
+        return {
+            "value": points(level + found.value),
+            "low": points(level + low),
+            "high": points(level + high),
+        }
+
+    centre = float(np.mean([shape.centre for shape in group]))
+    ends = np.linspace(min(s.centre for s in group), max(s.centre for s in group), 21)
+    return {
+        "budget": group[0].budget,
+        "shapes": {
+            s.method: {"centre": round(s.centre, 4)} | around({o.method: (o is s) - share for o in group})
+            for s in group
+        },
+        "line": [
+            {"centre": round(float(x), 4)}
+            | around({method: weight * (x - centre) for method, weight in question.weights.items()})
+            for x in ends
+        ],
+    }
 
 
 def mcnemar_tests(matrix: ScoreMatrix, questions: Sequence[Question]) -> list[dict[str, Any]]:

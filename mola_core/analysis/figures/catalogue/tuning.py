@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from mola_core.analysis.figures.style import Style
+    from mola_core.study.study import Study
+
 PER_ROW = 3
 
 
@@ -20,16 +23,14 @@ def draw(data: StudyData) -> Figure | None:
     """A panel a task; with several alphas each has a line of its own, the lower the more broken."""
     import matplotlib.pyplot as plt
 
-    from mola_core.analysis.figures.style import TEXT, study_styles
-    from mola_core.study.tries import candidates
+    from mola_core.analysis.figures.style import TEXT
 
     tried = data.tries
     if tried is None or tried.empty:
         return None
     tasks = [task for task in data.study.tasks if (tried["task"] == task).any()]
-    styles = study_styles(data.study)
-    # A flat shape that is tried for others need not be a method of the study: it looks like the first of them.
-    looks = {candidate: styles[label] for label, candidate in reversed(list(candidates(data.study).items()))}
+    looks = _looks(data.study)
+    rates = sorted(tried["learning_rate"].unique())
     columns = min(PER_ROW, len(tasks))
     rows = -(-len(tasks) // columns)
     figure, grid = plt.subplots(
@@ -44,6 +45,10 @@ def draw(data: StudyData) -> Figure | None:
             _lines(axis, here[here["method"] == candidate], candidate, looks[candidate])
         axis.set_title(plain(task_title(task)))
         axis.set_xscale("log")
+        # Plain numbers at the rates tried: a logarithmic axis writes its own labels as formulas, which are off here.
+        axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        axis.set_xticks([], minor=True)
+        axis.margins(x=0.12)
         axis.set_xlabel("learning rate")
     for row in grid:
         row[0].set_ylabel(f"{data.study.tuning.score if data.study.tuning else 'score'} on validation")
@@ -51,14 +56,27 @@ def draw(data: StudyData) -> Figure | None:
     return figure
 
 
-def _lines(axis: Axes, tried: pd.DataFrame, candidate: str, look: object) -> None:
+def _looks(study: Study) -> dict[str, Style]:
+    """The look of each method that is tried: its own in the study, or by itself where it is tried for others."""
+    from mola_core.analysis.figures.style import method_style, study_styles
+    from mola_core.study.tries import tries, tries_study
+
+    styles, own = study_styles(study), tries_study(study)
+    assert own is not None
+    return {
+        attempt.candidate: styles.get(attempt.candidate) or method_style(own.method_by_label[label])
+        for label, attempt in tries(study).items()
+    }
+
+
+def _lines(axis: Axes, tried: pd.DataFrame, candidate: str, look: Style) -> None:
     alphas = sorted(tried["alpha"].dropna().unique()) or [None]
     for place, alpha in enumerate(alphas):
         part = tried if alpha is None else tried[tried["alpha"] == alpha]
         means = part.groupby("learning_rate").agg(score=("score", "mean"), chosen=("chosen", "any"))
         label = candidate if place == 0 else None
         style = ("-", "--", "-.", ":")[min(place, 3)]
-        axis.plot(means.index, means["score"], linestyle=style, label=label, **look.marker_options())  # type: ignore[attr-defined]
+        axis.plot(means.index, means["score"], linestyle=style, label=label, **look.marker_options())  # type: ignore[arg-type]
         best = means[means["chosen"]]
         axis.plot(
             best.index, best["score"], "o", markersize=11, markerfacecolor="none", markeredgecolor="black",

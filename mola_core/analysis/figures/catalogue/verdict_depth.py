@@ -1,4 +1,4 @@
-"""Figure: accuracy against the experts' centre of depth, a panel a budget, with the fitted line and its band."""
+"""Figure: each endpoint against the experts' centre of depth, a panel a budget, with the fitted line and its band."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def draw(verdict: Mapping[str, Any]) -> Figure:
             linewidth=0,
             label="band: difference from the shapes' mean",
         )
-        axes.plot(places, [point["accuracy"] for point in line["line"]], color="#333333", label="fitted line")
+        axes.plot(places, [point["value"] for point in line["line"]], color="#333333", label="fitted line")
         beside = side_by_side([row["centre"] for row in line["shapes"].values()])
         for place, (method, row) in zip(beside, line["shapes"].items(), strict=True):
             axes.errorbar(
                 [place],
-                [row["accuracy"]],
-                yerr=[[row["accuracy"] - row["low"]], [row["high"] - row["accuracy"]]],
+                [row["value"]],
+                yerr=[[row["value"] - row["low"]], [row["high"] - row["value"]]],
                 linestyle="",
                 elinewidth=1.0,
                 label=method.removeprefix("mola-"),
@@ -52,9 +52,9 @@ def draw(verdict: Mapping[str, Any]) -> Figure:
         answer = next(question for question in verdict["questions"] if question["id"] == name)
         slope = f"slope {answer['estimate']:+.1f} ({answer['low']:+.1f} to {answer['high']:+.1f}): {answer['answer']}"
         axes.set_title(f"Budget {line['budget']}\n{slope}", loc="left")
+        axes.set_ylabel(f"{line['endpoint'].capitalize()} (%), mean over tasks")
         axes.set_xlabel("Experts' centre of depth\n(0: all in the first layer, 1: in the last)")
         axes.margins(x=0.12)
-    panels[0][0].set_ylabel("Accuracy (%), mean over tasks")
     shared_legend(figure, panels[0])
     return figure
 
@@ -85,7 +85,7 @@ def _style(method: str) -> Style:
 
 def caption(verdict: Mapping[str, Any]) -> str:
     return (
-        f"{fields.data_line(verdict)}. Bars and band are {fields.confidence(verdict)} intervals of the difference from the shapes' common mean, "
+        f"{fields.data_line(verdict)}. By the primary endpoint first. Bars and band are {fields.confidence(verdict)} intervals of the difference from the shapes' common mean, "
         "not of the accuracy itself: hard documents are hard for every shape, and what all share cancels in the slope. So they are "
         "several times narrower than the bars of accuracy against parameters, which show each method by itself. The centre of depth is the mean "
         "place of the experts. Shapes at one centre stand side by side. The slope is in points per unit of depth."
@@ -93,5 +93,10 @@ def caption(verdict: Mapping[str, Any]) -> str:
 
 
 FIGURE = FigureEntry(
-    "verdict-depth", "verdict", 2, "Accuracy against the experts' centre of depth", draw, caption
+    "verdict-depth",
+    "verdict",
+    2,
+    "Accuracy and likelihood against the experts' centre of depth",
+    draw,
+    caption,
 )
