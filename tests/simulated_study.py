@@ -51,7 +51,7 @@ def simulate(root: Path, study: Study, documents: int = 120, width: int = 32, la
     layout = Layout(study, root)
     inner = 2 * width
     write_base_model(layout.model, width, inner, layers)
-    pretend_prepared(layout, layers)
+    pretend_prepared(layout, layers, documents)
     for cell in study.cells():
         write_cell(layout, cell, documents, width, inner, layers)
     for cell in study.continual_cells():
@@ -72,23 +72,35 @@ def write_base_model(folder: Path, width: int, inner: int, layers: int) -> None:
     write_json(folder / "config.json", {"num_hidden_layers": layers, "hidden_size": width})
 
 
-def pretend_prepared(layout: Layout, layers: int) -> None:
+def pretend_prepared(layout: Layout, layers: int, documents: int) -> None:
     """Records of a prepared model, rows and examples: as much as the cells' keys are made of."""
     files = {file.name: sha256_file(file) for file in layout.model.iterdir() if file.name != "model.json"}
     identity = model_identity(layout.study.model)
     write_json(layout.model / "model.json", {"identity": identity, "depth": layers, "files": files})
-    row = dict.fromkeys(COLUMNS) | {"options": [], "held_out": False, "tokens": 1, "cut": 0}
     for name in layout.study.rows():
         write_json(layout.data(name) / "fingerprint.json", {"splits": {}})
         folder = layout.examples(name)
         folder.mkdir(parents=True, exist_ok=True)
         parts = {}
         for part in PARTS:
-            write_rows(folder / f"{part}.parquet", [row])
+            write_rows(
+                folder / f"{part}.parquet",
+                [_example(document) for document in document_names(name, documents)],
+            )
             parts[part] = {"documents": 400, "held_out": 0, "cut": 0} | {
                 "sha256": sha256_file(folder / f"{part}.parquet")
             }
         write_json(folder / "examples.json", {"identity": examples_identity(layout, name), "parts": parts})
+
+
+def document_names(task: str, documents: int) -> list[str]:
+    """Names in the order of the examples, which is not that of the alphabet."""
+    return [f"{task}-{k * 7919 % 10007:05d}" for k in range(documents)]
+
+
+def _example(document: str) -> dict:
+    own = {"document": document, "options": [], "held_out": False, "tokens": 1, "cut": 0}
+    return dict.fromkeys(COLUMNS) | own
 
 
 def trainable_parameters(study: Study, method: str, width: int, inner: int, layers: int) -> int:
@@ -127,7 +139,7 @@ def write_cell(layout: Layout, cell: Cell, documents: int, width: int, inner: in
     correct = (rng.logistic(scale=0.5, size=documents) < effect - difficulty).astype(int)
     samples = pd.DataFrame(
         {
-            "document": [f"{cell.task}-{k * 7919 % 10007:05d}" for k in range(documents)],
+            "document": document_names(cell.task, documents),
             "position": range(documents),
             "target": [str(target) for target in targets],
             "correct": correct,

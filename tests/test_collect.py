@@ -11,7 +11,7 @@ import pytest
 from simulated_study import make_study, simulate
 
 from mola_core.analysis import collect, score_writer
-from mola_core.analysis.score_files import load_scores
+from mola_core.analysis.score_files import OPTIONAL, load_scores
 from mola_core.analysis.scores import COLUMNS, score_matrix
 from mola_core.errors import MolaError
 from mola_core.files import read_json, sha256_file
@@ -39,13 +39,62 @@ def rewrite_samples(folder, change):
 def test_every_answer_of_every_cell_is_there_once(layout):
     collect.write(layout)
     scores = pd.read_parquet(layout.folder / "scores.parquet")
-    assert list(scores.columns) == [*COLUMNS, "likelihood", "log_likelihood"]
+    assert list(scores.columns) == score_writer.CLUSTERED.names
+    assert set(scores.columns) == {*COLUMNS, *OPTIONAL, "log_likelihood"}
     for cell in layout.study.cells():
         samples = pd.read_parquet(layout.cell(cell) / "samples.parquet").set_index("document")["correct"]
         own = scores[(scores.task == cell.task) & (scores.method == cell.method) & (scores.seed == cell.seed)]
         assert own["document"].is_monotonic_increasing
         assert own.set_index("document")["correct"].to_dict() == samples.to_dict()
     assert len(scores) == len(layout.study.cells()) * DOCUMENTS
+
+
+@pytest.fixture
+def taken_as_complete(monkeypatch):
+    """Cells are not out of date where their examples are others."""
+    monkeypatch.setattr(collect, "evaluation_state", lambda layout, cell: "complete")
+    monkeypatch.setattr(collect, "scores_key", lambda layout: "key")
+
+
+def test_documents_that_belong_together_are_told_to_the_verdict(layout, taken_as_complete):
+    """Premise, skill or concept of a document, by its place in the examples; the others stand for themselves."""
+    file = layout.examples("scienceqa") / "evaluation.parquet"
+    rows = pd.read_parquet(file)
+    rows["cluster"] = ["", *(f"skill {place // 4}" for place in range(1, DOCUMENTS))]
+    rows.to_parquet(file)
+    # The second copy of a document has a number behind its name.
+    for cell in layout.study.cells():
+        if cell.task == "scienceqa":
+            rewrite_samples(
+                layout.cell(cell),
+                lambda samples: samples.assign(
+                    document=samples.document.where(samples.position != 7, samples.document + "-1")
+                ),
+            )
+    collect.write(layout)
+    cola, scienceqa = score_matrix(load_scores(layout.folder / "scores.parquet")).blocks
+    assert cola.clusters is None and cola.units == DOCUMENTS
+    assert scienceqa.units == 11
+    scores = pd.read_parquet(layout.folder / "scores.parquet")
+    own = scores[(scores.task == "scienceqa") & (scores.method == "base")].set_index("document").cluster
+    expected = {
+        name + ("-1" if place == 7 else ""): f"scienceqa/{rows.cluster[place] or name}"
+        for place, name in enumerate(rows.document)
+    }
+    assert own.to_dict() == expected
+
+
+@pytest.mark.parametrize("damage", ["other", "short", "missing"])
+def test_examples_that_are_not_those_of_the_cells_are_refused(layout, taken_as_complete, damage):
+    file = layout.examples("cola") / "evaluation.parquet"
+    rows = pd.read_parquet(file)
+    file.unlink()
+    if damage != "missing":
+        rows = rows.iloc[:-1] if damage == "short" else rows.assign(document=rows.document[::-1].to_numpy())
+        rows.to_parquet(file)
+    with pytest.raises(MolaError, match="evaluation.parquet: .*run `mola examples` again"):
+        collect.write(layout)
+    assert not (layout.folder / "scores.parquet").exists()
 
 
 def test_the_file_is_compressed_and_read_by_the_analysis(layout):

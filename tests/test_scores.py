@@ -189,6 +189,10 @@ def test_clusters_are_read_and_may_not_cross_tasks(tmp_path, rows):
     rows["cluster"] = rows.task + rows.document.str[-1]
     block = score_matrix(load_scores(write(rows, tmp_path / "a.csv"))).blocks[0]
     assert block.units == rows[rows.task == "task0"].cluster.nunique() < block.documents
+    alone = score_matrix(
+        load_scores(write(rows.assign(cluster=rows.task + rows.document), tmp_path / "d.csv"))
+    )
+    assert all(block.clusters is None for block in alone.blocks)
     with pytest.raises(MolaError, match="is in the tasks task0, task1"):
         score_matrix(load_scores(write(rows.assign(cluster="one"), tmp_path / "b.csv")))
     rows.loc[0, "cluster"] = "task0another"

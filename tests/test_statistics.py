@@ -92,6 +92,22 @@ def test_bootstrap_over_seeds_has_the_unbiased_variance():
     assert means.var() == pytest.approx(np.var([0, 0, 1, 1], ddof=1) / 4, rel=0.05)
 
 
+def test_bootstrap_of_clusters_draws_them_whole():
+    answers = np.random.default_rng(2).integers(0, 2, size=(2, 1, 60), dtype=np.uint8)
+    five, clusters = np.repeat(answers, 5, axis=2), np.repeat(np.arange(60), 5)
+    shuffled = np.random.default_rng(3).permutation(300)
+    together = bootstrap([five[..., shuffled]], 4000, np.random.default_rng(4), [clusters[shuffled]]).means()
+    once, apart = (bootstrap([each], 4000, np.random.default_rng(5)).means() for each in (answers, five))
+    assert (
+        together.std(0) == pytest.approx(once.std(0), rel=0.05) and (apart.std(0) < 0.6 * once.std(0)).all()
+    )
+    # Clusters of unequal size: the mean over the documents that were drawn, not over the clusters.
+    sizes = np.repeat(np.arange(20), np.arange(1, 21))
+    task = (sizes % 2)[None, None].astype(np.uint8)
+    means = bootstrap([task], 4000, np.random.default_rng(6), [sizes]).means()
+    assert means.mean() == pytest.approx(task.mean(), abs=0.01)
+
+
 def test_bootstrap_is_stratified_by_task_and_repeats():
     rng = np.random.default_rng(7)
     tasks = [rng.integers(0, 2, size=(3, seeds, 40), dtype=np.uint8) for seeds in (2, 3)]

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mola_core.analysis.score_writer import SCHEMA, likelihood_columns, repeat, write_scores
+from mola_core.analysis.score_writer import CLUSTERED, clusters, likelihood_columns, repeat, write_scores
 from mola_core.analysis.statistics import continual
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write, sha256_file, write_json
@@ -56,7 +56,7 @@ def write(layout: Layout, out_dir: Path | None = None, partial: bool = False) ->
     cells = _usable_cells(layout, partial)
     records: list[dict[str, Any]] = []
     with atomic_write(out / "scores.parquet") as temporary:
-        write_scores(temporary, _checked(layout, cells, records))
+        write_scores(temporary, _checked(layout, cells, records), CLUSTERED)
     table = pd.DataFrame(records).astype(dict.fromkeys(COUNTS, "Int64"))
     curves = [_curve(layout, cell) for cell in cells if not _is_base(layout, cell)]
     empty = pd.DataFrame(columns=["task", "method", "seed", *CURVE])
@@ -183,14 +183,17 @@ def _usable_cells(layout: Layout, partial: bool) -> list[Cell]:
 
 def _checked(layout: Layout, cells: list[Cell], records: list[dict[str, Any]]) -> Iterator[pa.Table]:
     """The score rows of each cell after its checks; appends the cell's record to `records`."""
-    documents: dict[str, tuple[Cell, pa.Array]] = {}
+    documents: dict[str, tuple[Cell, pa.Array, pa.Array]] = {}
     for cell in cells:
         folder = layout.cell(cell)
         manifest = read_record(folder / "manifest.json")
         samples = _samples(folder / "samples.parquet", manifest)
         records.append(_record(layout, cell, manifest, samples))
-        first, expected = documents.setdefault(cell.task, (cell, samples["document"].combine_chunks()))
-        if not samples["document"].combine_chunks().equals(expected):
+        answered = samples["document"].combine_chunks()
+        if cell.task not in documents:
+            documents[cell.task] = (cell, answered, clusters(layout.examples(cell.task), cell.task, samples))
+        first, expected, together = documents[cell.task]
+        if not answered.equals(expected):
             raise MolaError(
                 f"cell {cell.path}: evaluated on other documents than {first.path}; delete the wrong one and run it again"
             )
@@ -202,11 +205,12 @@ def _checked(layout: Layout, cells: list[Cell], records: list[dict[str, Any]]) -
             {
                 **columns,
                 "seed": pa.repeat(pa.scalar(cell.seed, pa.int64()), len(samples)),
-                "document": samples["document"].combine_chunks().dictionary_encode(),
+                "document": answered.dictionary_encode(),
                 "correct": samples["correct"].cast(pa.uint8()),
                 **likelihood_columns(samples),
+                "cluster": together,
             },
-            schema=SCHEMA,
+            schema=CLUSTERED,
         )
 
 
@@ -218,9 +222,10 @@ def _verify(path: Path, manifest: dict[str, Any]) -> None:
 
 
 def _samples(path: Path, manifest: dict[str, Any]) -> pa.Table:
-    """document, target, correct and log-likelihoods of a cell, sorted by document, after the file's hash was compared."""
+    """document, position, target, correct and log-likelihoods of a cell, sorted by document, after the file's hash was
+    compared."""
     _verify(path, manifest)
-    columns = ["document", "target", "correct"]
+    columns = ["document", "position", "target", "correct"]
     there = pq.read_schema(path).names
     columns += [name for name in ("loglikelihoods", "answer_tokens") if name in there]
     samples = pq.read_table(path, columns=columns).sort_by("document")

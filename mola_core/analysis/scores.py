@@ -215,4 +215,6 @@ def _block(
             raise MolaError(
                 f"task {name}: a document is in two clusters; give each document one in all cells"
             )
+        if len(np.unique(clusters)) == len(clusters):
+            clusters = None
     return Block(name, tuple(methods), tuple(map(int, seeds)), packed, present, probability, clusters)

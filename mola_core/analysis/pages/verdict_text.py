@@ -1,5 +1,6 @@
 """The verdict as a page that is understood in a minute: question, answer, plot, what would change it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from mola_core.analysis.pages.answer import answer_sentence, beside_sentences, change_sentence
@@ -141,9 +142,13 @@ def _methods(verdict: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _clusters(row: Mapping[str, Any]) -> str:
+    return f" in {_count(row['clusters'], 'cluster')}" if "clusters" in row else ""
+
+
 def _cannot_say(verdict: dict[str, Any]) -> str:
     tasks = ", ".join(
-        f"{markdown_text(name)} ({_count(row['documents'], 'document')}, {_count(row['seeds'], 'seed')})"
+        f"{markdown_text(name)} ({_count(row['documents'], 'document')}{_clusters(row)}, {_count(row['seeds'], 'seed')})"
         for name, row in verdict["data"]["tasks"].items()
     )
     lines = [
@@ -194,6 +199,11 @@ def _how(verdict: dict[str, Any]) -> str:
     which = f"look {looks['taken']} of {looks['planned']} planned, level {looks['level']:g} at this one"
     if looks["taken"] > looks["planned"]:
         which += "; **more looks than planned: what it decides is a hint, not a test**"
+    clustered = (
+        "Documents of one cluster (a premise, a skill) may be answered alike: sums over clusters take their place. "
+        if any("clusters" in row for row in verdict["data"]["tasks"].values())
+        else ""
+    )
     lines = [
         f"**{when}:** {stated or 'none that these methods allow'}; margin {settings['margin']:g} points, level "
         f"{settings['level']:g}, two-sided; {which} (settings sha256 `{verdict['settings_sha256'][:16]}`). A claim is "
@@ -206,7 +216,7 @@ def _how(verdict: dict[str, Any]) -> str:
         "**Interval and p:** tasks are fixed; seeds and documents are both random. The variance "
         "comes from the mean squares of each task's seeds x documents table and is compared with Student's "
         "t with Satterthwaite's degrees of freedom; both are never narrower than the documents alone allow, seeds taken "
-        "as fixed. Each interval shown is its question's own. The bootstrap below covers more than it says, since it "
+        f"as fixed. {clustered}Each interval shown is its question's own. The bootstrap below covers more than it says, since it "
         "counts the noise of a seed on a document three times; `mola calibrate` measures both.",
         f"**Bootstrap** ({settings['resamples']} resamples, stratified by task, seeds and documents "
         f"together, seed {settings['seed']}): ranks, the share of runs in which one method beats another, "

@@ -42,10 +42,16 @@ class Bootstrap(NamedTuple):
         return total / len(self.runs)
 
 
-def bootstrap(tasks: Sequence[np.ndarray], resamples: int, rng: np.random.Generator) -> Bootstrap:
+def bootstrap(
+    tasks: Sequence[np.ndarray],
+    resamples: int,
+    rng: np.random.Generator,
+    clusters: Sequence[np.ndarray | None] | None = None,
+) -> Bootstrap:
     """Resample seeds and documents together within each task; `tasks` are (methods, seeds, documents) of 0/1.
 
-    The same seeds and documents are drawn for all methods, so differences stay paired. Of n seeds n - 1 are
+    Where `clusters` has the cluster of each document of a task, whole clusters are drawn instead (Davison & Hinkley 1997,
+    section 3.8). The same seeds and documents are drawn for all methods, so differences stay paired. Of n seeds n - 1 are
     drawn: that makes the bootstrap variance over few seeds unbiased (Rao & Wu 1988); one seed is kept as it
     is. Counts are whole numbers below 2^24, which float32 adds exactly: the result is the same on every
     machine.
@@ -54,29 +60,39 @@ def bootstrap(tasks: Sequence[np.ndarray], resamples: int, rng: np.random.Genera
     widest = max(task.shape[1] for task in tasks)
     runs = np.zeros((len(tasks), resamples, methods, widest), dtype=np.float32)
     weights = np.zeros((len(tasks), resamples, widest), dtype=np.float32)
-    for t, task in enumerate(tasks):
+    for t, (task, together) in enumerate(zip(tasks, clusters or [None] * len(tasks), strict=True)):
         _, seeds, documents = task.shape
         draws = max(seeds - 1, 1)
         weights[t, :, :seeds] = rng.multinomial(draws, np.full(seeds, 1 / seeds), size=resamples) / draws
-        # Documents that all cells answered alike are interchangeable: draw how many of each kind.
-        kinds, counts = _kinds(task.reshape(-1, documents))
-        share = counts / documents
+        answers = task.reshape(-1, documents)
+        # Units that all cells answered alike are interchangeable: draw how many of each kind.
+        kinds, counts = _kinds(answers) if together is None else _sums(answers, together)
+        units = int(counts.sum())
         step = max(1, 4_000_000 // len(counts))
         for start in range(0, resamples, step):
             stop = min(start + step, resamples)
-            drawn = rng.multinomial(documents, share, size=stop - start).astype(np.float32)
-            runs[t, start:stop, :, :seeds] = (drawn @ kinds).reshape(-1, methods, seeds) / documents
+            drawn = rng.multinomial(units, counts / units, size=stop - start).astype(np.float32)
+            right, asked = np.split(drawn @ kinds, [methods * seeds], axis=1)
+            runs[t, start:stop, :, :seeds] = (right / asked).reshape(-1, methods, seeds)
     return Bootstrap(runs, weights)
 
 
 def _kinds(answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct columns of a 0/1 array (cells, documents), as float32 (kinds, cells), and how often each
-    occurs.
-    """
+    """Distinct columns of a 0/1 array (cells, documents), as float32 (kinds, cells + 1) with the number of documents (one)
+    last, and how often each occurs."""
     packed = np.ascontiguousarray(np.packbits(answers, axis=0).T)
     keys, counts = np.unique(packed.view(f"V{packed.shape[1]}").ravel(), return_counts=True)
     rows = keys.view(np.uint8).reshape(len(keys), -1)
-    return np.unpackbits(rows, axis=1, count=answers.shape[0]).astype(np.float32), counts
+    kinds = np.unpackbits(rows, axis=1, count=answers.shape[0]).astype(np.float32)
+    return np.pad(kinds, ((0, 0), (0, 1)), constant_values=1), counts
+
+
+def _sums(answers: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same of clusters: right answers of each cell in each cluster, and its size; every cluster occurs once."""
+    order = np.argsort(clusters, kind="stable")
+    starts = np.flatnonzero(np.diff(clusters[order], prepend=-1))
+    counted = np.pad(answers[:, order].T, ((0, 0), (0, 1)), constant_values=1)
+    return np.add.reduceat(counted.astype(np.float32), starts), np.ones(len(starts), dtype=np.int64)
 
 
 def ranks(accuracy: np.ndarray) -> np.ndarray:

@@ -194,7 +194,8 @@ def _resample(matrix: ScoreMatrix, settings: VerdictSettings) -> tuple[Bootstrap
     for block in matrix.blocks:
         seeds = block.common_seeds(ranked)
         tasks.append(block.correct[[block.methods.index(method) for method in ranked]][:, seeds])
-    return bootstrap(tasks, settings.resamples, np.random.default_rng(settings.seed)), ranked
+    clusters = [block.clusters for block in matrix.blocks]
+    return bootstrap(tasks, settings.resamples, np.random.default_rng(settings.seed), clusters), ranked
 
 
 def _headline(answers: Sequence[Answer], settings: VerdictSettings, hypotheses: Sequence[str]) -> str | None:

@@ -37,10 +37,10 @@ def accuracies(matrix: ScoreMatrix, method: str, tasks: Sequence[str]) -> tuple[
     None where the method lacks one of the tasks.
     """
     blocks = [block for block in matrix.blocks if block.name in tasks]
-    contrasts = [block.contrast({method: 1.0}) for block in blocks if method in block.methods]
-    if not contrasts or len(contrasts) < len(tasks):
+    there = [block for block in blocks if method in block.methods]
+    if not there or len(there) < len(tasks):
         return None
-    estimate = combine([components(contrast) for contrast in contrasts])
+    estimate = combine([components(block.contrast({method: 1.0}), block.clusters) for block in there])
     low, high = estimate.interval(LEVEL)
     return float(estimate.value), float(low), float(high)
 
