@@ -449,3 +449,40 @@ def test_only_some_layers(tiny_llama, tmp_path):
         model.save_pretrained(tmp_path)
         loaded = PeftModel.from_pretrained(tiny_llama(), tmp_path)
         torch.testing.assert_close(loaded(input_ids=IDS).logits, model.eval()(input_ids=IDS).logits)
+
+
+@pytest.mark.parametrize("reentrant", [None, False, True])
+def test_balance_loss_of_an_inner_model_is_no_part_of_a_call_that_ended(tiny_llama, reentrant):
+    """A loss computed in parts calls the model below the output layer, after generation or a scaled loss as at first."""
+    model = adapted(tiny_llama(), router_aux_loss_coef=0.5, router_aux_loss_mask_padding=True).train()
+    expected = router_gradient(model, model(input_ids=IDS, labels=IDS).loss)
+    if reentrant is not None:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    inner = model.base_model.model
+    before = (
+        lambda: None,
+        lambda: model.generate(input_ids=IDS[:1], attention_mask=torch.ones_like(IDS[:1]), max_new_tokens=2),
+        lambda: (model(input_ids=IDS, attention_mask=torch.ones_like(IDS), labels=IDS).loss * 100).backward(),
+    )
+    for call in before:
+        call()
+        for _ in range(2):
+            logits = inner.lm_head(inner.model(input_ids=IDS)[0])[:, :-1]
+            loss = nn.functional.cross_entropy(logits.flatten(0, 1), IDS[:, 1:].flatten())
+            torch.testing.assert_close(router_gradient(model, loss), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_a_balance_loss_that_is_not_added_is_told(tiny_llama):
+    model = adapted(tiny_llama(), router_aux_loss_coef=0.5).train()
+    loss = model(input_ids=IDS).logits.mean()
+    with model.disable_adapter(), torch.no_grad():
+        model(input_ids=IDS)
+    with pytest.warns(UserWarning, match="no router ran in the last forward pass"):
+        assert model.base_model.add_balance_loss(loss) is loss
+
+
+@pytest.mark.parametrize("key", ["exclude_modules", "modules_to_save"])
+def test_names_that_name_nothing_are_refused(tiny_llama, key):
+    with pytest.raises(ValueError, match=f"{key}: 'v_porj' is no module"):
+        adapted(tiny_llama(), **{key: ["v_porj"]})

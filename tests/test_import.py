@@ -365,3 +365,35 @@ def test_a_cell_that_stands_twice_names_both_files(runs, tmp_path, capsys):
         shutil.copy(file, file.with_name(file.name.replace("10-00", "11-00")))
     assert imported(tmp_path / "scores.parquet", tmp_path / "runs", "--pattern", PATTERN) == 2
     assert "task arc_easy, method mine, seed 0 is that of" in capsys.readouterr().err
+
+
+def test_one_file_is_one_run_and_fields_have_something_between(runs, tmp_path, capsys):
+    (file, *_) = sorted(runs.rglob("samples_arc_easy_*"))
+    shutil.copy(file, tmp_path / "a.jsonl")
+    (tmp_path / "runs.csv").write_text("file,method,seed,task\na.jsonl,m,0,quiz\na.jsonl,m,1,quiz\n")
+    assert imported(tmp_path / "scores.parquet", "--runs", tmp_path / "runs.csv") == 2
+    assert "a.jsonl: named twice, as m, seed 0 and as m, seed 1" in capsys.readouterr().err
+    for pattern in ("{method}{seed}/{file}", "{method}/*{seed}/{file}"):
+        with pytest.raises(MolaError, match="with nothing between"):
+            runs_by_pattern([file], pattern)
+
+
+def test_documents_without_lm_evals_hash_are_told_apart_by_content(runs, tmp_path):
+    def other(samples):
+        for sample in samples:
+            sample.pop("doc_hash")
+            sample["doc"] = {"question": f"another {sample['doc_id']}"}
+
+    def hashless(samples):
+        for sample in samples:
+            sample.pop("doc_hash")
+
+    names = []
+    for name, change in (("one", hashless), ("two", other)):
+        folder = changed(runs, tmp_path / name, change)
+        (first,) = [file for file in folder.rglob("*.jsonl") if "doc_hash" not in file.read_text()]
+        shutil.copy(first, tmp_path / f"{name}.jsonl")
+        (tmp_path / f"{name}.csv").write_text(f"file,method,seed,task\n{name}.jsonl,m,0,quiz\n")
+        assert imported(tmp_path / f"{name}.parquet", "--runs", tmp_path / f"{name}.csv") == 0
+        names.append(set(load_scores(tmp_path / f"{name}.parquet")["document"]))
+    assert len(names[0]) == len(names[1]) == DOCUMENTS and not names[0] & names[1]

@@ -14,6 +14,7 @@ from mola_core.analysis.statistics.estimates import (
     between_tasks,
     combine,
     components,
+    error_at_margin,
     holm,
     mcnemar,
     slope_weights,
@@ -368,3 +369,31 @@ def test_seeds_that_agree_by_chance_do_not_claim_more_degrees_of_freedom():
     agreed, expected = plain(0.01, 0.3, 0.2, seeds=3), plain(0.2, 0.3, 0.2, seeds=3)
     assert combine([agreed]).df == pytest.approx(combine([expected]).df)
     assert combine([agreed]).error < combine([expected]).error
+
+
+@pytest.mark.parametrize("common", [0.0, 0.015])
+def test_one_training_that_answers_all_tasks_is_no_six_trainings(common):
+    """Without an effect: noise between runs that all tasks share is decided in a fourth of studies if taken as independent."""
+    rng, shape = np.random.default_rng(9), (6, 3, 200)
+    rates = {"apart": 0, "shared": 0}
+    for _ in range(400):
+        z = rng.normal(scale=0.4, size=shape) + rng.normal(scale=0.01, size=(6, 3, 1))
+        z += rng.normal(scale=common, size=(1, 3, 1))
+        parts = [components(task) for task in z]
+        rates["apart"] += combine(parts).p_value() <= 0.05
+        rates["shared"] += combine(parts, z.mean(axis=2)).p_value() <= 0.05
+    assert rates["shared"] <= 400 * 0.075
+    assert not common or rates["apart"] > 400 * 0.1
+
+
+def test_few_differing_documents_do_not_show_equivalence_at_the_margin():
+    """One method fails a hundredth of the documents in every seed: a difference of the margin is called smaller at most in 5 %."""
+    rng, margin, documents = np.random.default_rng(10), 0.01, 400
+    floored, plain = 0, 0
+    for _ in range(500):
+        z = np.repeat((rng.random(documents) < margin).astype(float)[None], 4, axis=0)
+        estimate = combine([components(z)])
+        plain += estimate.p_equivalence(margin) <= 0.05
+        floored += estimate.p_equivalence(margin, error_at_margin([documents], margin)) <= 0.05
+    assert floored <= 500 * 0.05 < plain
+    assert error_at_margin([100, 400], 0.01) == pytest.approx(np.sqrt(0.0099 / 100 + 0.0099 / 400) / 2)

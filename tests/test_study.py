@@ -8,6 +8,7 @@ import jsonschema
 import pytest
 import yaml
 from pydantic import ValidationError
+from smoke_study import smoke
 
 from mola_core.cli import main
 from mola_core.errors import MolaError
@@ -487,3 +488,13 @@ def test_numbers_of_the_command_line_have_limits(arguments, message, capsys):
 def test_rows_that_a_study_has_not_are_named(capsys, tmp_path):
     assert main(["data", "--study", "smoke", "--task", "instruction", "--results", str(tmp_path)]) == 2
     assert "mola data: --task instruction: study smoke has cola, scienceqa" in capsys.readouterr().err
+
+
+def test_one_adapter_under_two_names_is_refused():
+    with pytest.raises(
+        ValueError, match="methods: flat is the same adapter as mola-5555; leave one of them out"
+    ):
+        smoke(methods=["mola-5555", {"method": "mola-5-5-5-5", "name": "flat"}])
+    smoke(
+        methods=["mola-5555", {"method": "mola-5555", "name": "r4", "rank": 4}, "random-20-1", "random-20-2"]
+    )

@@ -17,9 +17,7 @@ from mola_core.models.check import (
     refuse_looking_ahead,
     refuse_tokens,
 )
-from mola_core.models.loading import (
-    load_tokenizer,
-)
+from mola_core.models.loading import load_model, load_tokenizer, stored_quantization
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
@@ -149,3 +147,19 @@ def test_configs_that_hang_nest_or_bomb_are_one_line(tiny, tmp_path, change, wor
     with pytest.raises(MolaError, match=words) as error:
         prepare_checked_model(directory(tmp_path / "model"), tmp_path / "prepared")
     one_line(error)
+
+
+def test_a_config_that_counts_fewer_layers_than_the_weights_is_refused(tiny, tmp_path):
+    shutil.copytree(tiny, tmp_path / "model")
+    config = read_json(tmp_path / "model/config.json")
+    (tmp_path / "model/config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    with pytest.raises(MolaError, match=r"the weights hold model\.layers\.2\..*; correct num_hidden_layers"):
+        load_model(tmp_path / "model")
+
+
+def test_weights_that_are_quantised_already_are_not_quantised_otherwise(tiny, tmp_path):
+    shutil.copytree(tiny, tmp_path / "model")
+    assert stored_quantization(tmp_path / "model") is None
+    say_quantised(tmp_path / "model")
+    with pytest.raises(MolaError, match=r"model\.quantization: .*quantised already, as 4bit"):
+        load_model(tmp_path / "model", quantization="8bit")

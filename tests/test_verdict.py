@@ -51,7 +51,9 @@ def test_a_strong_depth_effect_is_seen_in_its_direction(depth, answer):
 
 
 def test_a_decided_effect_that_such_a_study_would_usually_miss_is_called_overstated():
-    answers = [a for seed in range(12) for a in decide(draw(seed, depth=4 + seed), FAST)["questions"]]
+    answers = []
+    for seed in range(12):
+        answers += decide(draw(seed, depth=4 + seed), FAST, seeds_shared=False)["questions"]
     decided = [a for a in answers if a["answer"] in ("supported", "contradicted")]
     told = [a for a in answers if any("overstated" in reason for reason in a["reasons"])]
     assert told == [a for a in decided if abs(a["estimate"]) < abs(a["minimum_detectable_effect"])]
@@ -542,3 +544,99 @@ def test_options_for_score_files_of_others(tmp_path, capsys):
     assert "Stated beforehand" not in (tmp_path / "verdict.md").read_text()
     assert main([*command, "--margin", "0"]) != 0
     assert "--margin" in capsys.readouterr().err
+
+
+def test_a_shape_in_the_middle_has_no_part_in_the_slope():
+    """A half-finished flat shape takes no seeds and tasks from a slope that is answered as its pair."""
+    rows = draw(seed=3, depth=8, seeds=6)
+    rows = rows[rows.method.isin(["mola-2468", "mola-5555", "mola-8642"])]
+    found = questions(decide(rows, FAST))
+    half = rows[(rows.method != "mola-5555") | ((rows.seed < 2) & (rows.task != "task2"))]
+    less = questions(decide(half, FAST))
+    for name in ("depth-slope", "2468-vs-8642"):
+        assert {key: less[name][key] for key in ("estimate", "low", "high", "p", "answer")} == {
+            key: found[name][key] for key in ("estimate", "low", "high", "p", "answer")
+        }
+    assert less["depth-slope"]["p"] == less["2468-vs-8642"]["p"]
+
+
+def test_methods_that_answer_alike_are_never_ahead():
+    """The weights of a slope sum to zero but for rounding."""
+    rows = draw(seed=3).query("method == 'mola-2468'")
+    alike = pd.concat(
+        [rows.assign(method=name) for name in ("mola-2468", "mola-4466", "mola-8642", "mola-2288")]
+    )
+    for question in decide(alike, FAST)["questions"]:
+        assert question["answer"] in ("equivalent", "undecided") and question["estimate"] == 0, question["id"]
+
+
+def named(rows: pd.DataFrame, **names: str) -> pd.DataFrame:
+    known = {f"mola-{shape}": name for shape, name in zip(("2468", "8642"), names.values(), strict=True)}
+    return rows[rows.method.isin(known)].assign(method=rows.method.map(known))
+
+
+@pytest.mark.parametrize("endpoint", ["accuracy", "likelihood"])
+def test_pairs_that_are_asked_are_what_is_stated(endpoint):
+    rows = with_likelihood(draw(seed=3, depth=8))
+    verdict = decide(
+        named(rows, a="org:mine", b="theirs"), FAST, pairs=[("org:mine", "theirs")], endpoint=endpoint
+    )
+    asked = questions(verdict)[verdict["headline"]]
+    assert asked["status"] == "stated" and asked["family_size"] == 1 and asked["endpoint"] == endpoint
+    # With the standing questions beside it, what is asked still comes first, in the words in which it was asked.
+    verdict = decide(rows, FAST, pairs=[("mola-8642", "mola-2468")], endpoint=endpoint)
+    suffix = "" if endpoint == "accuracy" else ":likelihood"
+    assert verdict["headline"] == f"mola-8642-vs-mola-2468{suffix}"
+    assert "2468-vs-8642" not in questions(verdict)
+    with pytest.raises(ValueError, match="whichever is first"):
+        decide(rows, FAST, pairs=[("a", "b"), ("b", "a")])
+
+
+def test_names_that_make_one_question_of_two_are_refused():
+    rows = draw(seed=3)
+    both = pd.concat([rows, named(rows, a="2468", b="8642")])
+    with pytest.raises(MolaError, match="question 2468-vs-8642 could be about .*: rename one"):
+        decide(both, FAST, pairs=[("2468", "8642")])
+
+
+def test_a_pair_that_is_not_there_takes_no_look(tmp_path, capsys):
+    named(draw(seed=3), a="mine", b="theirs").to_csv(tmp_path / "s.csv", index=False)
+    command = ["verdict", "--scores", str(tmp_path / "s.csv"), "--out", str(tmp_path / "v"), "--pair", "mine"]
+    assert main([*command, "thiers"]) == 2
+    assert "pair: 'thiers' is no method of the scores, did you mean 'theirs'?" in capsys.readouterr().err
+    assert not (tmp_path / "v").exists()
+    assert main([*command, "theirs"]) == 0
+    assert "mine" in capsys.readouterr().out
+    verdict = json.loads((tmp_path / "v/verdict.json").read_text())
+    assert verdict["looks"]["taken"] == 1 and verdict["seeds_shared"]
+    (tmp_path / "v/cells.parquet").touch()
+    assert main([*command, "theirs"]) == 2
+    assert "holds the verdict that a study stated" in capsys.readouterr().err
+
+
+def test_another_question_is_no_second_look(tmp_path):
+    rows = draw(seed=3, depth=8)
+    rows.to_parquet(tmp_path / "s.parquet")
+    for first, second in (("mola-2468", "mola-8642"), ("mola-2468", "mola-5555")):
+        settings = FAST.model_copy(update={"pairs": ((first, second),)})
+        assert write_verdict(tmp_path / "s.parquet", tmp_path, settings)["looks"]["taken"] == 1
+
+
+def test_a_task_of_one_document_leaves_the_others_their_answer():
+    rows = named(draw(seed=3, depth=8), a="mine", b="theirs")
+    single = rows[rows.task == "task0"].assign(task="tiny")
+    single = single[single.document == single.document.iloc[0]]
+    pair = {"pairs": [("mine", "theirs")]}
+    alone, beside = (decide(each, FAST, **pair) for each in (rows, pd.concat([rows, single])))
+    one, other = (questions(verdict)["mine-vs-theirs"] for verdict in (alone, beside))
+    assert (one["estimate"], one["answer"]) == (other["estimate"], other["answer"])
+    assert other["dropped_tasks"] == ["tiny"] and "tiny: a single document" in " ".join(other["reasons"])
+
+
+def test_one_training_under_several_seeds_is_told():
+    rows = named(draw(seed=3), a="mine", b="theirs")
+    first = rows[rows.seed == rows.seed.min()]
+    copies = pd.concat([first.assign(seed=seed) for seed in range(3)])
+    told = " ".join(decide(copies, FAST, pairs=[("mine", "theirs")])["notes"])
+    assert "mine in task0: seeds 0, 1, 2 gave the same answers to every document" in told
+    assert "the same answers" not in " ".join(decide(rows, FAST)["notes"])

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -38,6 +39,8 @@ class _Here(threading.local):
     """The model's call."""
     last: Pass | None = None
     """The last call that began or, in a backward pass, the one whose layers may be computed again."""
+    alone: set[str] | None = None
+    """Layers that were called outside of a call of the model, in the pass that is `last`; None where it is a model's."""
     layer: Layer | None = None
     """The layer's call."""
 
@@ -99,6 +102,7 @@ class BalanceLoss:
     def _begin(self, given: dict[str, Any]) -> None:
         counts = torch.is_grad_enabled() or given.get("labels") is not None
         self.here.current = self.here.last = Pass(given.get("attention_mask"), counts)
+        self.here.alone = None
         self.here.layer = None
 
     def _leave_model(
@@ -138,6 +142,12 @@ class BalanceLoss:
         Returns `loss` itself where there is nothing to add, or where it was added before.
         """
         this = forward_pass or self.here.last
+        if forward_pass is None and self.wanted and (this is None or this.value is None):
+            warnings.warn(
+                "add_balance_loss: no router ran in the last forward pass (a reference pass without the adapter?), so nothing "
+                "is added; call it right after the pass that it belongs to",
+                stacklevel=3,
+            )
         if this is None or this.joined or this.value is None:
             return loss
         this.joined = True
@@ -158,11 +168,23 @@ class BalanceLoss:
     @torch.compiler.disable
     def _open(self, name: str) -> None:
         self.called.add(name)
-        self.here.layer = Layer(name, self._pass())
+        self.here.layer = Layer(name, self._pass(name))
 
-    def _pass(self) -> Pass:
-        """Of the model's call that is under way, of the backward pass, or one of a layer that is called alone."""
-        return self.here.current or self.here.last or Pass()
+    def _pass(self, name: str) -> Pass:
+        """Of the model's call that is under way, of the backward pass, or one of layers that are called without the model.
+
+        The latter lasts until a layer is called again: so the layers of an inner model, called for a loss that is computed
+        in parts, are one pass, and none is taken for part of a call that has ended.
+        """
+        here = self.here
+        if here.current is not None:
+            return here.current
+        if torch._C._current_graph_task_id() != -1:  # in a backward pass: a layer is computed again
+            return here.last or Pass()
+        if here.last is None or here.alone is None or name in here.alone:
+            here.last, here.alone = Pass(), set()
+        here.alone.add(name)
+        return here.last
 
     def _leave_layer(self, name: str, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         return self._close(output) if self.wanted else None
@@ -190,7 +212,7 @@ class BalanceLoss:
         layer = self.here.layer
         pooled = layer is not None and layer.name == module.block
         if layer is None or not pooled:
-            layer = Layer(module.name, self._pass())
+            layer = Layer(module.name, self._pass(module.name))
         if not layer.forward_pass.counts:
             return None
         if not torch.is_grad_enabled() and module.mola_router[adapter].requires_grad:

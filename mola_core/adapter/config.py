@@ -111,6 +111,19 @@ class MolaConfig(PeftConfig):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise ValueError(f"{name} is {value!r}: give a number")
+        if self.lora_alpha <= 0:
+            raise ValueError(f"lora_alpha is {self.lora_alpha!r}: give a number above 0")
+        if not isinstance(self.router_aux_loss_mask_padding, bool):
+            raise ValueError(
+                f"router_aux_loss_mask_padding is {self.router_aux_loss_mask_padding!r}: give true or false"
+            )
+        if isinstance(self.modules_to_save, str):
+            raise ValueError(f"modules_to_save is {self.modules_to_save!r}: give a list of names")
+        layers = self.layers_to_transform
+        if any(
+            isinstance(layer, bool) for layer in (layers if isinstance(layers, list | tuple) else [layers])
+        ):
+            raise ValueError(f"layers_to_transform is {layers!r}: give indices of layers")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout is {self.lora_dropout!r}: give a number from 0 to below 1")
         if not self.router_aux_loss_coef >= 0:

@@ -62,10 +62,15 @@ class MolaModel(BaseTuner):
     # A tuner's methods get its own config, which PEFT's base class cannot say.
     def _prepare_model(self, peft_config: MolaConfig, model: nn.Module) -> None:  # type: ignore[override]
         """PEFT is silent when only some of the names are found; a misspelt one would go untrained."""
+        names = [name for name, _ in model.named_modules()]
+        for key in ("exclude_modules", "modules_to_save"):
+            entries = getattr(peft_config, key) or []
+            for entry in [] if isinstance(entries, str) else entries:
+                if not any(name == entry or name.endswith(f".{entry}") for name in names):
+                    raise ValueError(f"{key}: {entry!r} is no module of the base model")
         targets = peft_config.target_modules
         if targets is None or isinstance(targets, str):
             return  # a regular expression or "all-linear"; PEFT raises where it finds nothing
-        names = [name for name, _ in model.named_modules()]
         missing = sorted(t for t in targets if not any(n == t or n.endswith(f".{t}") for n in names))
         if missing:
             known = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if _is_linear(m)})

@@ -69,6 +69,12 @@ def write(layout: Layout, out_dir: Path | None = None, partial: bool = False) ->
     with atomic_write(out / "cells.csv") as temporary:
         table.to_csv(temporary, index=False)
     chains = continual_rows(layout)
+    if len(chains):
+        with atomic_write(out / continual.FILE) as temporary:
+            chains.to_parquet(temporary, index=False, compression="zstd")
+    else:
+        (out / continual.FILE).unlink(missing_ok=True)
+    # Last: what is recorded as collected is there.
     write_json(
         out / COLLECTED,
         {
@@ -76,9 +82,6 @@ def write(layout: Layout, out_dir: Path | None = None, partial: bool = False) ->
             "scores_sha256": sha256_file(out / "scores.parquet"),
         },
     )
-    if len(chains):
-        with atomic_write(out / continual.FILE) as temporary:
-            chains.to_parquet(temporary, index=False, compression="zstd")
     return table
 
 

@@ -7,6 +7,7 @@ files says them.
 
 import contextlib
 import csv
+import hashlib
 import json
 import re
 from collections import Counter
@@ -68,6 +69,10 @@ def runs_by_pattern(files: Sequence[Path], pattern: str) -> list[Run]:
     for name in ("method", "seed"):
         if name not in named:
             raise MolaError(f"--pattern {pattern}: lacks {{{name}}}, as in {{method}}/seed{{seed}}/{{file}}")
+    if re.search(r"[}*][{*]", pattern):
+        raise MolaError(
+            f"--pattern {pattern}: two fields, or a field and *, with nothing between: where one ends is a guess"
+        )
     forms = {"seed": r"(?P<seed>\d+)"}
     parts = re.split(r"({\w+}|\*)", pattern)
     form = "".join(
@@ -152,7 +157,13 @@ def import_samples(
     if out.suffix != ".parquet":
         raise MolaError(f"--out {out}: name a .parquet file")
     cells: dict[tuple[str, ...], Path] = {}
+    files: dict[Path, Run] = {}
     for run in runs:
+        same = files.setdefault(run.file.resolve(), run)
+        if same is not run:
+            raise MolaError(
+                f"{run.file}: named twice, as {same.method}, seed {same.seed} and as {run.method}, seed {run.seed}; one file is one run"
+            )
         cell = (run.study, run.model, run.task, run.method, str(run.seed))
         if cell in cells:
             raise MolaError(
@@ -259,11 +270,13 @@ def _unread(file: Path, reason: str) -> MolaError:
 
 
 def _names(samples: Sequence[dict[str, Any]]) -> list[str]:
-    """lm-eval's hash of each document; the second one of equal content is `<hash>-1`, as in a study's own scores."""
+    """lm-eval's hash of each document, or one of its content; the second one of equal content is `<hash>-1`, as in a study's
+    own scores."""
     seen: Counter[str] = Counter()
     names = []
     for sample in sorted(samples, key=lambda sample: int(sample["doc_id"])):
-        name = str(sample.get("doc_hash") or f"doc {sample['doc_id']}")
+        content = json.dumps(sample["doc"], sort_keys=True) if "doc" in sample else f"doc {sample['doc_id']}"
+        name = str(sample.get("doc_hash") or hashlib.sha256(content.encode()).hexdigest())
         names.append((sample["doc_id"], f"{name}-{seen[name]}" if seen[name] else name))
         seen[name] += 1
     by_id = dict(names)

@@ -17,6 +17,7 @@ from mola_core.records import digest
 from mola_core.study.verdict import VerdictSettings
 
 FILE = "looks.jsonl"
+FIELDS = {"stated": {"time", "settings"}, "look": {"time", "data", "p"}}
 STATED = ("hypotheses", "pairs", "endpoint", "margin", "level", "looks", "least_gain")
 """Settings that decide what is tested and how; the rest moves no p-value."""
 
@@ -30,8 +31,8 @@ class Record:
         if self.path.is_file():
             try:
                 self.lines = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
-                if any(line["kind"] not in ("stated", "look") or not line["time"] for line in self.lines):
-                    raise ValueError("a line of no known kind")
+                if any(not FIELDS[line["kind"]] <= set(line) for line in self.lines):
+                    raise ValueError("a line lacks a field")
             except (ValueError, KeyError, TypeError, OSError) as error:
                 raise MolaError(
                     f"{self.path}: not a record of looks ({str(error)[:100]}); restore it, it is only ever added to"
@@ -57,15 +58,19 @@ class Record:
         return False
 
     def count(self, verdict: Mapping[str, Any]) -> int:
-        """Number of the look that a verdict is: that of the line with its data, or one more than there are."""
-        seen = list(dict.fromkeys(line["data"] for line in self.lines if line["kind"] == "look"))
+        """Number of the look that a verdict is: that of the line with its data, or one more than there are of its questions."""
+        asked = {question["id"] for question in _stated(verdict)}
+        looks = [line for line in self.lines if line["kind"] == "look" and set(line["p"]) == asked]
+        seen = list(dict.fromkeys(line["data"] for line in looks))
         data = _data(verdict)
         return seen.index(data) + 1 if data in seen else len(seen) + 1
 
     def add_look(self, verdict: Mapping[str, Any]) -> None:
-        """Add a look, unless these data have been looked at."""
+        """Add a look, unless these data have been looked at or nothing that is stated could be asked of them."""
         data = _data(verdict)
-        if any(line["kind"] == "look" and line["data"] == data for line in self.lines):
+        if not _stated(verdict) or any(
+            line["kind"] == "look" and line["data"] == data for line in self.lines
+        ):
             return
         self._append(
             {

@@ -13,7 +13,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from mola_core.analysis.score_files import frame_scores
-from mola_core.analysis.scores import score_matrix
+from mola_core.analysis.scores import require_methods, score_matrix
 from mola_core.analysis.statistics.decide import decide
 from mola_core.analysis.statistics.records import Verdict
 from mola_core.errors import MolaError
@@ -60,4 +60,6 @@ def verdict(
     except ValidationError as error:
         first = error.errors()[0]
         raise MolaError(f"verdict {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    return Answers(decide(score_matrix(frame_scores(frame)), settings, shapes=shapes))
+    matrix = score_matrix(frame_scores(frame))
+    require_methods(matrix, settings.pairs)
+    return Answers(decide(matrix, settings, shapes=shapes))

@@ -28,7 +28,10 @@ def right_likelihoods(
         return None
     options = [table for table in tables if table is not None]
     answered = np.array([int(np.argmax(values)) for _, values in options])
+    fitting: list[list[int]] = []
     for reading in (_by_number, _by_letter, _by_text, _by_elimination):
+        if fitting and reading is _by_elimination:
+            break
         right = [
             reading(str(sample.get("target")).strip(), texts, int(best), bool(hit))
             for sample, (texts, _), best, hit in zip(samples, options, answered, correct, strict=True)
@@ -36,10 +39,13 @@ def right_likelihoods(
         if all(place is not None for place in right) and np.array_equal(
             answered == right, correct.astype(bool)
         ):
-            chosen = [values[place] for (_, values), place in zip(options, right, strict=True)]  # type: ignore[index]
-            totals = [float(np.logaddexp.reduce(values)) for _, values in options]
-            return [math.exp(one - total) for one, total in zip(chosen, totals, strict=True)], chosen
-    return None
+            fitting.append([int(place) for place in right if place is not None])
+    # Options that are numbers, none of them chosen rightly: their place and their text both explain it, and differ.
+    if not fitting or any(other != fitting[0] for other in fitting):
+        return None
+    chosen = [values[place] for (_, values), place in zip(options, fitting[0], strict=True)]
+    totals = [float(np.logaddexp.reduce(values)) for _, values in options]
+    return [math.exp(one - total) for one, total in zip(chosen, totals, strict=True)], chosen
 
 
 def _options(sample: dict[str, Any]) -> tuple[list[str], list[float]] | None:

@@ -61,9 +61,9 @@ def frame_scores(frame: pd.DataFrame) -> pd.DataFrame:
     require(names, Path("scores"))
     try:
         table = pa.Table.from_pandas(frame[names], preserve_index=False)
+        return _gather(iter(table.to_batches(BATCH)), names, Path("scores"))
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise MolaError(f"scores: not readable as columns ({str(error).splitlines()[0][:200]})") from None
-    return _gather(iter(table.to_batches(BATCH)), names, Path("scores"))
 
 
 def _gather(

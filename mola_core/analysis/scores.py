@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from mola_core.analysis.score_files import COLUMNS, NAMES, OPTIONAL, TEXT, frame_scores, load_scores, require
-from mola_core.errors import MolaError
+from mola_core.errors import MolaError, did_you_mean
 
 __all__ = [
     "COLUMNS",
@@ -145,6 +145,14 @@ def score_matrix(scores: pd.DataFrame) -> ScoreMatrix:
         tuple(sorted(categories["study"])),
         tuple(sorted(categories["model"])),
     )
+
+
+def require_methods(matrix: ScoreMatrix, pairs: Sequence[tuple[str, str]]) -> None:
+    """Raise `MolaError` for a pair of which a method is not in the scores."""
+    for name in dict.fromkeys(name for pair in pairs for name in pair):
+        if name not in matrix.methods:
+            near = did_you_mean(name, matrix.methods) or f"; they have {', '.join(matrix.methods[:10])}"
+            raise MolaError(f"pair: {name!r} is no method of the scores{near}")
 
 
 def _refuse_crossing(codes: dict[str, np.ndarray], tasks: Sequence[str], clusters: pd.Series) -> None:

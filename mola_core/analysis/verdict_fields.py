@@ -38,6 +38,8 @@ def pair(question: Question) -> tuple[str, str] | None:
     if len(weights) != 2 or question["reach"] != 1:
         return None
     ahead, behind = sorted(weights, key=weights.__getitem__, reverse=True)
+    if question["family"] == "asked":
+        return ahead, behind
     return _short(ahead), _short(behind)
 
 

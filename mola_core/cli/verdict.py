@@ -18,7 +18,7 @@ def verdict(arguments: argparse.Namespace) -> None:
 
     Example: mola verdict --scores scores.csv --pair mine theirs --out verdict
     """
-    from mola_core.analysis.pages.answer import answer_sentence
+    from mola_core.analysis.pages.answer import answer_sentences
     from mola_core.analysis.pages.study_page import write_verdict_page
     from mola_core.analysis.pages.verdict import write_verdict
 
@@ -28,9 +28,14 @@ def verdict(arguments: argparse.Namespace) -> None:
                 "--state is for a study's own results; scores that exist cannot be stated beforehand"
             )
         out = arguments.out or arguments.scores.parent
-        found = write_verdict(arguments.scores, out, _verdict_settings(arguments))
+        if (out / "cells.parquet").is_file():
+            raise MolaError(f"--out: {out} holds the verdict that a study stated; name another folder")
+        found = write_verdict(arguments.scores, out, _verdict_settings(arguments), refuse_unknown=True)
         write_verdict_page(out)
-        print(answer_sentence(found))
+        for note in found["notes"]:
+            print(note, file=sys.stderr)
+        for sentence in answer_sentences(found):
+            print(sentence)
         return
     from mola_core.analysis.collect import chance_levels, read_cells, recorded_experts
     from mola_core.analysis.notices import missing_cells, notices
@@ -58,6 +63,7 @@ def verdict(arguments: argparse.Namespace) -> None:
         floors={str(task): float(share) for task, share in chance_levels(every).items()},
         first_cell=str(every["finished"].min()),
         stand_in=layout.study.stand_in,
+        seeds_shared=not layout.study.seeds_by_task,
         notices=notices(layout.study, missing_cells(layout.study, every)),
     )
 

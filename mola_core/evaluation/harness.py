@@ -168,6 +168,8 @@ def evaluate(
             language_model, {task_name: task}, limit=settings.documents, bootstrap_iters=0, log_samples=True
         )
         samples = outcome["samples"][task_name]
+        if not samples:
+            raise MolaError(f"task {task_name}: no document to evaluate")
         _compare(task_name, samples, examples)
         frame = pd.DataFrame([_document(sample) for sample in samples])
         frame = frame.sort_values("position", ignore_index=True)
@@ -180,8 +182,6 @@ def evaluate(
         for key, value in outcome["results"][task_name].items()
         if isinstance(value, int | float) and "stderr" not in key
     }
-    if frame.empty:
-        raise MolaError(f"task {task_name}: no document to evaluate")
     prompt = _asked(samples[0])[0][0]
     return frame, {
         "documents": len(frame),
@@ -247,7 +247,8 @@ def _document(sample: dict[str, Any]) -> dict[str, Any]:
 def check_adapter_acts(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str) -> None:
     """Raise `MolaError` where the adapter leaves the logits as they are: then the base model would be evaluated."""
     model.eval()
-    tokens = encode(tokenizer, prompt, " ", max_length=256).tokens
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 256
+    tokens = encode(tokenizer, prompt, " ", max_length=min(256, limit)).tokens
     batch = {
         name: tensor.to(model.device) for name, tensor in left_pad([tokens], tokenizer.pad_token_id).items()
     }

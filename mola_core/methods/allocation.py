@@ -72,8 +72,8 @@ def apportion(scores: Sequence[float], total: int, least: int) -> list[int]:
     """`total` experts over the layers in proportion to their scores, at least `least` each.
 
     A layer whose share is below `least` gets `least`, and the others share the rest; fractions go by largest
-    remainder, equal ones to the lower layer first. Raises ValueError where `total` is too small or a score is not a
-    number above zero.
+    remainder, equal ones to the lower layer first. Raises ValueError where `total` is too small, and for scores that are
+    below zero, not finite or all zero.
     """
     if not all(math.isfinite(score) and score >= 0 for score in scores) or not any(scores):
         raise ValueError("the layers' scores must be numbers of at least zero, not all zero")

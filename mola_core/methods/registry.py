@@ -68,12 +68,11 @@ def _outside() -> dict[Family, str]:
             module = importlib.import_module(entry.module)
             families_of = entry.load()
             code = _code_of(module)
-            found.update(dict.fromkeys(families_of, code))
             if not all(isinstance(family, Family) for family in families_of):
                 raise TypeError("it holds something else than Family")
+            found.update(dict.fromkeys(families_of, code))
         except Exception as error:  # another's code raises what it likes
             print(f"entry point {GROUP}, {entry.name}: left out ({one_line(error)})", file=sys.stderr)
-            found = {family: code for family, code in found.items() if isinstance(family, Family)}
     return found
 
 

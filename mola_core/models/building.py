@@ -135,6 +135,14 @@ def check_built(model: nn.Module, config: Mapping[str, Any]) -> None:
         built = getattr(model, "peft_config", {}).get(ADAPTER)
         kept = built.target_modules if getattr(built, "target_parameters", None) else targets
         _check_targets(model, list(adapted), [target for target in targets if target in kept])
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+    tied = getattr(base.config.get_text_config(), "tie_word_embeddings", False) if head is not None else False
+    if tied and isinstance(head, BaseTunerLayer):
+        raise ValueError(
+            "target_modules: the output layer shares its weights with the embeddings, to which lm-evaluation-harness ties it "
+            "again; leave it out"
+        )
     _check_names(model, adapted, config)
     if config["peft_type"] != "LORA":
         return

@@ -1,6 +1,6 @@
 """Base models are tried out where they are prepared, so that nothing later meets a damaged one.
 
-Not in `models.py` and `model_sources.py`, where it would belong: the digests of published results hold their code.
+Not in `loading.py` and `sources.py`, where it would belong: the digests of published results hold their code.
 """
 
 import contextlib

@@ -71,10 +71,14 @@ def hill_fitted(eigenvalues: torch.Tensor) -> float:
     best = (float("inf"), 0.0)
     for start in near:
         tail = logs[start:] - logs[start]
+        if not tail.any():
+            continue  # equal eigenvalues: no exponent
         alpha = 1 + (n - start) / float(tail.sum())
         empirical = torch.arange(n - start, device=logs.device) / (n - start)
         distance = float((1 - torch.exp(tail * (1 - alpha)) - empirical).abs().max())
         best = min(best, (distance, alpha))
+    if not best[1]:
+        raise ValueError(NO_TAIL)
     return best[1]
 
 

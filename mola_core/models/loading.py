@@ -142,6 +142,11 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {}
+    if quantization and stored_quantization(folder):
+        raise MolaError(
+            f"model.quantization: the weights in {folder} are quantised already, as {stored_quantization(folder)}, and would stay so; "
+            "leave it out"
+        )
     if quantization:
         options["quantization_config"] = _quantization_config(quantization, getattr(torch, dtype))
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -164,10 +169,31 @@ def load_model(
         raise MolaError(
             f"{folder}: the weights lack {missing}; use a whole model (transformers would invent it)"
         )
+    refuse_more_layers(model, info["unexpected_keys"], folder)
     output = model.get_output_embeddings()
     if output is not None:
         output.register_forward_pre_hook(_in_one_piece)
     return model.eval()
+
+
+def stored_quantization(folder: str | Path) -> str | None:
+    """How the weights of a model folder are quantised, by its config; None where they are not."""
+    stored = read_json(Path(folder) / "config.json").get("quantization_config")
+    if not isinstance(stored, dict):
+        return None
+    bits = [f"{count}bit" for count in (4, 8) if stored.get(f"load_in_{count}bit")]
+    return bits[0] if bits else str(stored.get("quant_method", "unknown"))
+
+
+def refuse_more_layers(model: "PreTrainedModel", unexpected: Iterable[str], folder: str | Path) -> None:
+    """Raise `MolaError` where the weights hold layers beyond those that the model was built with: it would be cut off."""
+    known = {name for name, _ in model.named_parameters()}
+    for name in sorted(unexpected):
+        place = re.match(r"(.*?\.)(\d+)(\..+)", name)
+        if place and f"{place[1]}0{place[3]}" in known:
+            raise MolaError(
+                f"{folder}: the weights hold {name}, a layer that config.json does not count; correct num_hidden_layers"
+            )
 
 
 def _in_one_piece(module: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -11,7 +11,6 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mola_core.errors import MolaError, one_line
 from mola_core.files import read_json, sha256_file
@@ -24,9 +23,6 @@ from mola_core.study.sections import (
     WheelModel,
     WheelPart,
 )
-
-if TYPE_CHECKING:
-    pass
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 MODEL_FILES = (

@@ -56,7 +56,7 @@ def encode(
             f"the answer {completion!r} has no token of its own: this tokenizer merges it with the prompt's end "
             f"{prompt[-20:]!r}; change the task's target_delimiter, or use another model"
         )
-    answer = answer + [tokenizer.eos_token_id] * end
+    answer = answer + [_end(tokenizer)] * end
     kept = 1 if prompt_ids[:1] == [tokenizer.bos_token_id] and adds_bos(tokenizer) else 0
     room = max_length - len(answer) - kept
     if room < 1:
@@ -72,4 +72,12 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) 
     """Tokens of a text that is trained on as a whole, with the end-of-text token; cut off at `max_length`."""
     bos = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
     tokens = tokenizer(text, add_special_tokens=False).input_ids
-    return Encoded((bos + tokens + [tokenizer.eos_token_id])[:max_length], 0)
+    return Encoded((bos + tokens + [_end(tokenizer)])[:max_length], 0)
+
+
+def _end(tokenizer: PreTrainedTokenizerBase) -> int:
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            "the tokenizer has no end-of-text token, with which an answer ends; set eos_token in tokenizer_config.json"
+        )
+    return int(tokenizer.eos_token_id)

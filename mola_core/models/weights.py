@@ -157,12 +157,21 @@ def weights_sha256(folder: Path) -> str:
 
 def check_model_differs(folder: Path, base: Path) -> None:
     """Raise `MolaError` where the model in `folder` has the weights of the one in `base`, in the type that it has."""
-    tensors = [_tensors(place) for place in (folder, base)]
-    for name, file in tensors[0].items():
-        with safe_open(file, framework="pt") as trained, safe_open(tensors[1][name], framework="pt") as start:
+    mine, theirs = (_tensors(place) for place in (folder, base))
+    # A published model may lack the prefix that a saved one has (`h.0...` for `transformer.h.0...`).
+    pairs = [(name, other) for name in mine for other in theirs if f".{name}".endswith(f".{other}")]
+    for name, other in pairs:
+        with (
+            safe_open(mine[name], framework="pt") as trained,
+            safe_open(theirs[other], framework="pt") as start,
+        ):
             weight = trained.get_tensor(name)
-            if not torch.equal(weight, start.get_tensor(name).to(weight.dtype)):
+            if not torch.equal(weight, start.get_tensor(other).to(weight.dtype)):
                 return
+    if not pairs:
+        raise MolaError(
+            f"{folder}: none of its weights has the name of one in {base}, so what was trained cannot be told"
+        )
     raise MolaError(f"{folder}: the weights are those of the base model; it was not trained or not saved")
 
 

@@ -134,6 +134,7 @@ class EvaluationRunner(OpenStudy):
         Raises `MolaError` where the cell has no router or is not trained.
         """
         from mola_core.evaluation.router_counts import routing_frame
+        from mola_core.models.loading import positions
         from mola_core.models.tokens import encode
 
         self._prepared(cell)
@@ -145,7 +146,7 @@ class EvaluationRunner(OpenStudy):
             for example in self._examples(name, "evaluation", settings.documents)
         ]
         with self.base.opened(self.layout.weights(cell), self._is_full(cell)) as model:
-            limit = model.config.get_text_config().max_position_embeddings
+            limit = positions(self.layout.model)
             encoded = [encode(tokenizer, one.prompt, one.completion, limit) for one in found]
             documents = [document.tokens[: document.prompt_length] for document in encoded]
             frame = routing_frame(model, documents, settings.batch_size, tokenizer.pad_token_id)

@@ -220,7 +220,9 @@ def _run_cells(layout: Layout, parallel: int, deadline: float | None, keep_adapt
                         outcomes.append(Outcome(cell, outcome.state, reason=f"after {outcome.cell.path}"))
                         _tell(outcomes[-1])
             if not keep_adapters:
-                _drop_weights(layout, [outcome.cell for outcome in outcomes], [*waiting, *running.values()])
+                finished = [outcome.cell for outcome in outcomes if outcome.state == "complete"]
+                unfinished = [outcome.cell for outcome in outcomes if outcome.state != "complete"]
+                _drop_weights(layout, finished, [*waiting, *running.values(), *unfinished])
     return outcomes
 
 
@@ -246,6 +248,7 @@ def _descendants(study: Study, cell: Cell, cells: list[Cell]) -> list[Cell]:
 
 
 def _drop_weights(layout: Layout, finished: list[Cell], coming: list[Cell]) -> None:
+    """Remove the weights of `finished` cells from which none of `coming` continues, in this run or a later one."""
     needed = {layout.study.parent(cell) for cell in coming}
     for cell in finished:
         if cell not in needed and (layout.cell(cell) / "training.json").is_file():

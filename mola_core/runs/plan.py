@@ -12,7 +12,7 @@ from typing import Any
 
 from mola_core.code_hash import code_hash
 from mola_core.errors import MolaError, did_you_mean
-from mola_core.files import read_json
+from mola_core.files import read_json, remembered_sha256
 from mola_core.paths import given_path
 from mola_core.records import digest
 from mola_core.runs.key import choices, examples_identity, keys, tuning_key
@@ -129,8 +129,16 @@ def analysis_key(layout: Layout, known: Mapping[Cell, Standing] | None = None) -
             "tries": tuning_key(layout) if layout.tries else None,
             "study": study,
             "code": code_hash("mola_core.analysis"),
+            "files": _analysis_files(),
         }
     )
+
+
+def _analysis_files() -> dict[str, str]:
+    """What pages are made of beside code: the published numbers, the page's look."""
+    folder = Path(__file__).parents[1] / "analysis"
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    return {path.relative_to(folder).as_posix(): remembered_sha256(path) for path in sorted(files)}
 
 
 def plan(config: Mapping[str, Any], fresh: bool) -> Plan:
@@ -152,6 +160,8 @@ def plan(config: Mapping[str, Any], fresh: bool) -> Plan:
         raise MolaError(
             "--config include_functions: goes with include=DIR; name the folder of the task files"
         )
+    if results.exists() and not results.is_dir():
+        raise MolaError(f"--config results: {results} is no folder; name another")
     include(None if folder is None else given_path("--config include", folder), functions)
     layout = Layout(load_study(name, data_root), results, file=study_file(name))
     options = ["--study", name, "--results", str(layout.root)]

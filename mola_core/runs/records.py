@@ -55,7 +55,7 @@ class TrainingRecord(Environment):
     final_loss: float | None
     """Of the last logged step; None where it was not finite."""
     diverged: NotRequired[dict[str, Any]]
-    """Step and reason, where loss or weights were no longer finite: there is no adapter then."""
+    """Step and reason, where loss or weights were no longer finite: there is no adapter then, unless one of an earlier epoch was kept."""
     update_size: NotRequired[dict[str, list[float | None]]]
     """After the `first` step whose learning rate is not 0 and the `last`, by layer: RMS of the adapter's output over that of the base module."""
     peak_memory_bytes: int

@@ -216,13 +216,14 @@ class TrainingRunner(OpenStudy):
             return None
         from mola_core.training.allocate import allocate
 
-        adapter = settings_of_method.adapter(study.adapter)
+        adapter, base = settings_of_method.adapter(study.adapter), self.base
+        base.model  # noqa: B018 - loaded in every process: loading asks the others, which `from_main` cannot
         try:
             allocation = from_main(
                 lambda: allocate(
                     method,
                     adapter,
-                    self.base,
+                    base,
                     training.documents,
                     training.settings,
                     training.seed,
@@ -252,9 +253,11 @@ class TrainingRunner(OpenStudy):
                 "adapter_sha256": trained["adapter_sha256"],
             }
         if self._is_full(cell):
-            if study.model.quantization:
+            from mola_core.models.loading import stored_quantization
+
+            if study.model.quantization or stored_quantization(self.layout.model):
                 raise MolaError(
-                    f"method {cell.method}: quantised weights cannot be trained; remove model.quantization"
+                    f"method {cell.method}: quantised weights cannot be trained; use a model that is not, without model.quantization"
                 )
             self.base.forget()
             model: Any = whole_model(start)

@@ -326,7 +326,7 @@ class TuningSettings(Closed):
     documents: Count | None = None
     """Validation documents that a try is scored on, the first so many of each task; all where it is not given."""
     by: Literal["method", "kind"] = "method"
-    """`kind`: all MoLA shapes take the rate found for the flat one of their budget, and all matched LoRAs likewise."""
+    """`kind`: MoLA shapes of equal settings take the rate found for the flat one (of the budget that most of them have), and matched LoRAs likewise."""
     alphas: Annotated[list[Annotated[float, Field(gt=0, le=1_000_000)]], Field(min_length=2)] | None = None
     """Values of `alpha` to try with each rate; each method must take one."""
     per_task: bool = False

@@ -5,6 +5,7 @@
 
 import dataclasses
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -18,10 +19,12 @@ from mola_core.methods.registry import (
     adapter_config_without_model,
     family_of,
     name_pattern,
+    parse_method,
     takes_start_from_base,
 )
 from mola_core.methods.settings import AdapterSettings, MethodSettings
 from mola_core.section import Closed, Name, Seed
+from mola_core.shapes import experts_per_layer
 from mola_core.study.sections import (
     ComputeSettings,
     ContinualSettings,
@@ -40,6 +43,8 @@ INSTRUCTION = "instruction"
 """Name of the instruction-tuning stage: of its cells' task and of its rows."""
 RESERVED = frozenset({"models", "data", "checkpoints", "reanalysis", "benchmark", "published"})
 """Folders of `results/` that are no study's."""
+NOMINAL_DEPTH = 128
+"""Of shapes that are compared with each other before the model is known."""
 MAX_CELLS = 100_000
 """Of a study: planning compares each with its record on disk."""
 
@@ -127,6 +132,19 @@ class Study(Closed):
             raise ValueError("\n".join(problems))
         return self
 
+    def _same_adapters(self) -> Iterator[str]:
+        """Two names for one training: it would be trained twice and count twice in slopes and ranks."""
+        known: dict[str, str] = {}
+        for method in self.methods:
+            if parse_method(method).allocation is not None:
+                continue  # what data or a number of its own choose is known later
+            own = method.model_dump(mode="json", exclude={"method", "name"})
+            shape, kind = parse_method(method).shape, family_of(method).kind
+            named = method.method if shape is None else [kind, experts_per_layer(shape, NOMINAL_DEPTH)]
+            same = json.dumps([named, own])
+            if known.setdefault(same, method.label) != method.label:
+                yield f"methods: {method.label} is the same adapter as {known[same]}; leave one of them out"
+
     def _problems(self) -> Iterator[str]:
         """What of the sections does not go together, a line each."""
         if self.name in RESERVED:
@@ -163,6 +181,7 @@ class Study(Closed):
             except (ValueError, MolaError) as error:
                 yield f"methods.{number}: {error}"
                 return
+        yield from self._same_adapters()
         if self.training.shared_prefix:
             yield from self._shared_prefix_problems()
         if self.tuning:

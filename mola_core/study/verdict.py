@@ -23,13 +23,14 @@ class VerdictSettings(Closed):
     hypotheses: tuple[QuestionId, ...] | None = Field(None, min_length=1)
     """Questions whose answer is the study's headline, the first one that the methods allow. Each claims that
     its estimate is above zero: `depth-slope` that accuracy rises with the experts' centre of depth. They are
-    corrected for one another only; every other question is exploratory. By default the one claim 2468-vs-8642."""
+    corrected for one another only; every other question is exploratory. By default the pairs, or else the one claim 2468-vs-8642."""
 
     questions: tuple[QuestionId, ...] | None = None
     """Questions to answer, the hypotheses always among them; by default all that the methods allow."""
 
     pairs: tuple[tuple[MethodName, MethodName], ...] = Field((), max_length=100)
-    """Any two methods to compare, by their names in the scores: each claims that the first beats the second."""
+    """Any two methods to compare, by their names in the scores: each claims that the first beats the second. They are what is
+    stated where there are no hypotheses."""
 
     endpoint: Endpoint = "accuracy"
     """What the hypotheses are about, the primary endpoint: accuracy, or the probability that the model gives the right
@@ -79,8 +80,8 @@ class VerdictSettings(Closed):
         for first, second in pairs:
             if first == second:
                 raise ValueError(f"{first!r} is compared with itself; name two methods")
-        if len(set(pairs)) < len(pairs):
-            raise ValueError("a pair is named twice; name each once")
+        if len({frozenset(pair) for pair in pairs}) < len(pairs):
+            raise ValueError("a pair is named twice, whichever is first; name each once")
         return pairs
 
     @field_validator("hypotheses", "questions")

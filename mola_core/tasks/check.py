@@ -104,7 +104,7 @@ def content(row: Row) -> str:
 
     Options stand in the prompt behind their letters or numbers, or follow it.
     """
-    prompt, options = " ".join(row["prompt"].split(" ")), [option.strip() for option in row["options"]]
+    prompt, options = row["prompt"], [option.strip() for option in row["options"]]
     if len(options) > 1 and all(re.fullmatch(r"\w", option) for option in options):
         letters = "".join(map(re.escape, options))
         head, *listed = re.split(rf"(?:^|(?<=\s))\(?[{letters}][).:]\s", prompt)

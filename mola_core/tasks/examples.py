@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write, read_json, sha256_file, write_json
-from mola_core.models.tokens import encode
+from mola_core.models.tokens import encode, encode_text
 from mola_core.study.study import INSTRUCTION
 from mola_core.tasks import COLUMNS, Example
 from mola_core.tasks.check import (
@@ -197,7 +197,7 @@ def _size(
 def _text_size(
     tokenizer: PreTrainedTokenizerBase, max_length: int, prompt: str, completion: str
 ) -> tuple[int, int]:
-    tokens = len(tokenizer(completion, add_special_tokens=False).input_ids) + 1
+    tokens = len(encode_text(tokenizer, completion, sys.maxsize).tokens)
     return tokens, max(0, tokens - max_length)
 
 

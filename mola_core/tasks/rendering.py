@@ -60,21 +60,24 @@ def _rendered(task: str, protocol: str, rows: Path) -> dict[str, list[dict[str, 
         "validation": make_examples(validated, "validation", None),
         "evaluation": make_examples(plain, evaluation_split(task), None),
     }
-    held_out = validated.held_out_rows if validated.config.dataset_kwargs["hold_out"] else []
+    carved = validated.config.dataset_kwargs["hold_out"]
+    # By document, not by row: a task may leave rows out or put them in another order.
+    taken = {example.document for example in parts["validation"]} if carved else set()
     sources = {"train": "train", "validation": "validation", "evaluation": evaluation_split(task)}
-    rendered, taken = {}, set(held_out)
+    rendered = {}
     for part, examples in parts.items():
         clusters = _clusters(rows, sources[part], len(examples))
-        if part == "validation" and held_out:
+        if part == "validation" and carved:
             everywhere = _clusters(rows, "train", len(parts["train"]))
-            clusters = [everywhere[row] for row in held_out]
+            known = {one.document: cluster for one, cluster in zip(parts["train"], everywhere, strict=True)}
+            clusters = [known.get(example.document) for example in examples]
         rendered[part] = [
             {
                 **{name: getattr(example, name) for name in COLUMNS},
                 "cluster": cluster,
-                "held_out": part == "train" and place in taken,
+                "held_out": part == "train" and example.document in taken,
             }
-            for place, (example, cluster) in enumerate(zip(examples, clusters, strict=True))
+            for example, cluster in zip(examples, clusters, strict=True)
         ]
     return rendered
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mola_core.code_hash import code_hash
 from mola_core.errors import MolaError
-from mola_core.files import atomic_write, read_json, sha256_file, write_json
+from mola_core.files import atomic_write, read_json, remembered_sha256, write_json
 from mola_core.study.sections import (
     SCIENCEQA_TOPICS,
     BuiltinData,
@@ -66,7 +66,7 @@ def data_identity(task: str, source: DataSource) -> dict[str, Any]:
     identity |= {"dataset": dataset_of(task), "columns": _wanted(task), "splits": splits_of(task)}
     if isinstance(source, DirectoryData):
         files = _files(task, source)
-        return identity | {"files": {split: sha256_file(file) for split, file in files.items()}}
+        return identity | {"files": {split: remembered_sha256(file) for split, file in files.items()}}
     options = task_config(task).get("dataset_kwargs")
     return identity | {
         "id": task_config(task)["dataset_path"],

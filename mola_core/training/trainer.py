@@ -294,6 +294,8 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)
     model.config.use_cache = False
+    if settings.precision == "fp16" and model.device.type == "cpu":
+        raise MolaError("training.precision: fp16 needs a GPU; on a CPU use fp32 or bf16")
     tell_slow_bf16(settings.precision)
     with _stopped_by_signals(progress), frozen_in(model, settings.precision), regulariser_shared(model):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

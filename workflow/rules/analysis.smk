@@ -87,7 +87,7 @@ rule knockout_figures:
         report(
             expand(folder("figures/{figure}.svg"), figure=KNOCK_OUT_FIGURES),
             caption="../report/analysis.rst",
-            category="Analysis",
+            category="5 Analysis",
         ),
         expand(folder("figures/{figure}.png"), figure=KNOCK_OUT_FIGURES),
     log:

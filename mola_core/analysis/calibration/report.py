@@ -193,11 +193,11 @@ def _percent(hits: np.ndarray) -> float:
     return round(100 * float(np.mean(hits)), 2)
 
 
-def calibrate(out: str | Path, simulations: int = 2000, seed: int = 0) -> dict[str, Any]:
+def calibrate(out: str | Path, simulations: int = 1000, seed: int = 0) -> dict[str, Any]:
     """Measure every scenario, print the page and write calibration.{json,csv,md} and its figure into `out`.
 
-    `simulations` is the number of matrices for each rate; 2000 take a minute or two and know a rate of 95 %
-    within one point.
+    `simulations` is the number of matrices for each rate; 2000 know a rate of 95 % within one
+    point.
     """
     rng = np.random.default_rng(seed)
     rows = [row for scenario in SCENARIOS for row in measure(scenario, simulations, rng)]

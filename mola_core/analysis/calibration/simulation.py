@@ -65,9 +65,6 @@ class Scenario:
         known = self.cluster > 1 and self.told
         return [np.arange(documents) // self.cluster if known else None for documents in self.documents]
 
-    def with_effect(self, depth: float) -> "Scenario":
-        return replace(self, depth=depth)
-
     def true_accuracy(self) -> np.ndarray:
         """(tasks, methods), as fractions."""
         shapes = {shape.method: shape for shape in find_shapes(SHAPES)}

@@ -11,9 +11,22 @@ from mola_core.analysis.statistics.planner import MAX_SEEDS
 STAND_IN = "Stand-in results, which say nothing about a benchmark. "
 
 
+def answer_sentences(verdict: Mapping[str, Any]) -> list[str]:
+    """One plain sentence for each stated question, by the primary endpoint."""
+    stated = [
+        question
+        for question in fields.of_endpoint(verdict, verdict["primary_endpoint"])
+        if question["status"] == "stated" and question["same_test_as"] is None
+    ]
+    return [_sentence(verdict, question) for question in stated] or [answer_sentence(verdict)]
+
+
 def answer_sentence(verdict: Mapping[str, Any]) -> str:
     """What the study says about its first hypothesis, as one plain sentence; begins with a warning for stand-ins."""
-    question = fields.headline(verdict)
+    return _sentence(verdict, fields.headline(verdict))
+
+
+def _sentence(verdict: Mapping[str, Any], question: fields.Question | None) -> str:
     start = STAND_IN if verdict.get("stand_in") else ""
     where = f"({fields.data_line(verdict)})"
     if question is None:
@@ -26,7 +39,11 @@ def answer_sentence(verdict: Mapping[str, Any]) -> str:
     size = f"{abs(row['estimate']):.2f} {unit}"
     span = f"{fields.confidence(verdict)} interval {signed(row['low'])} to {signed(row['high'])}"
     if is_identical(question):
-        text = f"Equivalent: {ahead} and {behind} gave the same answers to every document, so nothing tells them apart"
+        shown = question["answer"] == "equivalent"
+        text = (
+            f"{'Equivalent' if shown else 'Undecided'}: {ahead} and {behind} gave the same answers to every document"
+            f"{', so nothing tells them apart' if shown else ', which are too few, or of one seed, to show that they are equivalent'}"
+        )
     elif question["answer"] == "supported":
         text = f"Supported: {ahead} beats {behind} by {size} ({span})"
     elif question["answer"] == "contradicted":

@@ -112,7 +112,7 @@ def training_notes(study: Study, trained: pd.DataFrame) -> list[str]:
             f"{row.task}/{row.method}/seed{row.seed} (step {row.diverged:g})" for row in stopped.itertuples()
         ]
         lines.append(
-            f"**Diverged: {len(stopped)} of {len(trained)} trainings, scored as models that know nothing: "
+            f"**Diverged: {len(stopped)} of {len(trained)} trainings, scored as models that know nothing unless an earlier epoch was kept: "
             f"{', '.join(named[:SHOWN_MISSING])}.**"
         )
     if "update_first" in trained and trained["update_first"].notna().any():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mola_core.analysis.looks import Record
 from mola_core.analysis.score_files import load_scores
-from mola_core.analysis.scores import score_matrix
+from mola_core.analysis.scores import require_methods, score_matrix
 from mola_core.analysis.statistics.decide import decide
 from mola_core.analysis.statistics.records import Verdict
 from mola_core.files import sha256_file, write_json, write_text
@@ -24,6 +24,8 @@ def write_verdict(
     floors: Mapping[str, float] | None = None,
     first_cell: str | None = None,
     stand_in: bool = False,
+    seeds_shared: bool = True,
+    refuse_unknown: bool = False,
     notices: Sequence[str] = (),
 ) -> Verdict:
     """Write verdict.json, verdict.md, figures/ and tables/questions.* into `out` for a score file; returns the verdict.
@@ -31,7 +33,8 @@ def write_verdict(
     The look is added to the record there (`looks.FILE`). `parameters` (method -> trainable parameters) are noted beside
     the methods; `floors` are as `decide` takes them; `first_cell` is when a study's first cell was finished (ISO
     8601), without which nothing is said to have been stated beforehand; `stand_in` marks results of built-in rows or a
-    random model, `notices` stand on figures and tables. Same file, same settings, same record: same bytes. Raises `MolaError` for a score file that is not one.
+    random model, `notices` stand on figures and tables; `seeds_shared` is as `decide` takes it; with `refuse_unknown` a pair of
+    which a method is not in the scores is an error. Same file, same settings, same record: same bytes. Raises `MolaError` for a score file that is not one.
     """
     from mola_core.analysis.figures import verdict as drawing
     from mola_core.analysis.pages.verdict_text import verdict_page
@@ -40,14 +43,15 @@ def write_verdict(
     scores, out = Path(scores), Path(out)
     settings = settings or VerdictSettings()
     matrix = score_matrix(load_scores(scores))
-    verdict = decide(matrix, settings, shapes=shapes, floors=floors)
+    if refuse_unknown:
+        require_methods(matrix, settings.pairs)
+    known = {"shapes": shapes, "floors": floors, "seeds_shared": seeds_shared}
+    verdict = decide(matrix, settings, **known)
     record = Record(out)
     look = record.count(verdict)
     beforehand = record.stated_beforehand(settings, first_cell)
     if look > 1 or beforehand:
-        verdict = decide(
-            matrix, settings, shapes=shapes, floors=floors, look=look, stated_beforehand=beforehand
-        )
+        verdict = decide(matrix, settings, look=look, stated_beforehand=beforehand, **known)
     verdict |= {"stand_in": stand_in, "scores_sha256": sha256_file(scores)}
     for method, row in verdict["methods"].items():
         row["parameters"] = (parameters or {}).get(method)

@@ -163,8 +163,10 @@ def _cannot_say(verdict: dict[str, Any]) -> str:
     ]
     if len(verdict["data"]["tasks"]) > 1:
         lines.append(
-            "- It takes a seed's effects on two tasks as independent. The harness trains them so (`seeds_by_task`); in "
-            "scores made elsewhere, with one initial adapter for all tasks, p may be too small."
+            "- One training may have answered several tasks, and a good one is good in all of them: intervals and p are the wider "
+            "and larger of those with noise of each task's own and those with noise common to tasks; plans are of the former."
+            if verdict["seeds_shared"]
+            else "- It takes a seed's effects on two tasks as independent: each task has trainings of its own (`seeds_by_task`)."
         )
     return "\n".join([*lines, *(f"- {markdown_text(note)}" for note in verdict["notes"])])
 

@@ -7,13 +7,21 @@ import numpy as np
 
 from mola_core.analysis.scores import Block, ScoreMatrix
 from mola_core.analysis.statistics.bootstrap import Bootstrap
-from mola_core.analysis.statistics.estimates import Components, between_tasks, combine, components
+from mola_core.analysis.statistics.estimates import (
+    Components,
+    between_tasks,
+    combine,
+    components,
+    error_at_margin,
+)
 from mola_core.analysis.statistics.noise import planning_noise
 from mola_core.analysis.statistics.planner import Planner
 from mola_core.analysis.statistics.questions import Question, answer_id
 from mola_core.analysis.statistics.records import Answer, Drawn, Exchange, Worth
 from mola_core.analysis.statistics.summaries import points
 from mola_core.study.verdict import VerdictSettings
+
+ROUNDING = 1e-12
 
 
 def answer_question(
@@ -26,30 +34,33 @@ def answer_question(
     tests: Mapping[str, set[tuple[str, str]]],
     resampled: tuple[Bootstrap | None, list[str]],
     exchange: Exchange | None,
+    seeds_shared: bool,
 ) -> Answer:
     """A question's answer but for Holm's correction, which needs the others; `undecided` until then.
 
     `tests` are the tests of the stated family and of all (id, endpoint); only the primary endpoint's are stated.
+    `seeds_shared`: a seed's training may have answered all tasks.
     """
     answer = _empty(question, endpoint, settings, questions, tests)
-    weights = dict(question.weights)
-    there = [b for b in matrix.blocks if endpoint == "accuracy" or b.likelihood is not None]
-    used = [block for block in there if len(block.common_seeds(list(weights)))]
-    answer["dropped_tasks"] = [block.name for block in matrix.blocks if block not in used]
-    if answer["dropped_tasks"]:
-        lacking = "not all of its methods share a seed" + (
-            ", or no likelihood" if endpoint != "accuracy" else ""
-        )
-        answer["reasons"].append(f"{', '.join(answer['dropped_tasks'])}: {lacking}, left out")
-    if any(block.units < 2 for block in used) or not used:
-        answer["reasons"].append(
-            "no task with two or more documents (or clusters of them) and a seed that all its methods share"
-        )
+    # A shape in the middle has no part in the slope, so neither have the seeds and tasks that it lacks.
+    weights = {method: question.weights[method] for method in question.moved}
+    used = []
+    for block in matrix.blocks:
+        lacking = _lacking(block, list(weights), endpoint)
+        if lacking:
+            answer["reasons"].append(f"{block.name}: {lacking}, left out")
+            answer["dropped_tasks"].append(block.name)
+        else:
+            used.append(block)
+    if not used:
         return answer
-    contrasts = [block.contrast(weights, endpoint) for block in used]
+    # A slope's weights sum to zero but for rounding, which is no difference where all answers are the same.
+    contrasts = [
+        np.where(np.abs(z) < ROUNDING, 0.0, z) for z in (b.contrast(weights, endpoint) for b in used)
+    ]
     parts = [components(z, block.clusters) for z, block in zip(contrasts, used, strict=True)]
-    margin = settings.margin / 100 / question.reach
-    _estimate(answer, question, used, contrasts, parts, level, margin)
+    runs = _runs(used, list(weights), contrasts) if seeds_shared else None
+    _estimate(answer, question, used, contrasts, parts, runs, level, settings.margin / 100)
     if exchange and endpoint == "likelihood":
         estimate, low, high = answer["estimate"], answer["low"], answer["high"]
         assert estimate is not None and low is not None and high is not None, "it was just estimated"
@@ -68,8 +79,27 @@ def answer_question(
             "the answers are identical in every document and seed: nothing is left to plan"
         )
     else:
-        _plan(answer, question, endpoint, used, parts, settings, level / answer["family_size"], margin)
+        _plan(answer, question, endpoint, used, parts, settings, level / answer["family_size"])
     return answer
+
+
+def _lacking(block: Block, methods: Sequence[str], endpoint: str) -> str:
+    """Why a task cannot be in a question; empty where it can."""
+    if endpoint != "accuracy" and block.likelihood is None:
+        return f"no {endpoint}"
+    if not len(block.common_seeds(methods)):
+        return "its methods share no seed"
+    return "a single document (or cluster of them)" if block.units < 2 else ""
+
+
+def _runs(
+    used: Sequence[Block], methods: Sequence[str], contrasts: Sequence[np.ndarray]
+) -> np.ndarray | None:
+    """The contrast's means (tasks, seeds), where two tasks or more have the same two seeds or more."""
+    seeds = {tuple(np.array(block.seeds)[block.common_seeds(methods)]) for block in used}
+    if len(used) < 2 or len(seeds) > 1 or len(seeds.pop()) < 2:
+        return None
+    return np.stack([z.mean(axis=1) for z in contrasts])
 
 
 def _empty(
@@ -129,18 +159,24 @@ def _estimate(
     used: Sequence[Block],
     contrasts: Sequence[np.ndarray],
     parts: Sequence[Components],
+    runs: np.ndarray | None,
     level: float,
     margin: float,
 ) -> None:
-    estimate = combine(parts)
+    """Of `runs` see `combine`; `margin` is a fraction, between the outermost shapes of a slope."""
+    estimate = combine(parts, runs)
     low, high = estimate.interval(level)
+    # So small is the smallest p-value of any test of so many documents (or clusters), each of one sign or the other.
+    least_p = 2.0 ** (1 - sum(block.units for block in used))
+    units, margin_of = _units(parts), margin / question.reach
+    least_error = 0.0 if answer["endpoint"] != "accuracy" else error_at_margin(units, margin) / question.reach
     answer |= {
         "estimate": points(estimate.value),
         "low": points(low),
         "high": points(high),
         "median": points(np.mean([np.median(z.mean(axis=1)) for z in contrasts])),
-        "p": round(float(estimate.p_value()), 8),
-        "p_equivalence": round(float(estimate.p_equivalence(margin)), 8),
+        "p": round(max(float(estimate.p_value()), least_p), 8),
+        "p_equivalence": round(max(float(estimate.p_equivalence(margin_of, least_error)), least_p), 8),
         "standard_error": points(estimate.error),
         "degrees_of_freedom": round(float(estimate.df), 2),
         "tasks": {block.name: points(part.mean) for block, part in zip(used, parts, strict=True)},
@@ -150,14 +186,23 @@ def _estimate(
     if len(used) == 1:
         answer["reasons"].append(f"one task ({used[0].name}): nothing is said about others")
         return
-    across = between_tasks([float(part.mean) for part in parts])
+    common = None
+    if runs is not None:
+        between_runs = runs.mean(axis=0).var(ddof=1), runs.var(axis=1, ddof=1).sum() / len(runs) ** 2
+        common = max(between_runs[0] - between_runs[1], 0.0) / runs.shape[1], runs.shape[1]
+    across = between_tasks([float(part.mean) for part in parts], common)
     below, above = map(points, across.interval(level))
     answer["drawn"] = Drawn(
         low=below,
         high=above,
         p=round(float(across.p_value()), 8),
-        p_equivalence=round(float(across.p_equivalence(margin)), 8),
+        p_equivalence=round(float(across.p_equivalence(margin_of)), 8),
     )
+
+
+def _units(parts: Sequence[Components]) -> list[float]:
+    """Independent documents, or the effective number of clusters, of each task."""
+    return [part.document_df + 1 for part in parts]
 
 
 def _plan(
@@ -168,11 +213,13 @@ def _plan(
     parts: Sequence[Components],
     settings: VerdictSettings,
     level: float,
-    margin: float,
 ) -> None:
     """What such a study could have found or shown, and the seeds for it, at the strictest step of Holm's correction."""
-    noisy, pool = planning_noise(used, parts, question.weights, endpoint)
-    planner = Planner(noisy, level, settings.power)
+    weights = {method: question.weights[method] for method in question.moved}
+    noisy, pool = planning_noise(used, parts, weights, endpoint)
+    margin = settings.margin / 100
+    least_error = 0.0 if endpoint != "accuracy" else error_at_margin(_units(parts), margin) / question.reach
+    planner = Planner(noisy, level, settings.power, least_error)
     smallest = planner.minimum_detectable_effect()
     answer["noise_from"] = list(pool)
     answer["minimum_detectable_effect"] = None if smallest is None else points(smallest)
@@ -180,8 +227,8 @@ def _plan(
         wanted = difference / 100 / question.reach
         answer["seeds_needed"][f"{difference:g}"] = planner.seeds_needed(wanted)
         answer["power"][f"{difference:g}"] = round(planner.power(wanted), 4)
-    answer["seeds_equivalent"] = planner.seeds_for_equivalence(margin)
-    answer["power_equivalent"] = round(planner.power_equivalence(margin), 4)
+    answer["seeds_equivalent"] = planner.seeds_for_equivalence(margin / question.reach)
+    answer["power_equivalent"] = round(planner.power_equivalence(margin / question.reach), 4)
 
 
 def _resampled(

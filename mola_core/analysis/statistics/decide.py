@@ -24,6 +24,7 @@ from mola_core.analysis.statistics.questions import (
     FAMILIES,
     Question,
     Shape,
+    answer_id,
     find_shapes,
     free_pair,
     named_pair,
@@ -51,6 +52,7 @@ def decide(
     floors: Mapping[str, float] | None = None,
     look: int = 1,
     stated_beforehand: bool = False,
+    seeds_shared: bool = True,
     **stated: Any,
 ) -> Verdict:
     """Answer the questions that the methods of a score matrix allow. Accuracies are in points (0-100).
@@ -58,7 +60,8 @@ def decide(
     `stated` overrides fields of `settings` (level, questions, resamples, seed, ...); `shapes` gives the experts per
     layer of methods whose name does not tell, None for those to keep out of the slopes; `floors` the accuracy
     (fraction) in each task of always giving the most frequent answer; `look` counts the looks at this study so far,
-    this one included. Raises `MolaError` for rows that cannot be paired and a primary endpoint that is not there.
+    this one included; `seeds_shared` says that one training may have answered all tasks, which is not so in studies whose
+    tasks have trainings of their own. Raises `MolaError` for rows that cannot be paired and a primary endpoint that is not there.
     """
     settings = VerdictSettings.model_validate({**(settings or VerdictSettings()).model_dump(), **stated})
     matrix = scores if isinstance(scores, ScoreMatrix) else score_matrix(scores)
@@ -70,14 +73,22 @@ def decide(
     # effect, six looks from three to eight seeds at the whole level decide in 12.6 % of studies, so in 5.9 %.
     level = settings.level / max(settings.looks, look)
     found = find_shapes(matrix.methods, shapes)
-    questions, unanswered = _choose(settings, matrix.methods, found)
-    hypotheses = settings.hypotheses or CLAIM
+    questions, unanswered, hypotheses = _choose(settings, matrix.methods, found)
     tests = _families(questions, endpoints, hypotheses)
     drawn, ranked = _resample(asked, settings)
     exchange = exchange_rate(asked) if "likelihood" in endpoints else None
     answers = [
         answer_question(
-            question, endpoint, asked, settings, level, questions, tests, (drawn, ranked), exchange
+            question,
+            endpoint,
+            asked,
+            settings,
+            level,
+            questions,
+            tests,
+            (drawn, ranked),
+            exchange,
+            seeds_shared,
         )
         for endpoint in endpoints
         for question in questions
@@ -90,6 +101,7 @@ def decide(
         "primary_endpoint": settings.endpoint,
         "estimand": "these tasks",
         "headline": _headline(answers, settings, hypotheses),
+        "seeds_shared": seeds_shared and len(asked.blocks) > 1,
         "looks": Looks(planned=settings.looks, taken=look, level=level, stated_beforehand=stated_beforehand),
         "questions": answers,
         "unanswered": unanswered,
@@ -139,10 +151,13 @@ def _everything(
 
 def _choose(
     settings: VerdictSettings, methods: Sequence[str], shapes: Sequence[Shape]
-) -> tuple[list[Question], list[dict[str, str]]]:
-    """The questions to answer, and those that were asked for but that the methods do not allow."""
+) -> tuple[list[Question], list[dict[str, str]], list[str]]:
+    """The questions to answer, those that were asked for but that the methods do not allow, and the ids that are stated:
+    the hypotheses, else the pairs, else the one claim."""
     standing = {question.id: question for question in possible_questions(methods, shapes)}
-    asked = dict.fromkeys((*(settings.hypotheses or CLAIM), *(settings.questions or ())))
+    pairs = [f"{first}-vs-{second}" for first, second in settings.pairs]
+    stated = list(settings.hypotheses or pairs or CLAIM)
+    asked = dict.fromkeys((*(settings.hypotheses or (() if pairs else CLAIM)), *(settings.questions or ())))
     wanted = asked if settings.questions is not None else dict.fromkeys((*standing, *asked))
     chosen, unanswered = [], []
     for name in wanted:
@@ -151,7 +166,7 @@ def _choose(
         )
         if question:
             chosen.append(question)
-        elif settings.hypotheses or name not in CLAIM or not settings.pairs:
+        else:
             needs = "three shapes of that budget" if "-vs-" not in name else "both methods"
             if name.startswith("routing-"):
                 needs = "the shape with and without routing"
@@ -161,10 +176,27 @@ def _choose(
         if pair is None:
             missing = " and ".join(name for name in (first, second) if name not in methods)
             unanswered.append({"id": f"{first}-vs-{second}", "reason": f"{missing} is not in the scores"})
-        elif all(pair.weights != other.weights for other in chosen):
-            chosen.append(pair)
+        else:
+            # The same two methods are one test, and what is asked says which is claimed to be ahead.
+            twins = [other for other in chosen if pair.same_methods(other)]
+            if pair.id not in [other.id for other in twins]:
+                chosen = [other for other in chosen if other not in twins or other.id in asked]
+                chosen.append(pair)
+    _refuse_equal_ids(chosen)
     order = list(FAMILIES)
-    return sorted(chosen, key=lambda question: order.index(question.family)), unanswered
+    return sorted(chosen, key=lambda question: order.index(question.family)), unanswered, stated
+
+
+def _refuse_equal_ids(questions: Sequence[Question]) -> None:
+    """Two questions of one id, as of methods `mola-2468` and `2468`, would be answered with one another's numbers."""
+    by_id: dict[str, Question] = {}
+    for question in questions:
+        other = by_id.setdefault(question.id, question)
+        if dict(other.weights) != dict(question.weights):
+            first, second = (" and ".join(sorted(each.weights)) for each in (other, question))
+            raise MolaError(
+                f"question {question.id} could be about {first} or about {second}: rename one of these methods in the scores"
+            )
 
 
 def _families(
@@ -198,18 +230,13 @@ def _resample(matrix: ScoreMatrix, settings: VerdictSettings) -> tuple[Bootstrap
     return bootstrap(tasks, settings.resamples, np.random.default_rng(settings.seed), clusters), ranked
 
 
-def _headline(answers: Sequence[Answer], settings: VerdictSettings, hypotheses: Sequence[str]) -> str | None:
-    """The first stated hypothesis that there is an answer to; where none was stated, the first pair or slope asked."""
-    mine = {
-        a["id"].split(":")[0] if a["endpoint"] != "accuracy" else a["id"]: a
-        for a in answers
-        if a["endpoint"] == settings.endpoint
-    }
-    names = list(hypotheses)
-    if settings.hypotheses is None:
-        names += [f"{first}-vs-{second}" for first, second in settings.pairs]
-        names += [name for name, answer in mine.items() if answer["family"] == "depth"]
-    return next((mine[name]["id"] for name in names if name in mine), None)
+def _headline(answers: Sequence[Answer], settings: VerdictSettings, stated: Sequence[str]) -> str | None:
+    """The first stated question that there is an answer to, on the primary endpoint; where nothing was asked, a slope."""
+    there = {answer["id"]: answer["family"] for answer in answers if answer["endpoint"] == settings.endpoint}
+    wanted = [answer_id(name, settings.endpoint) for name in stated]
+    if not settings.hypotheses and not settings.pairs:
+        wanted += [name for name, family in there.items() if family == "depth"]
+    return next((name for name in wanted if name in there), None)
 
 
 def _correct(answers: list[Answer], level: float) -> None:
@@ -238,7 +265,7 @@ def _decide(answer: Answer, level: float) -> None:
         float, cast("tuple[float, ...]", (estimate, p, adjusted, equivalence))
     )
     answer["within_margin"] = equivalence <= level
-    if adjusted <= level:
+    if adjusted <= level and estimate:
         answer["answer"] = "supported" if estimate > 0 else "contradicted"
         smallest = answer["minimum_detectable_effect"]
         if answer["within_margin"]:

@@ -61,6 +61,8 @@ class Estimate(NamedTuple):
     df: np.ndarray
     documents: tuple[np.ndarray, np.ndarray] | None = None
     """Standard error and degrees of freedom from the documents alone, as if seeds made no noise."""
+    shared: tuple[np.ndarray, np.ndarray] | None = None
+    """The same where what a seed does to one task it may do to all of them (`seeds_shared`)."""
 
     @property
     def _scales(self) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -69,7 +71,8 @@ class Estimate(NamedTuple):
         Where a few seeds agree by chance more closely than their noise allows, the unbiased variance is too small:
         nothing is decided that the documents alone would leave open, and no interval is narrower than theirs.
         """
-        return [(self.error, self.df), *([] if self.documents is None else [self.documents])]
+        others = (self.documents, self.shared)
+        return [(self.error, self.df), *(scale for scale in others if scale is not None)]
 
     def half_width(self, level: float) -> np.ndarray:
         """Half of the two-sided interval of confidence 1 - level, the widest of `_scales`."""
@@ -84,13 +87,16 @@ class Estimate(NamedTuple):
         """Two-sided p-value for a true value of zero; 1 for a contrast that is zero in every row."""
         return np.maximum.reduce([2 * _tail(np.abs(self.value), *scale) for scale in self._scales]).clip(0, 1)
 
-    def p_equivalence(self, margin: float) -> np.ndarray:
+    def p_equivalence(self, margin: float, least_error: float = 0.0) -> np.ndarray:
         """p-value for a true value of at least `margin` in size: two one-sided tests, the larger of their p-values.
 
-        At most the level exactly where the interval of confidence 1 - 2 level lies within ±margin (Schuirmann 1987).
+        At most the level exactly where the interval of confidence 1 - 2 level lies within ±margin (Schuirmann 1987), and
+        the standard error is taken to be `least_error` or more (`error_at_margin`).
         """
         room = margin - np.abs(self.value)
-        return np.maximum.reduce([_tail(room, *scale) for scale in self._scales])
+        known = (np.asarray(least_error), np.asarray(np.inf))
+        scales = [*self._scales, *([known] if least_error else [])]
+        return np.maximum.reduce([_tail(room, *scale) for scale in scales])
 
 
 def _tail(distance: np.ndarray, error: np.ndarray, df: np.ndarray) -> np.ndarray:
@@ -183,23 +189,60 @@ def documents_alone(parts: Sequence[Components]) -> tuple[np.ndarray, np.ndarray
     return np.sqrt(variance), df
 
 
-def combine(parts: Sequence[Components]) -> Estimate:
-    """The contrast's mean over tasks, each task counting the same."""
+def combine(parts: Sequence[Components], runs: np.ndarray | None = None) -> Estimate:
+    """The contrast's mean over tasks, each task counting the same.
+
+    `runs` (tasks, seeds) are the contrast's means by seed, where one adapter a seed may have answered all tasks.
+    """
     variance, df = variance_terms(parts)
     mean = sum(part.mean for part in parts) / len(parts)
-    return Estimate(cast("np.ndarray", mean), np.sqrt(variance), df, documents_alone(parts))
+    shared = None if runs is None else seeds_shared(parts, runs)
+    return Estimate(cast("np.ndarray", mean), np.sqrt(variance), df, documents_alone(parts), shared)
 
 
-def between_tasks(means: Sequence[float]) -> Estimate:
+def seeds_shared(parts: Sequence[Components], runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Standard error of the mean over tasks, and its degrees of freedom, where a seed may move all tasks alike.
+
+    The noise between runs is then that of the seeds' means over tasks, (tasks, seeds) -> (seeds,): unbiased whether tasks
+    share it or not, with seeds - 1 degrees of freedom. What documents add is as in `variance_terms`.
+    """
+    seeds = runs.shape[1]
+    between_runs = runs.mean(axis=0).var(ddof=1) / seeds
+    least, documents, terms = 0.0, 0.0, 0.0
+    for part in parts:
+        weight = 1 / (len(parts) ** 2 * seeds * part.documents)
+        documents = documents + weight * np.maximum(part.document - part.rest, 0)
+        least = least + weight * part.rest
+        terms = terms + weight**2 * (
+            part.document**2 / part.document_df + part.rest**2 / ((seeds - 1) * part.document_df)
+        )
+    floored = np.maximum(between_runs, least)  # as in `variance_terms`
+    terms = terms + floored**2 / (seeds - 1)
+    df = (floored + documents) ** 2 / terms if terms > 0 else 1.0
+    return np.sqrt(between_runs + documents), np.maximum(df, 1.0)
+
+
+def error_at_margin(units: Sequence[float], margin: float) -> float:
+    """Least standard error of a mean over tasks of differences of 0/1 answers whose true value is `margin` (a fraction).
+
+    Such a difference is -1, 0 or 1, so its variance is margin - margin² or more: as in a score test, the error is taken
+    where the null hypothesis ends. Where hardly a document is answered differently the one that is seen is far too small, and
+    five documents would show that nothing differs. `units` are the independent documents (or clusters) of each task.
+    """
+    return float(np.sqrt(sum((margin - margin**2) / count for count in units)) / len(units))
+
+
+def between_tasks(means: Sequence[float], common: tuple[float, int] | None = None) -> Estimate:
     """Student's t over the tasks' own differences, each from runs of its own.
 
     Honest without any knowledge of seed or document noise, because both are in the differences; conservative
     for unequal noise and where tasks truly differ (Ibragimov & Müller 2010, at levels up to 8.3 %). Needs two
-    tasks.
+    tasks. `common` is the variance that runs common to all tasks add, which no difference between tasks shows, and the number of seeds.
     """
     values = np.asarray(means, dtype=float)
-    error = values.std(ddof=1) / np.sqrt(len(values))
-    return Estimate(values.mean(), error, np.asarray(len(values) - 1.0))
+    added, seeds = common or (0.0, len(values))
+    error = np.sqrt(values.var(ddof=1) / len(values) + added)
+    return Estimate(values.mean(), error, np.asarray(min(len(values), seeds) - 1.0))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

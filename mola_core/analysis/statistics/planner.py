@@ -32,11 +32,14 @@ def _uniforms(tasks: int) -> np.ndarray:
 class Planner:
     """Power of one question's tests, from its tasks' components as plain numbers, at a two-sided `level`.
 
-    Differences and margins are fractions, in the unit of the contrast. Equivalence is two one-sided tests at `level`.
+    Differences and margins are fractions, in the unit of the contrast. Equivalence is two one-sided tests at `level`, with
+    `least_error` or more (`estimates.error_at_margin`).
     """
 
-    def __init__(self, parts: Sequence[Components], level: float, target: float) -> None:
-        self.parts, self.level, self.target = parts, level, target
+    def __init__(
+        self, parts: Sequence[Components], level: float, target: float, least_error: float = 0.0
+    ) -> None:
+        self.parts, self.level, self.target, self.least_error = parts, level, target, least_error
         self._outlooks: dict[tuple[int | None, float], tuple[np.ndarray, np.ndarray]] = {}
 
     def _outlook(self, seeds: int | None, level: float) -> tuple[np.ndarray, np.ndarray]:
@@ -81,6 +84,7 @@ class Planner:
     def power_equivalence(self, margin: float, seeds: int | None = None) -> float:
         """Probability of showing that the difference is below `margin` where it is truly zero."""
         error, half = self._outlook(seeds, 2 * self.level)
+        half = np.maximum(half, stats.norm.isf(self.level) * self.least_error)
         with np.errstate(divide="ignore", invalid="ignore"):
             shown = np.maximum(2 * special.ndtr((margin - half) / error) - 1, 0)
         return float(np.where(error > 0, shown, 1.0).mean())

@@ -1,10 +1,12 @@
 """The questions that a set of methods allows, each as weights on methods."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mola_core.analysis.statistics.estimates import slope_weights
+from mola_core.errors import MolaError
 from mola_core.shapes import SHAPE_PATTERN, centre_of_depth, experts_per_layer, quarters, spread
 
 NOMINAL_DEPTH = 32
@@ -67,6 +69,10 @@ class Question:
         """The methods that the estimate depends on; a slope gives those in the middle no weight."""
         return [method for method, weight in self.weights.items() if abs(weight) > 1e-9]
 
+    def same_methods(self, other: "Question") -> bool:
+        """Whether both compare the same two methods, whichever is said to be ahead."""
+        return self.is_pair and other.is_pair and set(self.weights) == set(other.weights)
+
     def twin(self, questions: Iterable["Question"]) -> "Question | None":
         """The pair among `questions` that a slope over many shapes comes down to: the same test, in another unit."""
         pairs = () if self.is_pair else (other for other in questions if other.is_pair)
@@ -90,6 +96,15 @@ def find_shapes(
         layers = (experts or {}).get(method, named)
         if layers is None or method.startswith("lora-"):
             continue
+        if (
+            isinstance(layers, str)
+            or not layers
+            or not all(math.isfinite(n) and n >= 0 for n in layers)
+            or not any(layers)
+        ):
+            raise MolaError(
+                f"shapes: {method}: give the experts of each layer, numbers from 0, not {layers!r:.60}"
+            )
         mean = sum(layers) / len(layers)
         shapes.append(Shape(method, _budget(layers), centre_of_depth(layers), spread(layers), mean))
     return sorted(shapes, key=lambda shape: (shape.centre, shape.spread, shape.method))
@@ -98,7 +113,7 @@ def find_shapes(
 def _budget(layers: Sequence[int]) -> int:
     """Sum over the quarters where each is level, as a named shape's are; else the mean, four times, rounded.
 
-    On 30 layers 8228 has 158 experts and 2882 has 142: both have budget 20.
+    On 30 layers 8228 has 156 experts and 2882 has 144: both have budget 20.
     """
     if len(layers) >= 4:
         outer, inner, _, _ = quarters(len(layers))

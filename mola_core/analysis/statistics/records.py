@@ -112,6 +112,8 @@ class Verdict(TypedDict, total=False):
     """Tasks in which nothing was learnt, with the points gained over knowing nothing."""
     collapsed: list[dict[str, Any]]
     methods: dict[str, dict[str, Any]]
+    seeds_shared: bool
+    """Whether intervals allow for one training that answered several tasks."""
     lines: dict[str, dict[str, Any]]
     mcnemar: list[dict[str, Any]]
     notes: list[str]

@@ -162,7 +162,10 @@ def notes(matrix: ScoreMatrix, ranked: Sequence[str]) -> list[str]:
     """What the reader must know about the matrix as a whole."""
     told = []
     if len(matrix.studies) > 1 or len(matrix.models) > 1:
-        told.append("Several studies or models: each of their tasks counts as a task of its own.")
+        told.append(
+            "Several studies or models: each of their tasks counts as a task of its own. Where they answered the same "
+            "documents, intervals are too narrow and p too small, since these documents are no draws of their own."
+        )
     if len(matrix.blocks) == 1:
         told.append(f"One task ({matrix.blocks[0].name}): nothing can be concluded about other tasks.")
     single = [block.name for block in matrix.blocks if trained_seeds(block) == 1]
@@ -178,10 +181,32 @@ def notes(matrix: ScoreMatrix, ranked: Sequence[str]) -> list[str]:
                 f"No scores in {block.name} of {', '.join(gaps)}: a training that diverged is a result of its method, which "
                 "a mean over the others hides; its seed is left out of the questions that need it."
             )
+    told += [note for block in matrix.blocks for note in _repeated_runs(block)]
     missing = [method for method in matrix.methods if method not in ranked and method != BASE]
     if missing:
         told.append(f"Not ranked, since some of their cells are missing: {', '.join(missing)}.")
     return told
+
+
+def _repeated_runs(block: Block) -> list[str]:
+    """Seeds of a method that answered every document alike, likelihoods included: likely one training under two names."""
+    notes = []
+    for row, method in enumerate(block.methods):
+        seeds = np.flatnonzero(block.present[row])
+        answers = block.correct if block.likelihood is None else block.likelihood
+        runs = answers[row, seeds]
+        if (
+            method != BASE
+            and len(seeds) > 1
+            and 0 < block.correct[row, seeds].mean() < 1
+            and (runs == runs[0]).all()
+        ):
+            named = ", ".join(str(block.seeds[seed]) for seed in seeds)
+            notes.append(
+                f"{method} in {block.name}: seeds {named} gave the same answers to every document. If they are one training "
+                "evaluated again, the noise between trainings was not seen and what is decided here is not: give one of them."
+            )
+    return notes
 
 
 def _missing_runs(block: Block) -> list[str]:
