@@ -37,6 +37,23 @@ def test_examples_are_lm_evals_own(prepared_bench, tmp_path, task):
     assert read_examples(tmp_path / "examples", "train", 3) == render(loaded, "train", 3)
 
 
+def test_held_out_documents_are_told_by_what_they_ask_where_a_task_drops_and_reorders_rows(
+    prepared_bench, tmp_path, monkeypatch
+):
+    plain = loading.make_examples
+    monkeypatch.setattr(
+        loading,
+        "make_examples",
+        lambda task, split, documents: [e for e in plain(task, split, documents)[::-1] if len(e.prompt) % 7],
+    )
+    write(prepared_bench, tmp_path / "examples")
+    train, kept, validation = (
+        {example.document for example in read_examples(tmp_path / "examples", part, without_held_out=without)}
+        for part, without in (("train", False), ("train", True), ("validation", False))
+    )
+    assert validation and validation < train and kept == train - validation
+
+
 def test_rows_that_are_drawn_at_random_are_refused(prepared_bench, tmp_path, monkeypatch):
     """A task that shuffles its options without a seed gives other questions each time that it is loaded."""
     plain = loading.make_examples

@@ -13,7 +13,7 @@ from mola_core.evaluation.harness import check_adapter_acts
 from mola_core.methods.registry import adapter_config
 from mola_core.methods.settings import AdapterSettings, MethodSettings
 from mola_core.models.building import build
-from mola_core.models.tokens import Encoded
+from mola_core.models.tokens import Encoded, encode, encode_text
 from mola_core.models.weights import (
     check_model_differs,
     continued_adapter,
@@ -284,3 +284,25 @@ def test_loading_an_adapter_without_its_start_is_refused(tiny_llama, tmp_path):
     save_file(tensors, file)
     with pytest.raises(ValueError, match="mola_start_A.* is missing"):
         PeftModel.from_pretrained(tiny_llama(), str(tmp_path / "adapter"))
+
+
+def test_an_answer_ends_only_with_a_token_for_it():
+    class Words:
+        bos_token_id = eos_token_id = None
+
+        def __call__(self, text, **_):
+            return type("Encoding", (), {"input_ids": [ord(letter) % 60 + 1 for letter in text]})
+
+    assert len(encode(Words(), "a prompt", " yes", 64).tokens) == len("a prompt yes")
+    for call in (
+        lambda: encode(Words(), "a prompt", " yes", 64, end=True),
+        lambda: encode_text(Words(), "a", 64),
+    ):
+        with pytest.raises(ValueError, match="no end-of-text token"):
+            call()
+
+
+def test_an_output_layer_that_is_tied_is_no_target(tiny_llama, tmp_path):
+    adapter = ADAPTER.model_copy(update={"target_modules": ["q_proj", "lm_head"]})
+    with pytest.raises(MolaError, match="target_modules: the output layer shares its weights"):
+        new_adapter(tiny_llama(tie_word_embeddings=True), settings("lora-r4"), adapter, tmp_path)

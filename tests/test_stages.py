@@ -16,6 +16,7 @@ from mola_core.errors import MolaError, OutOfTime
 from mola_core.files import read_json
 from mola_core.models.tokens import encode_text
 from mola_core.models.weights import weights_sha256
+from mola_core.runs import local
 from mola_core.runs.cell import CellRunner
 from mola_core.runs.key import keys
 from mola_core.runs.layout import Layout
@@ -332,6 +333,19 @@ def test_run_puts_parents_first_and_drops_weights_that_nobody_needs(bench):
     (layout.cell(last) / "manifest.json").unlink()
     ancestors = [Cell(INSTRUCTION, "mola-2468", 0), layout.study.continual_cells()[0]]
     assert open_cells(layout) == [*ancestors, last]
+
+
+def test_weights_stay_of_cells_that_are_not_complete_and_of_those_before_them(bench, monkeypatch):
+    """Trained, but their evaluation failed: the next run evaluates them and trains nothing again."""
+    dropped = []
+    monkeypatch.setattr(local, "remove", dropped.append)
+    layout = bench(**{**STAGES, "methods": ["mola-2468"]}).layout
+    parent, first, second, *_ = [Cell(INSTRUCTION, "mola-2468", 0), *layout.study.continual_cells()]
+    for cell in (parent, first, second):
+        layout.cell(cell).mkdir(parents=True, exist_ok=True)
+        (layout.cell(cell) / "training.json").write_text("{}")
+    local._drop_weights(layout, [parent, first], [second])
+    assert dropped == [layout.weights(parent), layout.candidates(parent)]
 
 
 def test_a_time_budget_cuts_off_whole_seeds(bench):

@@ -56,7 +56,7 @@ def encode(
             f"the answer {completion!r} has no token of its own: this tokenizer merges it with the prompt's end "
             f"{prompt[-20:]!r}; change the task's target_delimiter, or use another model"
         )
-    answer = answer + [_end(tokenizer)] * end
+    answer = answer + ([_end(tokenizer)] if end else [])
     kept = 1 if prompt_ids[:1] == [tokenizer.bos_token_id] and adds_bos(tokenizer) else 0
     room = max_length - len(answer) - kept
     if room < 1:
