@@ -568,6 +568,7 @@ def test_methods_that_answer_alike_are_never_ahead():
     )
     for question in decide(alike, FAST)["questions"]:
         assert question["answer"] in ("equivalent", "undecided") and question["estimate"] == 0, question["id"]
+        assert question["p"] == 1 and question["standard_error"] == 0, question["id"]
 
 
 def named(rows: pd.DataFrame, **names: str) -> pd.DataFrame:
