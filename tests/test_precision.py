@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from mola_core.errors import MolaError
 from mola_core.methods.registry import adapter_config
 from mola_core.methods.settings import SEVEN_MODULES, AdapterSettings, MethodSettings
 from mola_core.models.building import build
@@ -165,3 +166,12 @@ def test_experts_are_held_too_where_they_are_frozen(tiny_llama):
             held = {p.dtype for name, p in model.named_parameters() if ".mola_" in name}
         assert held == {torch.bfloat16 if frozen else torch.float32}
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_half_precision_without_a_gpu_is_refused_before_a_step(bench):
+    runner = bench(tasks=["cola"], methods=["lora-r4"], training={"precision": "fp16"})
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(MolaError, match=r"training\.precision: fp16 needs a GPU"):
+        runner.run(runner.study.cell("cola", "lora-r4", 0))
+    assert not (runner.layout.cell(runner.study.cell("cola", "lora-r4", 0)) / "training.json").exists()

@@ -157,6 +157,22 @@ def test_a_config_that_counts_fewer_layers_than_the_weights_is_refused(tiny, tmp
         load_model(tmp_path / "model")
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"attention_bias": False}, r"_proj\.bias, of which config\.json knows nothing"),
+        ({"intermediate_size": 16}, "have other sizes than config.json says"),
+    ],
+)
+def test_weights_that_the_config_does_not_know_are_refused(tiny_llama, tmp_path, change, words):
+    tiny_llama(attention_bias=True).save_pretrained(tmp_path / "model")
+    config = read_json(tmp_path / "model/config.json")
+    load_model(tmp_path / "model")
+    (tmp_path / "model/config.json").write_text(json.dumps(config | change))
+    with pytest.raises(MolaError, match=words):
+        load_model(tmp_path / "model")
+
+
 def test_weights_that_are_quantised_already_are_not_quantised_otherwise(tiny, tmp_path):
     shutil.copytree(tiny, tmp_path / "model")
     assert stored_quantization(tmp_path / "model") is None

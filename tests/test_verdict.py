@@ -516,6 +516,8 @@ def test_three_lines_from_a_frame_to_answers():
     assert "<table" in answers._repr_html_()
     with pytest.raises(MolaError, match="verdict margin"):
         mola_core.verdict(frame, margin=0.0)
+    with pytest.raises(MolaError, match="none can be asked of these scores .nobody-vs-mola-2468 needs both"):
+        mola_core.verdict(frame, hypotheses=["nobody-vs-mola-2468"])
     with pytest.raises(MolaError, match="0 or 1"):
         mola_core.verdict(frame.assign(correct=3))
 

@@ -1,6 +1,6 @@
 """The tuner: puts MoLA layers into a model, adds the balance loss, and refuses incomplete adapters."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NoReturn, cast
@@ -55,7 +55,7 @@ class MolaModel(BaseTuner):
                     f"layers_to_transform {absent}: the model has no target modules in such layers"
                 )
         if isinstance(config.num_experts, dict):
-            unused = [k for k in config.num_experts if not any(n == k or n.endswith(f".{k}") for n in shape)]
+            unused = _absent(config.num_experts, shape)
             if unused:
                 raise ValueError(f"num_experts {unused} not found among the target modules")
 
@@ -65,13 +65,13 @@ class MolaModel(BaseTuner):
         names = [name for name, _ in model.named_modules()]
         for key in ("exclude_modules", "modules_to_save"):
             entries = getattr(peft_config, key) or []
-            for entry in [] if isinstance(entries, str) else entries:
-                if not any(name == entry or name.endswith(f".{entry}") for name in names):
-                    raise ValueError(f"{key}: {entry!r} is no module of the base model")
+            absent = [] if isinstance(entries, str) else _absent(entries, names)
+            if absent:
+                raise ValueError(f"{key}: {absent[0]!r} is no module of the base model")
         targets = peft_config.target_modules
         if targets is None or isinstance(targets, str):
             return  # a regular expression or "all-linear"; PEFT raises where it finds nothing
-        missing = sorted(t for t in targets if not any(n == t or n.endswith(f".{t}") for n in names))
+        missing = sorted(_absent(targets, names))
         if missing:
             known = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if _is_linear(m)})
             raise NoMatchingPeftModuleError(
@@ -203,6 +203,11 @@ class MolaModel(BaseTuner):
 _RELOAD = (
     "load the tensors that were saved with this adapter_config.json, onto the base model they were trained on"
 )
+
+
+def _absent(entries: Iterable[str], names: Collection[str]) -> list[str]:
+    """Entries that are neither a module's name nor the end of one, as PEFT matches a list."""
+    return [entry for entry in entries if not any(f".{name}".endswith(f".{entry}") for name in names)]
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -62,4 +62,8 @@ def verdict(
         raise MolaError(f"verdict {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     matrix = score_matrix(frame_scores(frame))
     require_methods(matrix, settings.pairs)
-    return Answers(decide(matrix, settings, shapes=shapes))
+    found = decide(matrix, settings, shapes=shapes)
+    if settings.hypotheses and found["headline"] is None:
+        reasons = "; ".join(f"{each['id']} {each['reason']}" for each in found["unanswered"])
+        raise MolaError(f"verdict hypotheses: none can be asked of these scores ({reasons})")
+    return Answers(found)

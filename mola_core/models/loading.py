@@ -164,12 +164,18 @@ def load_model(
         )
     except (ValueError, ImportError, OSError) as error:
         raise MolaError(f"{folder}: transformers cannot load this model ({one_line(error)})") from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise MolaError(
+            f"{folder}: the weights have other sizes than config.json says; correct it"
+        ) from error
     if info["missing_keys"]:
         missing = min(info["missing_keys"])
         raise MolaError(
             f"{folder}: the weights lack {missing}; use a whole model (transformers would invent it)"
         )
-    refuse_more_layers(model, info["unexpected_keys"], folder)
+    refuse_dropped_weights(model, info["unexpected_keys"], folder)
     output = model.get_output_embeddings()
     if output is not None:
         output.register_forward_pre_hook(_in_one_piece)
@@ -185,14 +191,21 @@ def stored_quantization(folder: str | Path) -> str | None:
     return bits[0] if bits else str(stored.get("quant_method", "unknown"))
 
 
-def refuse_more_layers(model: "PreTrainedModel", unexpected: Iterable[str], folder: str | Path) -> None:
-    """Raise `MolaError` where the weights hold layers beyond those that the model was built with: it would be cut off."""
+def refuse_dropped_weights(model: "PreTrainedModel", unexpected: Iterable[str], folder: str | Path) -> None:
+    """Raise `MolaError` where the weights hold layers, or weights of modules, that the model was built without: another model
+    than was saved. What belongs to no module of it (a vision tower, say) is left out by intent."""
     known = {name for name, _ in model.named_parameters()}
+    modules = {name for name, _ in model.named_modules()}
     for name in sorted(unexpected):
         place = re.match(r"(.*?\.)(\d+)(\..+)", name)
         if place and f"{place[1]}0{place[3]}" in known:
             raise MolaError(
                 f"{folder}: the weights hold {name}, a layer that config.json does not count; correct num_hidden_layers"
+            )
+        module, _, leaf = name.rpartition(".")
+        if module in modules and leaf in ("weight", "bias"):
+            raise MolaError(
+                f"{folder}: the weights hold {name}, of which config.json knows nothing; correct it"
             )
 
 

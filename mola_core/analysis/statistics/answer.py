@@ -22,6 +22,7 @@ from mola_core.analysis.statistics.summaries import points
 from mola_core.study.verdict import VerdictSettings
 
 ROUNDING = 1e-12
+"""Of a weighted sum of answers between 0 and 1: nothing smaller is a difference."""
 
 
 def answer_question(
