@@ -23,7 +23,8 @@ from mola_core.runs.layout import Layout
 from mola_core.runs.local import open_cells, run
 from mola_core.runs.state import cell_state, standing
 from mola_core.study.loading import load_study
-from mola_core.study.study import INSTRUCTION, Cell, Study
+from mola_core.study.sections import INSTRUCTION
+from mola_core.study.study import Cell, Study
 from mola_core.tasks import load_task, render
 from mola_core.tasks.examples import read_examples, write_examples
 from mola_core.tasks.instruction import prepare_instruction, proportional_sample

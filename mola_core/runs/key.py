@@ -25,8 +25,8 @@ from mola_core.records import digest
 from mola_core.runs.choice import EVERY_TASK, TUNING, Choice, read_choices
 from mola_core.runs.layout import Layout
 from mola_core.study.effective import effective_training
-from mola_core.study.sections import ModelSource
-from mola_core.study.study import INSTRUCTION, Cell
+from mola_core.study.sections import INSTRUCTION, ModelSource
+from mola_core.study.study import Cell
 from mola_core.study.tries import candidates, is_tuned
 from mola_core.tasks import included, is_own, task_config
 from mola_core.tasks.included import IncludedTasks

@@ -110,7 +110,7 @@ def _copy_inputs(layout: Layout, stage: Path) -> str:
 
 def _files_of_rows(layout: Layout, root: Path) -> Iterator[Path]:
     """The files below `root` from which the study's rows were made."""
-    from mola_core.study.study import INSTRUCTION
+    from mola_core.study.sections import INSTRUCTION
     from mola_core.tasks import dataset_of
 
     for rows in layout.study.rows():

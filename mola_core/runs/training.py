@@ -19,7 +19,8 @@ from mola_core.runs.opened import OpenStudy, environment
 from mola_core.runs.progress import failure_noted
 from mola_core.runs.selection import candidate_folder, choose_epoch
 from mola_core.study.effective import effective_training
-from mola_core.study.study import INSTRUCTION, Cell
+from mola_core.study.sections import INSTRUCTION
+from mola_core.study.study import Cell
 
 if TYPE_CHECKING:
     from mola_core.models.tokens import Encoded

@@ -273,6 +273,10 @@ class StageSettings(Closed):
         return settings.model_copy(update={"max_steps": None, "documents": None} | own)
 
 
+INSTRUCTION = "instruction"
+"""Name of the instruction-tuning stage: of its cells' task and of its rows."""
+
+
 class InstructionSettings(StageSettings):
     """The paper's setting 2: every method is first trained on instructions, and each cell continues from there.
 

@@ -5,27 +5,21 @@
 
 import dataclasses
 import hashlib
-import json
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from mola_core.errors import MolaError, did_you_mean
-from mola_core.methods.family import VIRTUAL_TOKENS
 from mola_core.methods.registry import (
-    adapter_config_without_model,
-    family_of,
     name_pattern,
-    parse_method,
-    takes_start_from_base,
 )
 from mola_core.methods.settings import AdapterSettings, MethodSettings
 from mola_core.section import Closed, Name, Seed
-from mola_core.shapes import experts_per_layer
+from mola_core.study.checks import problems
 from mola_core.study.sections import (
+    INSTRUCTION,
     ComputeSettings,
     ContinualSettings,
     DataSource,
@@ -36,17 +30,6 @@ from mola_core.study.sections import (
     TuningSettings,
 )
 from mola_core.study.verdict import VerdictSettings
-
-TUNED = ("learning_rates", "alphas", "seeds")
-"""Lists of the section `tuning` in which nothing stands twice."""
-INSTRUCTION = "instruction"
-"""Name of the instruction-tuning stage: of its cells' task and of its rows."""
-RESERVED = frozenset({"models", "data", "checkpoints", "reanalysis", "benchmark", "published"})
-"""Folders of `results/` that are no study's."""
-NOMINAL_DEPTH = 128
-"""Of shapes that are compared with each other before the model is known."""
-MAX_CELLS = 100_000
-"""Of a study: planning compares each with its record on disk."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,135 +110,10 @@ class Study(Closed):
 
     @model_validator(mode="after")
     def _check(self) -> "Study":
-        problems = list(self._problems())
-        if problems:
-            raise ValueError("\n".join(problems))
+        found = list(problems(self))
+        if found:
+            raise ValueError("\n".join(found))
         return self
-
-    def _same_adapters(self) -> Iterator[str]:
-        """Two names for one training: it would be trained twice and count twice in slopes and ranks."""
-        known: dict[str, str] = {}
-        for method in self.methods:
-            if parse_method(method).allocation is not None:
-                continue  # what data or a number of its own choose is known later
-            own = method.model_dump(mode="json", exclude={"method", "name"})
-            shape, kind = parse_method(method).shape, family_of(method).kind
-            named = method.method if shape is None else [kind, experts_per_layer(shape, NOMINAL_DEPTH)]
-            same = json.dumps([named, own])
-            if known.setdefault(same, method.label) != method.label:
-                yield f"methods: {method.label} is the same adapter as {known[same]}; leave one of them out"
-
-    def _problems(self) -> Iterator[str]:
-        """What of the sections does not go together, a line each."""
-        if self.name in RESERVED:
-            yield f"name: {self.name!r} is a folder of results itself; give the study another name"
-        listed: list[tuple[str, Sequence[object]]] = [
-            ("tasks", self.tasks),
-            ("continual.tasks", self.continual.tasks if self.continual else []),
-            ("methods", [method.label for method in self.methods]),
-            ("seeds", self.seeds),
-            *((f"tuning.{field}", getattr(self.tuning, field) or []) for field in TUNED if self.tuning),
-        ]
-        for field, values in listed:
-            twice = sorted((value for value, count in Counter(values).items() if count > 1), key=str)
-            yield from [f"{field}: {twice[0]!r} is listed twice"] if twice else []
-        trained = self._trained_methods()
-        strangers = [
-            name for name in (self.continual and self.continual.methods) or [] if name not in trained
-        ]
-        for name in strangers:
-            yield f"continual.methods: {name!r} is no trained method of the study"
-        for name in dict.fromkeys(name for pair in self.verdict.pairs for name in pair):
-            if name not in self.method_by_label:
-                yield f"verdict.pairs: {name!r} is no method of the study; name one of {', '.join(self.method_by_label)}"
-        for task in self.tasks:
-            if task == INSTRUCTION or task.startswith("continual-"):
-                yield f"tasks: {task!r} is the name of a stage; use the sections instruction and continual"
-        try:
-            self.training.shared_by(max(1, self.compute.gpus))
-        except ValueError as error:
-            yield str(error)
-        for number, method in enumerate(self.methods):
-            try:
-                adapter_config_without_model(method, self.adapter)
-            except (ValueError, MolaError) as error:
-                yield f"methods.{number}: {error}"
-                return
-        yield from self._same_adapters()
-        if self.training.shared_prefix:
-            yield from self._shared_prefix_problems()
-        if self.tuning:
-            yield from self._tuning_problems(self.tuning)
-        cells = len(self.tasks) * len(self.methods) * len(self.seeds)
-        if cells > MAX_CELLS:
-            yield f"seeds: {cells} cells (tasks x methods x seeds), at most {MAX_CELLS}; list fewer"
-        elif not strangers:
-            yield from self._stage_problems()
-
-    def _stage_problems(self) -> Iterator[str]:
-        cells = self.all_cells()
-        for stage in dict.fromkeys(cell.task for cell in cells):
-            cell = next(cell for cell in cells if cell.task == stage)
-            settings = self.training_of(cell)
-            documents = self._most_documents(cell, settings)
-            if documents is not None or settings.max_steps is not None:
-                problem = settings.steps_problem(documents or 0, self.section_of(cell))
-                yield from [problem] if problem else []
-        for name in {cell.method for cell in cells if self.parent(cell)}:
-            yield from self._continued_problems(self.method_by_label[name])
-
-    def _continued_problems(self, method: MethodSettings) -> Iterator[str]:
-        """A method whose adapter, as it is saved, would go on as another method's."""
-        config = adapter_config_without_model(method, self.adapter)
-        what = "AdaLoRA" if config.get("peft_type") == "ADALORA" else None
-        if takes_start_from_base(config):
-            what = "a LoRA that starts from the base weights, as with pissa"
-        if what:
-            # PEFT saves the one with the ranks that it has come to, the other as a LoRA of twice the rank.
-            yield (
-                f"methods: {method.label!r} ({what}) cannot be continued; name other continual.methods, or leave it to a"
-                " study without instruction"
-            )
-
-    def _tuning_problems(self, tuning: TuningSettings) -> Iterator[str]:
-        for seed in sorted({*tuning.seeds} & {*self.seeds}):
-            yield f"tuning.seeds: {seed} is a seed of the study; choose others, so that no result was tuned on itself"
-        if tuning.steps is not None and tuning.steps <= self.training.warmup_steps:
-            yield (
-                f"tuning.steps: {tuning.steps} is not above training.warmup_steps {self.training.warmup_steps}; raise it"
-            )
-        if self.instruction:
-            yield "tuning: tries start from the base model, the cells of a study with `instruction` do not; give methods their learning_rate"
-        if self.continual and self.continual.learning_rate is None:
-            yield "tuning: is for the study's tasks; give continual.learning_rate"
-        tuned = [m for m in self.methods if m.learning_rate is None and family_of(m).role != "untrained"]
-        if not tuned:
-            yield "tuning: every method has a learning_rate of its own; remove tuning"
-        for method in tuned if tuning.alphas else []:
-            if "alpha" not in family_of(method).takes or method.alpha is not None:
-                yield (
-                    f"tuning.alphas: {method.label} takes none or has its own, so it would have fewer tries; give it a"
-                    " learning_rate of its own or remove tuning.alphas"
-                )
-
-    def _most_documents(self, cell: Cell, settings: TrainingSettings) -> int | None:
-        """Training documents that the cell can have at most; None where only the rows say it."""
-        known = [settings.documents]
-        if cell.task == INSTRUCTION and self.instruction:
-            known.append(self.instruction.documents)
-        elif self.data.source == "builtin":
-            known.append(self.data.train_documents)
-        return min((count for count in known if count is not None), default=None)
-
-    def _shared_prefix_problems(self) -> Iterator[str]:
-        for method in self.methods:
-            if adapter_config_without_model(method, self.adapter).get("peft_type") in VIRTUAL_TOKENS:
-                yield f"training.shared_prefix: does not go with {method.label}; turn it off"
-            if method.adapter(self.adapter).balance_loss:
-                yield (
-                    f"training.shared_prefix: the balance loss of {method.label} would count shared tokens once; turn"
-                    " one of them off"
-                )
 
     @property
     def stand_in(self) -> bool:
@@ -266,7 +124,7 @@ class Study(Closed):
     def method_by_label(self) -> dict[str, MethodSettings]:
         return {method.label: method for method in self.methods}
 
-    def _trained_methods(self) -> list[str]:
+    def trained_methods(self) -> list[str]:
         return [method.label for method in self.methods if method.method != "base"]
 
     def cells(self) -> list[Cell]:
@@ -281,14 +139,14 @@ class Study(Closed):
 
     def instruction_cells(self) -> list[Cell]:
         """The cells of instruction tuning, which are trained and not evaluated."""
-        methods = self._trained_methods() if self.instruction else []
+        methods = self.trained_methods() if self.instruction else []
         return [Cell(INSTRUCTION, method, seed) for method in methods for seed in self.seeds]
 
     def continual_cells(self) -> list[Cell]:
         """The cells of continual learning, chain by chain, each evaluated on all of its tasks."""
         if not self.continual:
             return []
-        methods = self.continual.methods or self._trained_methods()
+        methods = self.continual.methods or self.trained_methods()
         stages = self.continual.stages
         return [Cell(stage, method, seed) for method in methods for seed in self.seeds for stage in stages]
 

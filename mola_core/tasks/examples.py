@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write, read_json, sha256_file, write_json
 from mola_core.models.tokens import encode, encode_text
-from mola_core.study.study import INSTRUCTION
+from mola_core.study.sections import INSTRUCTION
 from mola_core.tasks import COLUMNS, Example
 from mola_core.tasks.check import (
     check_answers,

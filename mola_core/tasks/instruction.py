@@ -15,8 +15,8 @@ import numpy as np
 from mola_core.code_hash import code_hash
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write, remembered_sha256, write_json
-from mola_core.study.sections import BuiltinData, DirectoryData, HubData
-from mola_core.study.study import INSTRUCTION, Study
+from mola_core.study.sections import INSTRUCTION, BuiltinData, DirectoryData, HubData
+from mola_core.study.study import Study
 from mola_core.tasks.builtin_rows import builtin_rows
 from mola_core.tasks.rows import FINGERPRINT, fetch_dataset, rows_sha256
 

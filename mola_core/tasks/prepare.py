@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from mola_core.study.study import INSTRUCTION, Study
+from mola_core.study.sections import INSTRUCTION
+from mola_core.study.study import Study
 from mola_core.tasks import task_config
 from mola_core.tasks.instruction import instruction_identity, prepare_instruction
 from mola_core.tasks.rows import data_identity, prepare_task

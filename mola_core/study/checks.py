@@ -1,0 +1,162 @@
+"""What the sections of a study do not say together: each problem is a line that names the field and the fix."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from mola_core.errors import MolaError
+from mola_core.methods.family import VIRTUAL_TOKENS
+from mola_core.methods.registry import (
+    adapter_config_without_model,
+    family_of,
+    parse_method,
+    takes_start_from_base,
+)
+from mola_core.methods.settings import MethodSettings
+from mola_core.shapes import experts_per_layer
+from mola_core.study.sections import INSTRUCTION, TrainingSettings, TuningSettings
+
+if TYPE_CHECKING:
+    from mola_core.study.study import Cell, Study
+
+TUNED = ("learning_rates", "alphas", "seeds")
+"""Lists of the section `tuning` in which nothing stands twice."""
+RESERVED = frozenset({"models", "data", "checkpoints", "reanalysis", "benchmark", "published"})
+"""Folders of `results/` that are no study's."""
+NOMINAL_DEPTH = 128
+"""Of shapes that are compared with each other before the model is known."""
+MAX_CELLS = 100_000
+"""Of a study: planning compares each with its record on disk."""
+
+
+def problems(study: Study) -> Iterator[str]:
+    """What of the sections does not go together, a line each."""
+    if study.name in RESERVED:
+        yield f"name: {study.name!r} is a folder of results itself; give the study another name"
+    listed: list[tuple[str, Sequence[object]]] = [
+        ("tasks", study.tasks),
+        ("continual.tasks", study.continual.tasks if study.continual else []),
+        ("methods", [method.label for method in study.methods]),
+        ("seeds", study.seeds),
+        *((f"tuning.{field}", getattr(study.tuning, field) or []) for field in TUNED if study.tuning),
+    ]
+    for field, values in listed:
+        twice = sorted((value for value, count in Counter(values).items() if count > 1), key=str)
+        yield from [f"{field}: {twice[0]!r} is listed twice"] if twice else []
+    trained = study.trained_methods()
+    strangers = [name for name in (study.continual and study.continual.methods) or [] if name not in trained]
+    for name in strangers:
+        yield f"continual.methods: {name!r} is no trained method of the study"
+    for name in dict.fromkeys(name for pair in study.verdict.pairs for name in pair):
+        if name not in study.method_by_label:
+            yield f"verdict.pairs: {name!r} is no method of the study; name one of {', '.join(study.method_by_label)}"
+    for task in study.tasks:
+        if task == INSTRUCTION or task.startswith("continual-"):
+            yield f"tasks: {task!r} is the name of a stage; use the sections instruction and continual"
+    try:
+        study.training.shared_by(max(1, study.compute.gpus))
+    except ValueError as error:
+        yield str(error)
+    for number, method in enumerate(study.methods):
+        try:
+            adapter_config_without_model(method, study.adapter)
+        except (ValueError, MolaError) as error:
+            yield f"methods.{number}: {error}"
+            return
+    yield from _same_adapters(study)
+    if study.training.shared_prefix:
+        yield from _shared_prefix(study)
+    if study.tuning:
+        yield from _tuning(study, study.tuning)
+    cells = len(study.tasks) * len(study.methods) * len(study.seeds)
+    if cells > MAX_CELLS:
+        yield f"seeds: {cells} cells (tasks x methods x seeds), at most {MAX_CELLS}; list fewer"
+    elif not strangers:
+        yield from _stages(study)
+
+
+def _same_adapters(study: Study) -> Iterator[str]:
+    """Two names for one training: it would be trained twice and count twice in slopes and ranks."""
+    known: dict[str, str] = {}
+    for method in study.methods:
+        parsed = parse_method(method)
+        if parsed.allocation is not None:
+            continue  # what data or a number of its own choose is known later
+        own = method.model_dump(mode="json", exclude={"method", "name"})
+        shape = parsed.shape and experts_per_layer(parsed.shape, NOMINAL_DEPTH)
+        same = json.dumps([[parsed.kind, shape] if shape else method.method, own])
+        if known.setdefault(same, method.label) != method.label:
+            yield f"methods: {method.label} is the same adapter as {known[same]}; leave one of them out"
+
+
+def _stages(study: Study) -> Iterator[str]:
+    cells = study.all_cells()
+    for stage in dict.fromkeys(cell.task for cell in cells):
+        cell = next(cell for cell in cells if cell.task == stage)
+        settings = study.training_of(cell)
+        documents = _most_documents(study, cell, settings)
+        if documents is not None or settings.max_steps is not None:
+            problem = settings.steps_problem(documents or 0, study.section_of(cell))
+            yield from [problem] if problem else []
+    for name in {cell.method for cell in cells if study.parent(cell)}:
+        yield from _continued(study, study.method_by_label[name])
+
+
+def _most_documents(study: Study, cell: Cell, settings: TrainingSettings) -> int | None:
+    """Training documents that the cell can have at most; None where only the rows say it."""
+    known = [settings.documents]
+    if cell.task == INSTRUCTION and study.instruction:
+        known.append(study.instruction.documents)
+    elif study.data.source == "builtin":
+        known.append(study.data.train_documents)
+    return min((count for count in known if count is not None), default=None)
+
+
+def _continued(study: Study, method: MethodSettings) -> Iterator[str]:
+    """A method whose adapter, as it is saved, would go on as another method's."""
+    config = adapter_config_without_model(method, study.adapter)
+    what = "AdaLoRA" if config.get("peft_type") == "ADALORA" else None
+    if takes_start_from_base(config):
+        what = "a LoRA that starts from the base weights, as with pissa"
+    if what:
+        # PEFT saves the one with the ranks that it has come to, the other as a LoRA of twice the rank.
+        yield (
+            f"methods: {method.label!r} ({what}) cannot be continued; name other continual.methods, or leave it to a"
+            " study without instruction"
+        )
+
+
+def _tuning(study: Study, tuning: TuningSettings) -> Iterator[str]:
+    for seed in sorted({*tuning.seeds} & {*study.seeds}):
+        yield f"tuning.seeds: {seed} is a seed of the study; choose others, so that no result was tuned on itself"
+    if tuning.steps is not None and tuning.steps <= study.training.warmup_steps:
+        yield (
+            f"tuning.steps: {tuning.steps} is not above training.warmup_steps {study.training.warmup_steps}; raise it"
+        )
+    if study.instruction:
+        yield "tuning: tries start from the base model, the cells of a study with `instruction` do not; give methods their learning_rate"
+    if study.continual and study.continual.learning_rate is None:
+        yield "tuning: is for the study's tasks; give continual.learning_rate"
+    tuned = [m for m in study.methods if m.learning_rate is None and family_of(m).role != "untrained"]
+    if not tuned:
+        yield "tuning: every method has a learning_rate of its own; remove tuning"
+    for method in tuned if tuning.alphas else []:
+        if "alpha" not in family_of(method).takes or method.alpha is not None:
+            yield (
+                f"tuning.alphas: {method.label} takes none or has its own, so it would have fewer tries; give it a"
+                " learning_rate of its own or remove tuning.alphas"
+            )
+
+
+def _shared_prefix(study: Study) -> Iterator[str]:
+    for method in study.methods:
+        if adapter_config_without_model(method, study.adapter).get("peft_type") in VIRTUAL_TOKENS:
+            yield f"training.shared_prefix: does not go with {method.label}; turn it off"
+        if method.adapter(study.adapter).balance_loss:
+            yield (
+                f"training.shared_prefix: the balance loss of {method.label} would count shared tokens once; turn"
+                " one of them off"
+            )
