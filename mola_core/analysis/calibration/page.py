@@ -82,7 +82,7 @@ def calibration_page(result: dict[str, Any]) -> str:
         "",
         "That what a seed does to one task says nothing of what it does to another. The harness trains so "
         "(`seeds_by_task`). Scores made elsewhere may not be: where one initial adapter serves all tasks, a part of the "
-        "noise between runs may be common to them. That documents stand for themselves unless a column `cluster` says "
+        "noise between runs may be common to them, and the verdict takes the wider of both intervals, which is not measured here. That documents stand for themselves unless a column `cluster` says "
         "what belongs together. That no training collapses: a mean over a few runs does not know how rare that is, so "
         "collapsed runs are named and the median stands beside the mean. What each costs (of a true value of zero but for "
         "the collapses, which lower 2468):",
