@@ -62,7 +62,7 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def git_state() -> dict[str, Any]:
-    """Commit of the project and whether tracked files differ from it; empty where it is installed from a wheel, also
+    """Commit of the project and whether files of it differ from that, as of the first call; empty where it is installed from a wheel, also
     into an environment that lies in the checkout of another project."""
     project = Path(__file__).resolve().parents[1]
 
@@ -73,6 +73,8 @@ def git_state() -> dict[str, Any]:
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != project:
             return {}
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+        # A new file of the package counts, whatever else lies in the checkout does not.
+        changed = git("status", "--porcelain", "-uno") or git("status", "--porcelain", "--", "mola_core")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
     except (OSError, subprocess.SubprocessError):
         return {}

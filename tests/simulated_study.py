@@ -14,10 +14,11 @@ from mola_core.files import sha256_file, write_json, write_text
 from mola_core.methods.families.prompt import VIRTUAL_TOKENS
 from mola_core.methods.registry import layer_experts, parse_method
 from mola_core.models.loading import model_identity
-from mola_core.records import write_record
-from mola_core.runs.key import examples_identity, keys
+from mola_core.records import digest, read_record, write_record
+from mola_core.runs.key import evaluation_parts, examples_identity, keys, training_parts
 from mola_core.runs.layout import Layout
 from mola_core.shapes import centre_of_depth, lora_parameters, mola_parameters
+from mola_core.study.effective import effective_training
 from mola_core.study.study import Cell, Study
 from mola_core.tasks import COLUMNS, PARTS
 from mola_core.tasks.examples import _write as write_rows
@@ -150,7 +151,10 @@ def write_cell(layout: Layout, cell: Cell, documents: int, width: int, inner: in
     )
     samples.to_parquet(folder / "samples.parquet", index=False)
     names = keys(layout, cell)
-    environment = {"versions": {"python": "3.11"}, "git": {"commit": "0" * 40, "dirty": False}} | {
+    environment = {
+        "versions": {"python": "3.11", "mola-core": "0.2.0"},
+        "git": {"commit": "0" * 40, "dirty": False},
+    } | {
         "device": "simulated",
         "threads": 1,
         "platform": "linux x86_64",
@@ -159,7 +163,8 @@ def write_cell(layout: Layout, cell: Cell, documents: int, width: int, inner: in
     if not base:
         training = {
             "key": names.training,
-            "parts": {},
+            "parts": training_parts(layout, cell),
+            "settings": effective_training(study, cell, method=settings).model_dump(mode="json"),
             "trainable_parameters": trainable_parameters(study, cell.method, width, inner, layers),
             "base_parameters": 134_515_008,
             "experts": experts if parse_method(settings).kind == "mola" else None,
@@ -183,7 +188,8 @@ def write_cell(layout: Layout, cell: Cell, documents: int, width: int, inner: in
         "evaluation_key": names.evaluation,
         "stand_in": study.stand_in,
         "settings": {},
-        "model_files": {},
+        "parts": evaluation_parts(layout, cell, names.training),
+        "model_files": {"identity": model_identity(study.model), "depth": layers},
         "data_files": {},
         "training": training,
         "evaluation": {
@@ -198,6 +204,29 @@ def write_cell(layout: Layout, cell: Cell, documents: int, width: int, inner: in
         "finished": "2026-01-01T00:00:00+00:00",
     }
     write_record(folder / "manifest.json", manifest)
+
+
+def rewrite_records(layout: Layout, cell: Cell, change) -> None:
+    """Change a cell's records, then make the keys and copies in them agree again, as the code that wrote them did."""
+    folder = layout.cell(cell)
+    manifest, training = read_record(folder / "manifest.json"), None
+    if manifest["training"]:
+        training = read_record(folder / "training.json")
+    change(training, manifest)
+    if training:
+        training["key"] = digest(training["parts"])
+        write_record(folder / "training.json", training)
+        manifest["parts"]["training"] = manifest["training_key"] = training["key"]
+        manifest["training"] = training
+    manifest["evaluation_key"] = digest(manifest["parts"])
+    write_record(folder / "manifest.json", manifest)
+
+
+def other_code(training, manifest) -> None:
+    """A change of `rewrite_records`: as if another version had made the cell."""
+    for record in (training, manifest):
+        if record:
+            record["parts"]["code"] = "c" * 64
 
 
 def _options(targets, correct, options: int, rng: np.random.Generator) -> list[list[float]]:

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "mola_core"
 FLOORS = [
     {"errors"},
-    {"paths"},
+    {"paths", "module_names"},
     {"files", "section", "code_hash", "distributed", "adapter", "locations"},
     {"records", "shapes"},
     {"methods"},

@@ -64,6 +64,19 @@ def test_each_verb_gives_an_example_that_its_parser_takes(verb, capsys):
             "cell --study smoke --cell cola base x",
             "mola cell: study smoke: no cell cola/base/seedx, did you mean",
         ),
+        (
+            "cells --study smoke --why cola base 0 --format json",
+            "mola cells: --format json: goes without --why",
+        ),
+        ("knockout --study smoke --by layer", "mola knockout: --by: goes with --task, --method and --seed"),
+        (
+            "pack --study smoke --out nosuch --no-wheels --without torch",
+            "mola pack: --no-wheels: goes without --without",
+        ),
+        (
+            "verdict --study smoke --state --margin 2",
+            "mola verdict: --pair, --margin, --endpoint and --looks go with",
+        ),
         ("where --study smoke --results nosuch", "mola where: nosuch/smoke: is not there yet; run the study"),
         ("verify --study smoke --results nosuch", "mola verify: nosuch/smoke: nothing of the study is there"),
     ],

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from simulated_study import make_study, simulate
+from simulated_study import make_study, other_code, rewrite_records, simulate
 
 from mola_core.analysis import collect, score_writer
 from mola_core.analysis.score_files import OPTIONAL, load_scores
@@ -16,6 +16,7 @@ from mola_core.analysis.scores import COLUMNS, score_matrix
 from mola_core.errors import MolaError
 from mola_core.files import read_json, sha256_file
 from mola_core.records import read_record, write_record
+from mola_core.runs.layout import Layout
 
 DOCUMENTS = 40
 
@@ -163,9 +164,41 @@ def test_cells_of_other_settings_are_out_of_date(layout):
     )
 
 
-def test_a_study_without_cells_says_what_to_run(tmp_path):
-    from mola_core.runs.layout import Layout
+def test_cells_of_an_earlier_version_are_taken_as_recorded(layout):
+    now = collect.write(layout)
+    for cell in layout.study.cells():
+        rewrite_records(layout, cell, other_code)
+    with pytest.raises(
+        MolaError, match=r"10 of 10 .*--partial or, of an earlier version of the code, --as-recorded: "
+    ):
+        collect.write(layout)
+    taken = collect.write(layout, as_recorded=True)
+    keys = ["training_key", "evaluation_key"]
+    pd.testing.assert_frame_equal(taken.drop(columns=keys), now.drop(columns=keys))
+    # What was gathered so is not what `mola run` would gather today.
+    assert read_json(layout.folder / "collected.json") == {
+        "key": None,
+        "scores_sha256": sha256_file(layout.folder / "scores.parquet"),
+        "as_recorded": "0" * 40,
+    }
+    (layout.cell(layout.study.cell("cola", "mola-2468", 1)) / "manifest.json").unlink()
+    with pytest.raises(MolaError, match=r"1 of 10 cells .*seed1 \(missing\)"):
+        collect.write(layout, as_recorded=True)
 
+
+def test_cells_of_another_rate_are_not_taken_as_recorded(layout):
+    collect.write(layout)
+    (layout.folder / "scores.parquet").unlink()
+    training = layout.study.training.model_copy(update={"learning_rate": 7e-4})
+    changed = Layout(layout.study.model_copy(update={"training": training}), layout.root)
+    with pytest.raises(
+        MolaError, match=r"cola/lora-r8/seed0: training.training: learning_rate: 0.0003 -> 0.0007"
+    ):
+        collect.write(changed, as_recorded=True)
+    assert not (layout.folder / "scores.parquet").exists()
+
+
+def test_a_study_without_cells_says_what_to_run(tmp_path):
     with pytest.raises(
         MolaError, match="no cell is complete; run them with `snakemake --config study=simulated`"
     ):

@@ -194,7 +194,7 @@ def test_a_draft_that_is_no_study_is_not_written(tmp_path, changes, message):
         ("mine", {"task": "colla", "data": "hub"}, "task 'colla': unknown, did you mean 'cola'?"),
         ("mine", {"task": "rte"}, "task rte: no built-in rows"),
         ("mine", {"data": "nosuch"}, "nosuch/glue/cola/train.parquet is missing"),
-        ("mine", {"model": "."}, "config.json: no such file"),
+        ("mine", {"model": "."}, "has no config.json"),
         ("smoke", {}, "smoke: is the name of a shipped study"),
         ("my study", {}, "name: must be a name, not 'my study'"),
     ],

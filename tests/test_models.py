@@ -229,6 +229,10 @@ def _no_config(folder: Path) -> None:
     (folder / "config.json").unlink()
 
 
+def _adapter_only(folder: Path) -> None:
+    (folder / "config.json").rename(folder / "adapter_config.json")
+
+
 def _bad_config(folder: Path) -> None:
     (folder / "config.json").write_text("[]")
 
@@ -252,7 +256,8 @@ def _bad_index(folder: Path) -> None:
         (_pickle_only, r"only pickled weights \(pytorch_model.bin\)"),
         (_no_weights, "no model.safetensors"),
         (_cut_short, "model.safetensors is cut short or damaged"),
-        (_no_config, "config.json: no such file"),
+        (_no_config, "copy has no config.json; give a Hugging Face model folder"),
+        (_adapter_only, "copy holds an adapter; give the folder of the model that it was trained on"),
         (_bad_config, "no model configuration"),
         (_no_tokenizer, "no tokenizer"),
         (_missing_shard, r"lacks \.\./outside\.safetensors"),

@@ -126,6 +126,30 @@ def test_a_part_that_is_not_whole_is_named(packed, tmp_path, damage):
     assert not (there / "work" / "code").exists()
 
 
+def test_a_pack_takes_the_place_of_an_earlier_one(packed, tmp_path):
+    """Else its wheels would be installed together with the earlier ones, and modules that it has no more be imported."""
+    content, work = json.loads((packed[2] / "pack.json").read_text()), tmp_path / "work"
+    for name in ("code/mola_core/old.py", "wheels/old.whl", "site-packages/old.py", "results/kept"):
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        (work / name).write_text("")
+    (work / "installed.json").write_text('["old.whl"]')
+    (work / "unpacked.json").write_text('{"cut sho')
+    unpack(packed[2], content, work)
+    assert {path.name for path in work.rglob("*")} >= {"kept", "records.py"}
+    assert not list(work.rglob("*old*")) and not (work / "installed.json").exists()
+    (work / "code" / "mine").write_text("")
+    unpack(packed[2], content, work)
+    assert (work / "code" / "mine").exists(), "it was unpacked already"
+
+
+def test_a_damaged_archive_of_results_is_one_line(packed, tmp_path):
+    there = copied(packed[2], tmp_path)
+    (there / "results.tar.gz").write_bytes(b"\x1f\x8b cut short")
+    done = start(there, "--time-budget", "0")
+    assert done.returncode == 1
+    assert "results.tar.gz is damaged" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_rows_and_model_of_folders_travel(packed, tmp_path, monkeypatch):
     """Their places are this machine's; the keys are read off the files."""
     for split in ("train", "validation"):

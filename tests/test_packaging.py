@@ -130,6 +130,26 @@ def test_a_wheel_in_another_project_s_checkout_records_no_commit(installed, tmp_
     assert done.stdout.splitlines() == [str(copy / "records.py"), "{}"], done.stderr
 
 
+def test_a_new_module_makes_the_code_one_that_no_commit_has(installed, tmp_path):
+    copy = tmp_path / "mola_core"
+    copy.mkdir()
+    for name in ("__init__.py", "errors.py", "files.py", "records.py"):
+        (copy / name).write_bytes((installed / "mola_core" / name).read_bytes())
+    (tmp_path / ".gitignore").write_text("__pycache__\n")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
+        subprocess.run([*git, *command], check=True)
+
+    def dirty() -> str:
+        code = "import mola_core.records as records; print(records.git_state()['dirty'])"
+        return python(tmp_path, tmp_path, "-c", code).stdout.strip()
+
+    (tmp_path / "notes.txt").write_text("")
+    assert dirty() == "False"
+    (copy / "families.py").write_text("")
+    assert dirty() == "True"
+
+
 def test_one_list_of_pythons():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     minors = [

@@ -13,7 +13,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pandas as pd
@@ -25,9 +27,10 @@ from safetensors.torch import load_file
 from mola_core import cli
 from mola_core.analysis import collect
 from mola_core.errors import MolaError, OutOfTime
-from mola_core.files import atomic_write, locked, read_json
+from mola_core.files import atomic_write, locked, read_json, write_json
 from mola_core.models.loading import prepare_model, verify_model
-from mola_core.runs import local
+from mola_core.records import digest
+from mola_core.runs import gpus, local
 from mola_core.runs.cell import CellRunner
 from mola_core.runs.gpus import gpu_slot
 from mola_core.runs.key import keys
@@ -35,7 +38,8 @@ from mola_core.runs.layout import TRAINED, Layout
 from mola_core.runs.recovery import drop_damaged_checkpoints
 from mola_core.study.loading import STUDIES, load_study
 from mola_core.tasks.rows import prepare_task, verify_data
-from mola_core.training.trainer import CellTrainer
+from mola_core.training import trainer
+from mola_core.training.trainer import CellTrainer, last_checkpoint
 
 ROOT = Path(__file__).parent.parent
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -142,6 +146,122 @@ def test_a_cell_killed_at_random_moments_ends_as_an_undisturbed_one(undisturbed,
     assert outcome(fresh) == outcome(undisturbed)
     assert not leftovers(fresh.cell(cell))
     assert not scratch.exists()
+
+
+def test_a_checkpoint_stays_until_the_next_is_whole(undisturbed, fresh, monkeypatch):
+    """As of a process that is killed after the Trainer has written a checkpoint and before its marker is."""
+    scratch = fresh.checkpoints(keys(fresh, cell_of(fresh)).training)
+
+    def killed(path, content):
+        if Path(path).parent.name == "checkpoint-3":
+            raise SystemExit
+        write_json(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "write_json", killed)
+        with pytest.raises(SystemExit):
+            run_cell(fresh)
+    assert {path.name for path in scratch.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-3"}
+    assert last_checkpoint(scratch).name == "checkpoint-2"
+    drop_damaged_checkpoints(scratch)
+    assert [path.name for path in scratch.glob("checkpoint-*")] == ["checkpoint-2"]
+    run_cell(fresh)
+    assert read_json(fresh.cell(cell_of(fresh)) / "training.json")["resumed"] is True
+    assert outcome(fresh) == outcome(undisturbed)
+
+
+def make_examples_of_others(layout: Layout) -> None:
+    """As `mola examples` of another session does, after an edit of the rows' source or of the code that renders."""
+    file = layout.examples("cola") / "examples.json"
+    write_json(file, read_json(file) | {"identity": "0" * 64})
+
+
+def test_a_training_keeps_its_record_where_examples_are_made_anew_meanwhile(undisturbed, fresh, monkeypatch):
+    key = keys(fresh, cell_of(fresh)).training
+    before = read_json(fresh.examples("cola") / "examples.json")
+    fit = CellRunner._fit
+
+    def disturbed(self, *arguments):
+        outcome = fit(self, *arguments)
+        make_examples_of_others(fresh)
+        return outcome
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CellRunner, "_fit", disturbed)
+        CellRunner(fresh).train(cell_of(fresh))
+    record = read_json(fresh.cell(cell_of(fresh)) / "training.json")
+    assert record["key"] == digest(record["parts"]) == key
+    write_json(fresh.examples("cola") / "examples.json", before)
+    run_cell(fresh)
+    assert outcome(fresh) == outcome(undisturbed)
+
+
+def test_documents_that_change_before_they_are_read_are_refused(fresh, monkeypatch):
+    read = CellRunner._documents
+
+    def disturbed(self, *arguments):
+        make_examples_of_others(fresh)
+        return read(self, *arguments)
+
+    monkeypatch.setattr(CellRunner, "_documents", disturbed)
+    with pytest.raises(MolaError, match="its examples changed while they were read; run it again"):
+        CellRunner(fresh).train(cell_of(fresh))
+    assert not (fresh.cell(cell_of(fresh)) / "training.json").exists()
+
+
+def test_scores_of_examples_that_changed_meanwhile_are_not_kept(done, monkeypatch):
+    (done.cell(cell_of(done)) / "manifest.json").unlink()
+    evaluated = CellRunner._evaluated
+
+    def disturbed(self, *arguments):
+        found = evaluated(self, *arguments)
+        make_examples_of_others(done)
+        return found
+
+    monkeypatch.setattr(CellRunner, "_evaluated", disturbed)
+    with pytest.raises(MolaError, match="its examples changed while it was evaluated; evaluate it again"):
+        CellRunner(done).evaluate(cell_of(done))
+    assert not (done.cell(cell_of(done)) / "manifest.json").exists()
+
+
+def test_a_complete_cell_whose_weights_are_gone_is_not_trained_again(done, capfd):
+    """As of a cell that was brought home without them, planned where model and rows were not prepared."""
+    folder = done.cell(cell_of(done))
+    shutil.rmtree(folder / "adapter")
+    (folder / TRAINED).unlink()
+    before = (folder / "manifest.json").read_bytes()
+    run_cell(done)
+    assert (folder / "manifest.json").read_bytes() == before
+    assert (folder / TRAINED).read_text().strip() == read_json(folder / "training.json")["key"]
+    assert not (folder / "adapter").exists()
+    assert "already trained, its weights are gone" in capfd.readouterr().err
+    CellRunner(done).train(cell_of(done))
+    assert (folder / "adapter").is_dir(), "who asks for a training gets one"
+
+
+def test_the_archive_is_written_where_a_worker_is_killed(done, monkeypatch, capsys):
+    def killed(*arguments):
+        raise MolaError("a worker was killed")
+
+    monkeypatch.setattr(local, "run", killed)
+    options = ["--study", str(done.root.parent / "small.yaml"), "--results", str(done.root)]
+    assert cli.main(["run", *options, "--archive", str(done.root / "all.tar.gz")]) == 2
+    assert "a worker was killed" in capsys.readouterr().err
+    with tarfile.open(done.root / "all.tar.gz") as archive:
+        assert "small/cells/cola/mola-2468/seed0/manifest.json" in archive.getnames()
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_worker_that_ends_before_it_can_answer_is_explained_by_what_was_asked(stopped):
+    before = signal.getsignal(signal.SIGTERM)
+    with (
+        pytest.raises(OutOfTime if stopped else MolaError, match="stopped" if stopped else "was killed"),
+        local._stoppable(),
+    ):
+        if stopped:
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise BrokenProcessPool
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def until_it_trains(fresh: Layout, *command: str) -> subprocess.Popen:
@@ -484,6 +604,19 @@ def test_nothing_is_assigned_where_someone_else_did(monkeypatch):
     with gpu_slot(1) as card:
         assert card == ""
         assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+def test_no_card_is_a_choice(monkeypatch, tmp_path):
+    monkeypatch.setattr(gpus, "cards", lambda: ["GPU-a"])
+    monkeypatch.setattr(gpus.tempfile, "gettempdir", lambda: str(tmp_path))
+    for name in gpus.DECIDED:
+        monkeypatch.delenv(name, raising=False)
+    with gpu_slot(1) as card:
+        assert card == os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-a"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with gpu_slot(1) as card:
+        assert card == os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
 def test_a_lock_is_refused_to_a_second_run(tmp_path):

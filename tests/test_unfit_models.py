@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -57,10 +58,27 @@ def test_a_model_that_looks_ahead_is_refused(causal):
 def test_tokens_of_every_batch_have_embeddings(tiny_llama):
     class Padded:
         pad_token_id, bos_token_id, eos_token_id = 64, None, 2
+        added_tokens_decoder: ClassVar[dict] = {}
+
+        def get_vocab(self):
+            return {}
 
     with pytest.raises(MolaError, match="pad_token is number 64, the model has embeddings for 64"):
         refuse_tokens(tiny_llama(), Padded(), "model.path: x")
     refuse_tokens(tiny_llama(vocab_size=65), Padded(), "model.path: x")
+
+
+def test_a_tokenizer_of_a_larger_model_is_refused(tiny, tiny_llama):
+    """Torch would find out in the middle of a training; tokens that were added, as Gemma's for images, may lack a row."""
+    tokenizer = load_tokenizer(tiny)
+    size = len(tokenizer)
+    with pytest.raises(
+        MolaError, match=rf"3 tokens of the tokenizer \(number {size - 3} on\) have no embedding"
+    ):
+        refuse_tokens(tiny_llama(vocab_size=size - 3), tokenizer, "model.path: x")
+    refuse_tokens(tiny_llama(vocab_size=size), tokenizer, "model.path: x")
+    tokenizer.add_tokens(["<image>"])
+    refuse_tokens(tiny_llama(vocab_size=size), tokenizer, "model.path: x")
 
 
 def say_quantised(folder: Path) -> None:

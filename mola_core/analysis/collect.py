@@ -4,7 +4,8 @@ Every table, figure and test reads these files, none reads the cells again.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from mola_core.records import read_record
 from mola_core.runs.key import keys
 from mola_core.runs.layout import Layout
 from mola_core.runs.plan import COLLECTED, scores_key
+from mola_core.runs.recorded import check_recorded
 from mola_core.study.study import Cell
 from mola_core.tasks.examples import remarks
 
@@ -44,22 +46,31 @@ def evaluation_state(layout: Layout, cell: Cell) -> str:
     return "complete" if current and read_record(path).get("evaluation_key") == current else "out of date"
 
 
-def write(layout: Layout, out_dir: Path | None = None, partial: bool = False) -> pd.DataFrame:
+def write(
+    layout: Layout, out_dir: Path | None = None, partial: bool = False, as_recorded: bool = False
+) -> pd.DataFrame:
     """Check every cell and write `FILES` into `out_dir` (default: the study's folder).
 
     Rows of the scores come cell by cell in the study's order, documents in the order of their names. Returns the
-    cells' table. With `partial` the cells that are missing or out of date are left out instead of refused.
+    cells' table. With `partial` the cells that are missing or out of date are left out instead of refused;
+    with `as_recorded` those of an earlier version of the code are taken, where the study says what their records say.
     Raises `MolaError` for such a cell, an altered file, an accuracy that is not k/n on its documents, and a
     cell that was evaluated on other documents than the rest of its task.
     """
     out = Path(out_dir or layout.folder)
-    cells = _usable_cells(layout, partial)
+    taken = ("complete", "out of date") if as_recorded else ("complete",)
+    cells = _usable_cells(layout, partial, taken)
+    chains = _complete_chains(layout, taken)
+    version = check_recorded(layout, [*cells, *chain.from_iterable(chains)]) if as_recorded else None
+    curves = [_curve(layout, cell) for cell in cells if not _is_base(layout, cell)]
+    empty = pd.DataFrame(columns=["task", "method", "seed", *CURVE])
+    in_chains = continual_rows(layout, chains)
     records: list[dict[str, Any]] = []
+    # Until it is written again, at the end, the files may be of two times.
+    (out / COLLECTED).unlink(missing_ok=True)
     with atomic_write(out / "scores.parquet") as temporary:
         write_scores(temporary, _checked(layout, cells, records), CLUSTERED)
     table = pd.DataFrame(records).astype(dict.fromkeys(COUNTS, "Int64"))
-    curves = [_curve(layout, cell) for cell in cells if not _is_base(layout, cell)]
-    empty = pd.DataFrame(columns=["task", "method", "seed", *CURVE])
     for name, frame in [
         ("cells", table),
         ("curves", pd.concat(curves, ignore_index=True) if curves else empty),
@@ -68,33 +79,37 @@ def write(layout: Layout, out_dir: Path | None = None, partial: bool = False) ->
             frame.to_parquet(temporary, index=False, compression="zstd")
     with atomic_write(out / "cells.csv") as temporary:
         table.to_csv(temporary, index=False)
-    chains = continual_rows(layout)
-    if len(chains):
+    if len(in_chains):
         with atomic_write(out / continual.FILE) as temporary:
-            chains.to_parquet(temporary, index=False, compression="zstd")
+            in_chains.to_parquet(temporary, index=False, compression="zstd")
     else:
         (out / continual.FILE).unlink(missing_ok=True)
     # Last: what is recorded as collected is there.
     write_json(
         out / COLLECTED,
         {
-            "key": None if partial else scores_key(layout),
+            "key": None if partial or as_recorded else scores_key(layout),
+            **({"as_recorded": version} if version else {}),
             "scores_sha256": sha256_file(out / "scores.parquet"),
         },
     )
     return table
 
 
-def continual_rows(layout: Layout) -> pd.DataFrame:
-    """The tidy frame of continual learning (`continual.COLUMNS`): every chain of which all stages are complete."""
-    study = layout.study
+def _complete_chains(layout: Layout, taken: Collection[str]) -> list[list[Cell]]:
+    """Of continual learning, the chains of which every stage is there."""
     chains: dict[tuple[str, int], list[Cell]] = {}
-    for cell in study.continual_cells():
+    for cell in layout.study.continual_cells():
         chains.setdefault((cell.method, cell.seed), []).append(cell)
+    return [
+        cells for cells in chains.values() if all(evaluation_state(layout, cell) in taken for cell in cells)
+    ]
+
+
+def continual_rows(layout: Layout, chains: list[list[Cell]]) -> pd.DataFrame:
+    """The tidy frame of continual learning (`continual.COLUMNS`)."""
     rows = []
-    for cells in chains.values():
-        if any(evaluation_state(layout, cell) != "complete" for cell in cells):
-            continue
+    for cells in chains:
         for cell in cells:
             path = layout.cell(cell) / "samples.parquet"
             _verify(path, read_record(path.with_name("manifest.json")))
@@ -103,7 +118,7 @@ def continual_rows(layout: Layout) -> pd.DataFrame:
                 .groupby("task", sort=False)["correct"]
                 .mean()
             )
-            trained = continual.topic(study.trained_on(cell))
+            trained = continual.topic(layout.study.trained_on(cell))
             rows += [
                 (cell.method, cell.seed, trained, continual.topic(task), value)
                 for task, value in scores.items()
@@ -164,10 +179,10 @@ def _is_base(layout: Layout, cell: Cell) -> bool:
     return layout.study.method_by_label[cell.method].method == "base"
 
 
-def _usable_cells(layout: Layout, partial: bool) -> list[Cell]:
+def _usable_cells(layout: Layout, partial: bool, taken: Collection[str]) -> list[Cell]:
     states = {cell: evaluation_state(layout, cell) for cell in layout.study.cells()}
-    usable = [cell for cell, state in states.items() if state == "complete"]
-    rest = [f"{cell.path} ({state})" for cell, state in states.items() if state != "complete"]
+    usable = [cell for cell, state in states.items() if state in taken]
+    rest = [f"{cell.path} ({state})" for cell, state in states.items() if state not in taken]
     command = f"`snakemake --config study={layout.study.name}`"
     if rest and not partial:
         named = ", ".join(rest[:NAMED_CELLS])
@@ -175,9 +190,14 @@ def _usable_cells(layout: Layout, partial: bool) -> list[Cell]:
             named += (
                 f" and {len(rest) - NAMED_CELLS} more, which `mola cells --study {layout.study.name}` lists"
             )
+        earlier = (
+            " or, of an earlier version of the code, --as-recorded"
+            if any("(out of date)" in line for line in rest)
+            else ""
+        )
         raise MolaError(
             f"study {layout.study.name}: {len(rest)} of {len(states)} cells are not complete; run them with "
-            f"{command}, or take what is there with --partial: {named}"
+            f"{command}, or take what is there with --partial{earlier}: {named}"
         )
     if not usable:
         raise MolaError(f"study {layout.study.name}: no cell is complete; run them with {command}")

@@ -84,11 +84,13 @@ def run(arguments: argparse.Namespace) -> None:
     layout = owned(study_layout(arguments))
     if arguments.archive and arguments.archive.is_dir():
         raise MolaError(f"--archive {arguments.archive}: is a folder; name a file in it")
-    outcomes = run_cells(layout, arguments.parallel, arguments.time_budget, not arguments.drop_adapters)
-    if arguments.archive:
-        with atomic_write(arguments.archive) as temporary, tarfile.open(temporary, "w:gz") as archive:
-            for file in results_of(layout):
-                archive.add(file, file.relative_to(layout.root))
+    try:
+        outcomes = run_cells(layout, arguments.parallel, arguments.time_budget, not arguments.drop_adapters)
+    finally:  # a worker that was killed, or Ctrl-C, takes nothing with it
+        if arguments.archive:
+            with atomic_write(arguments.archive) as temporary, tarfile.open(temporary, "w:gz") as archive:
+                for file in results_of(layout):
+                    archive.add(file, file.relative_to(layout.root))
     failed = [outcome.cell.path for outcome in outcomes if outcome.state == "failed"]
     if failed:
         raise MolaError(f"{len(failed)} cells failed, the first is {failed[0]}; the finished ones are kept")
@@ -107,6 +109,10 @@ def pack(arguments: argparse.Namespace) -> None:
     """
     from mola_core.runs.pack import pack as make_pack
 
+    if arguments.no_wheels and (arguments.without or arguments.platform or arguments.python_version):
+        raise MolaError(
+            "--no-wheels: goes without --without, --platform and --python-version, which choose wheels"
+        )
     layout = study_layout(arguments)
     parts = make_pack(
         layout,
@@ -131,6 +137,8 @@ def cells(arguments: argparse.Namespace) -> None:
 
     layout = study_layout(arguments)
     if arguments.why:
+        if arguments.format == "json":
+            raise MolaError("--format json: goes without --why, which writes lines")
         cell = layout.study.cell(*arguments.why)
         print("\n".join(differences(layout, cell)) or "nothing differs")
         return

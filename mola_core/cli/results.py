@@ -24,7 +24,7 @@ def collect(arguments: argparse.Namespace) -> None:
     from mola_core.analysis import collect as collection
 
     layout = study_layout(arguments)
-    collection.write(layout, layout.folder, partial=arguments.partial)
+    collection.write(layout, layout.folder, partial=arguments.partial, as_recorded=arguments.as_recorded)
 
 
 def tables(arguments: argparse.Namespace) -> None:
@@ -68,8 +68,10 @@ def knockout(arguments: argparse.Namespace) -> None:
 
     Example: mola knockout --study smoke --task cola --method mola-2468 --seed 0
     """
-    if _of_one_cell(arguments, lambda runner, cell: runner.knock_out(cell, arguments.by)):
+    if _of_one_cell(arguments, lambda runner, cell: runner.knock_out(cell, arguments.by or "quarter")):
         return
+    if arguments.by:
+        raise MolaError("--by: goes with --task, --method and --seed; without a cell what is there is gathered")
     from mola_core.analysis.experts import knock_out as statistics
 
     _tell_missing("knock-out", statistics.write(study_layout(arguments)))
@@ -161,8 +163,12 @@ def verify(arguments: argparse.Namespace) -> None:
 
 def declare(verbs: Verbs) -> None:
     verbs.add(verify, study_options)
-    verbs.add(collect, study_options).add_argument(
-        "--partial", action="store_true", help="leave out the open cells"
+    collected = verbs.add(collect, study_options)
+    collected.add_argument("--partial", action="store_true", help="leave out the open cells")
+    collected.add_argument(
+        "--as-recorded",
+        action="store_true",
+        help="take cells that one earlier version of the code made, where their records say what the study says",
     )
     for action in (routing, knockout):
         of_cell = verbs.add(action, study_options)
@@ -172,8 +178,7 @@ def declare(verbs: Verbs) -> None:
     of_cell.add_argument(
         "--by",
         choices=["quarter", "layer"],
-        default="quarter",
-        help="what is switched off (default: %(default)s)",
+        help="what is switched off of a cell (default: quarter)",
     )
     verbs.add(redundancy, study_options)
     verbs.add(layers, study_options).add_argument(

@@ -42,15 +42,15 @@ def verdict(arguments: argparse.Namespace) -> None:
 
     layout = study_layout(arguments)
     out = arguments.out or layout.folder
+    if any(getattr(arguments, name) is not None for name in ("pair", "margin", "endpoint", "looks")):
+        raise MolaError(
+            "--pair, --margin, --endpoint and --looks go with --scores; a study states them in its file"
+        )
     if arguments.state:
         from mola_core.analysis.looks import Record
 
         Record(out).state(layout.study.verdict)
         return
-    if any(getattr(arguments, name) is not None for name in ("pair", "margin", "endpoint", "looks")):
-        raise MolaError(
-            "--pair, --margin, --endpoint and --looks go with --scores; a study states them in its file"
-        )
     every = read_cells(layout.folder)
     cells = every.drop_duplicates("method").set_index("method")
     variants = [method.label for method in layout.study.methods if method.own_settings]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from mola_core.adapter.experts import top_k_gates
 from mola_core.adapter.layer import MolaLayer
 from mola_core.errors import MolaError
+from mola_core.module_names import place_of
 from mola_core.training.batches import left_pad
 
 
@@ -62,14 +62,15 @@ class Watch:
         """
         rows = []
         for name, counts in self.counts.items():
-            place = re.search(r"\.(\d+)\..*?([^.]+)$", name)
+            place = place_of(name)
             assert place is not None
+            layer, module = place[0], place[1].rpartition(".")[2]
             weight = counts.weight / counts.chosen
             for expert in range(len(weight)):
                 times = int(counts.chosen[expert])
                 mean = float(weight[expert]) if times else float("nan")
                 share = float(counts.probability[expert]) / counts.tokens
-                rows.append((int(place[1]), place[2], expert, counts.tokens, times, mean, share))
+                rows.append((layer, module, expert, counts.tokens, times, mean, share))
         columns = ["layer", "module", "expert", "tokens", "chosen", "mean_weight", "probability"]
         return pd.DataFrame(rows, columns=columns)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from mola_core.errors import MolaError
+from mola_core.module_names import is_named
 
 if TYPE_CHECKING:
     from mola_core.methods.allocation import AllocationInput
@@ -35,7 +36,7 @@ def of_module(numbers: LayerNumbers, name: str) -> list[int]:
     """Of each layer in the module `name`, for which the longest of the target modules' names counts that ends it."""
     if isinstance(numbers, list):
         return numbers
-    return numbers[max((key for key in numbers if f".{name}".endswith(f".{key}")), key=len)]
+    return numbers[max((key for key in numbers if is_named(name, key)), key=len)]
 
 
 def of_layers(value: int | list[int], depth: int, what: str) -> list[int]:

@@ -23,6 +23,7 @@ from mola_core.adapter.shape import block_of
 from mola_core.methods.family import LAYER_ALPHAS, LAYER_RANKS, NEEDS_DATA, SCHEDULE, of_module
 from mola_core.methods.registry import takes_start_from_base
 from mola_core.models import starts
+from mola_core.module_names import is_named
 
 ADAPTER = "default"
 """PEFT's name of the one adapter."""
@@ -204,7 +205,7 @@ def _names(key: str, entry: str, name: str, expression: bool) -> bool:
         return bool(get_pattern_key([entry], name) == entry)
     if expression:
         return re.fullmatch(entry, name) is not None
-    return name.endswith(entry) if key == "modules_to_save" else f".{name}".endswith(f".{entry}")
+    return name.endswith(entry) if key == "modules_to_save" else is_named(name, entry)
 
 
 def try_out(model: PeftModel) -> None:
@@ -232,7 +233,7 @@ def _rank(module: LoraLayer) -> int:
 def _check_targets(model: nn.Module, adapted: list[str], targets: list[str]) -> None:
     """Raise ValueError where a target is adapted nowhere."""
     for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in adapted):
+        if not any(is_named(name, target) for name in adapted):
             linear = (name for name, module in model.named_modules() if hasattr(module, "in_features"))
             known = sorted({_own_name(name).rpartition(".")[2] for name in linear} - {ADAPTER})
             raise ValueError(

@@ -88,7 +88,10 @@ def refuse_depth(config: Any, name: str, folder: Path) -> None:
 
 
 def refuse_tokens(model: Any, tokenizer: Any, name: str) -> None:
-    """Raise `MolaError` where a token that is put into every batch or text has no embedding."""
+    """Raise `MolaError` where a token that is put into every batch or text, or one that ordinary text has, has no embedding.
+
+    Added tokens may have none, as Gemma's for images: no text has them but one that names them.
+    """
     rows = model.get_input_embeddings().num_embeddings
     for kind in ("pad", "bos", "eos"):
         token = getattr(tokenizer, f"{kind}_token_id")
@@ -97,6 +100,16 @@ def refuse_tokens(model: Any, tokenizer: Any, name: str) -> None:
                 f"{name}: the tokenizer's {kind}_token is number {token}, the model has embeddings for {rows}; name one that "
                 "it has in tokenizer_config.json, or save the model with resized embeddings"
             )
+    without = [
+        number
+        for number in tokenizer.get_vocab().values()
+        if number >= rows and number not in tokenizer.added_tokens_decoder
+    ]
+    if without:
+        raise MolaError(
+            f"{name}: {len(without)} tokens of the tokenizer (number {min(without)} on) have no embedding, the model has {rows}; "
+            "take the tokenizer that belongs to it, or save the model with resized embeddings"
+        )
 
 
 def refuse_stacks(model: Any, name: str) -> None:

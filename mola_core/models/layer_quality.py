@@ -8,7 +8,6 @@ allocation of experts uses it and which the MoLA paper correlates with the redun
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mola_core.code_hash import code_hash
 from mola_core.errors import MolaError
 from mola_core.files import read_json, write_json
+from mola_core.module_names import place_of
 from mola_core.records import digest
 
 if TYPE_CHECKING:
@@ -124,9 +124,9 @@ def _matrices(folder: Path) -> Iterator[tuple[int, str, torch.Tensor]]:
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118 - no mapping
-                place = re.fullmatch(r"\D*\.(\d+)\.(.+)\.weight", key)
+                place = place_of(key.removesuffix(".weight")) if key.endswith(".weight") else None
                 if place and len(tensors.get_slice(key).get_shape()) == 2:
-                    yield int(place[1]), place[2], tensors.get_tensor(key)
+                    yield *place, tensors.get_tensor(key)
 
 
 def layer_scores(frame: pd.DataFrame, estimate: str = "fitted") -> list[float]:

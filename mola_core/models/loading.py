@@ -24,6 +24,7 @@ from mola_core.files import (
     write_json,
 )
 from mola_core.models.sources import check_folder, fetch_model, model_files
+from mola_core.module_names import is_named, place_of
 from mola_core.records import versions
 from mola_core.study.sections import DirectoryModel, HubModel, ModelSource
 
@@ -197,8 +198,7 @@ def refuse_dropped_weights(model: "PreTrainedModel", unexpected: Iterable[str], 
     known = {name for name, _ in model.named_parameters()}
     modules = {name for name, _ in model.named_modules()}
     for name in sorted(unexpected):
-        place = re.match(r"(.*?\.)(\d+)(\..+)", name)
-        if place and f"{place[1]}0{place[3]}" in known:
+        if place_of(name) and re.sub(r"\.\d+\.", ".0.", name, count=1) in known:
             raise MolaError(
                 f"{folder}: the weights hold {name}, a layer that config.json does not count; correct num_hidden_layers"
             )
@@ -272,31 +272,26 @@ def module_dimensions(
     depth = model.config.get_text_config().num_hidden_layers
     layers: list[dict[str, tuple[int, int]]] = [{} for _ in range(depth)]
     for name, module in model.named_modules():
-        place = re.search(r"\.(\d+)\.(.+)$", name)
+        place = place_of(name)
         if place and isinstance(module, torch.nn.Linear):
-            layers[int(place[1])][place[2]] = (module.in_features, module.out_features)
+            layers[place[0]][place[1]] = (module.in_features, module.out_features)
         elif place and isinstance(module, Conv1D):
-            layers[int(place[1])][place[2]] = tuple(module.weight.shape)
+            layers[place[0]][place[1]] = tuple(module.weight.shape)
     targets = list(target_modules)
     for index, layer in enumerate(layers):
         for target in targets:
-            if not any(_names(target, module) for module in layer):
+            if not any(is_named(module, target) for module in layer):
                 have = ", ".join(dict.fromkeys(module.split(".")[-1] for module in layer))
                 raise MolaError(
                     f"target_modules: layer {index} of the base model has no linear {target!r}, it has {have}"
                 )
     adapted = [
-        [size for module, size in layer.items() if any(_names(target, module) for target in targets)]
+        [size for module, size in layer.items() if any(is_named(module, target) for target in targets)]
         for layer in layers
     ]
     if any(sizes != adapted[0] for sizes in adapted):
         raise MolaError("target_modules: the base model's layers differ in size; name modules that do not")
     return depth, adapted[0]
-
-
-def _names(target: str, module: str) -> bool:
-    """Whether `target` names `module`, by PEFT's rule: the whole name, or its end after a dot."""
-    return module == target or module.endswith(f".{target}")
 
 
 def _quantization_config(quantization: str, dtype: "torch.dtype") -> Any:

@@ -74,6 +74,13 @@ def check_folder(folder: Path, field: str) -> None:
 
     if not folder.is_dir():
         raise MolaError(f"{field}: {folder} is not a folder; give a Hugging Face model folder")
+    if not (folder / "config.json").exists():
+        adapter = (folder / "adapter_config.json").is_file()
+        raise MolaError(
+            f"{field}: {folder} holds an adapter; give the folder of the model that it was trained on"
+            if adapter
+            else f"{field}: {folder} has no config.json; give a Hugging Face model folder"
+        )
     if not isinstance(read_json(folder / "config.json"), dict):
         raise MolaError(f"{field}: {folder / 'config.json'} is no model configuration; copy the model anew")
     weights = sorted(folder.glob("model*.safetensors"))

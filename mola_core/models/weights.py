@@ -21,6 +21,7 @@ from mola_core.methods.registry import adapter_config, takes_start_from_base
 from mola_core.models.building import build, try_out
 from mola_core.models.loading import load_model
 from mola_core.models.memory import is_out_of_memory
+from mola_core.module_names import is_named
 from mola_core.records import digest
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def check_model_differs(folder: Path, base: Path) -> None:
     """Raise `MolaError` where the model in `folder` has the weights of the one in `base`, in the type that it has."""
     mine, theirs = (_tensors(place) for place in (folder, base))
     # A published model may lack the prefix that a saved one has (`h.0...` for `transformer.h.0...`).
-    pairs = [(name, other) for name in mine for other in theirs if f".{name}".endswith(f".{other}")]
+    pairs = [(name, other) for name in mine for other in theirs if is_named(name, other)]
     for name, other in pairs:
         with (
             safe_open(mine[name], framework="pt") as trained,

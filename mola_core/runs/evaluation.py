@@ -12,7 +12,7 @@ from mola_core.errors import MolaError
 from mola_core.files import atomic_write, locked, read_json, sha256_file, write_text
 from mola_core.records import digest, write_record
 from mola_core.runs import recovery
-from mola_core.runs.key import evaluation_parts
+from mola_core.runs.key import Parts, evaluation_parts
 from mola_core.runs.layout import EVALUATED, KNOCK_OUT, ROUTING
 from mola_core.runs.opened import OpenStudy, environment
 from mola_core.runs.progress import failure_noted
@@ -51,6 +51,7 @@ class EvaluationRunner(OpenStudy):
         tasks = study.evaluated_on(cell)
         training = None if self._is_base(cell) else self._training_record(cell)
         weights = None if self._is_base(cell) else self.layout.weights(cell)
+        parts = evaluation_parts(self.layout, cell, training["key"] if training else None)
         if weights and recovery.diverged(weights):
             outcomes = {name: self._unanswered(name) for name in tasks}
         else:
@@ -81,11 +82,17 @@ class EvaluationRunner(OpenStudy):
                 record["accuracy"],
                 self.layout.candidates(cell),
             )
+        if parts is None or parts != evaluation_parts(
+            self.layout, cell, training["key"] if training else None
+        ):
+            raise MolaError(
+                f"cell {cell.path}: its examples changed while it was evaluated; evaluate it again"
+            )
         with atomic_write(folder / "samples.parquet") as temporary:
             samples.to_parquet(temporary, index=False)
         if training is not None:
             write_card(self.layout, cell, {**training}, record)
-        write_record(folder / "manifest.json", self._manifest(cell, training, record))
+        write_record(folder / "manifest.json", self._manifest(cell, training, record, parts))
 
     def _unanswered(self, name: str) -> tuple[pd.DataFrame, dict[str, Any]]:
         from mola_core.evaluation.unanswered import unanswered
@@ -153,11 +160,11 @@ class EvaluationRunner(OpenStudy):
         with atomic_write(self.layout.cell(cell) / ROUTING) as temporary:
             frame.to_csv(temporary, index=False)
 
-    def _manifest(self, cell: Cell, training: TrainingRecord | None, evaluation: dict[str, Any]) -> Manifest:
+    def _manifest(
+        self, cell: Cell, training: TrainingRecord | None, evaluation: dict[str, Any], parts: Parts
+    ) -> Manifest:
         study, layout = self.study, self.layout
         parent = study.parent(cell)
-        parts = evaluation_parts(layout, cell, training["key"] if training else None)
-        assert parts is not None, "it was just evaluated"
         tasks = study.evaluated_on(cell)
         trained = [] if training is None else [study.trained_on(cell)]
         rows = list(dict.fromkeys([*tasks, *trained]))

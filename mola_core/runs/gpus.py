@@ -53,7 +53,9 @@ def gpu_slot(
     machine has fewer cards.
     """
     if names is None:
-        names = [] if any(os.environ.get(name) for name in DECIDED) else cards()
+        # An empty CUDA_VISIBLE_DEVICES is a choice too: no card.
+        chosen = os.environ.get("CUDA_VISIBLE_DEVICES") is not None or any(map(os.environ.get, DECIDED))
+        names = [] if chosen else cards()
     if not names:
         yield ""
         return

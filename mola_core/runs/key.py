@@ -22,7 +22,7 @@ from mola_core.methods.settings import MethodSettings
 from mola_core.models.loading import FINGERPRINT as MODEL_RECORD
 from mola_core.models.loading import model_identity
 from mola_core.records import digest
-from mola_core.runs.choice import EVERY_TASK, TUNING, Choice, read_choices
+from mola_core.runs.choice import TUNING, Choice, of_cell, read_choices
 from mola_core.runs.layout import Layout
 from mola_core.study.effective import effective_training
 from mola_core.study.sections import INSTRUCTION, ModelSource
@@ -153,13 +153,15 @@ def evaluation_parts(layout: Layout, cell: Cell, training: str | None) -> Parts 
     }
     if None in examples.values():
         return None
-    every = study.evaluation.every_epoch and bool(study.training_of(cell).candidates)
+    selected = bool(study.training_of(cell).candidates)
+    every = study.evaluation.every_epoch and selected
+    unused = {"batch_size", "documents"} | (set() if selected else {"every_epoch"})
     without = (*KEYS, *ALLOCATION, *(() if every else CHOICE))
     return parts | {
         "examples": examples,
         "scoring": _scoring(layout, tasks),
         "protocol": study.protocol,
-        "evaluation": study.evaluation.model_dump(mode="json", exclude={"batch_size", "documents"}),
+        "evaluation": study.evaluation.model_dump(mode="json", exclude=unused),
         "code": code_hash(EVALUATE, without=without),
     }
 
@@ -256,23 +258,20 @@ def method_of(layout: Layout, cell: Cell) -> MethodSettings | None:
     if not is_tuned(layout.study, cell):
         return method
     found = chosen(layout, cell)
-    if found is None:
-        return None
-    own = {"learning_rate": found.learning_rate} | ({} if found.alpha is None else {"alpha": found.alpha})
-    return method.model_copy(update=own)
+    return found.given_to(method) if found else None
 
 
 def chosen(layout: Layout, cell: Cell) -> Choice | None:
     """What tuning chose for a cell; None where it is not tuned, or its tries are not those of today."""
     if not is_tuned(layout.study, cell):
         return None
-    found = choices(layout) or {}
-    of_method = found.get(cell.method, {})
-    return of_method.get(cell.task) or of_method.get(EVERY_TASK)
+    return of_cell(choices(layout) or {}, cell)
 
 
 def choices(layout: Layout) -> dict[str, dict[str, Choice]] | None:
     """By method and task what was chosen; None where it was not, or from other tries than today's."""
+    if layout.rates is not None:
+        return layout.rates
     file = layout.folder / TUNING
     if layout.tries is None or not file.is_file():
         return None
@@ -281,7 +280,7 @@ def choices(layout: Layout) -> dict[str, dict[str, Choice]] | None:
         try:
             key, found = read_choices(layout)
             layout.remembered[place] = found if key == tuning_key(layout) else None
-        except (MolaError, KeyError, TypeError):
+        except (MolaError, KeyError, TypeError, AttributeError):
             layout.remembered[place] = None
     return layout.remembered[place]
 

@@ -31,6 +31,8 @@ class Layout:
     """An already prepared base model, in place of the one below `root`."""
     file: Path | None = None
     """The study's file."""
+    rates: dict[str, dict[str, Any]] | None = dataclasses.field(default=None, compare=False)
+    """What tuning chose, by method and task, where that is not to be read from the folder."""
 
     @property
     def folder(self) -> Path:

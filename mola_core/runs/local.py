@@ -61,6 +61,9 @@ def _open(
     layout: Layout, deadline: float | None, parent: int, parallel: int, tasks: IncludedTasks | None
 ) -> None:
     global _bench
+    # A terminal's Ctrl-C comes to all, and the parent says what it means; it was held back while this process started.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     include(tasks)
     found = len(cards())
     if found > 1:  # on one card all cells of the run are beside each other, as --parallel says
@@ -71,9 +74,6 @@ def _open(
         leave_out_bitsandbytes()
     _bench = CellRunner(layout, deadline)
     signal.signal(signal.SIGTERM, _stop)
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # a terminal's Ctrl-C comes to all: the parent says what it means
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
 
 
@@ -115,21 +115,17 @@ def _run(cell: Cell) -> Outcome:
 
 
 @contextlib.contextmanager
-def _broken_pool_explained() -> Iterator[None]:
-    try:
-        yield
-    except BrokenProcessPool:
-        raise MolaError(
-            "a worker was killed (out of memory? lower --parallel); run again, it goes on from what is there"
-        ) from None
+def _stoppable() -> Iterator[None]:
+    """Pass SIGTERM and Ctrl-C on to the workers as SIGTERM, so that each training leaves a checkpoint; their cells then come
+    back as out of time. A second Ctrl-C kills the workers.
 
-
-@contextlib.contextmanager
-def _signals_to_workers() -> Iterator[None]:
-    """Pass SIGTERM and Ctrl-C on as SIGTERM, so that each training leaves a checkpoint; their cells then come back as out
-    of time. A second Ctrl-C kills the workers."""
+    A worker that ends without an answer is explained: one that was not ready yet ends by the signal itself.
+    """
+    stopped = False
 
     def stop(number: int, frame: Any) -> None:
+        nonlocal stopped
+        stopped = True
         for worker in multiprocessing.active_children():
             worker.terminate()
         if number == signal.SIGINT:
@@ -140,16 +136,30 @@ def _signals_to_workers() -> Iterator[None]:
             worker.kill()
         raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, stop) for number in numbers]
+    ours = threading.current_thread() is threading.main_thread()
+    before = [signal.signal(number, stop) for number in numbers] if ours else []
+    try:
+        yield
+    except BrokenProcessPool:
+        if stopped:
+            raise OutOfTime("stopped; the same command goes on from what is there") from None
+        raise MolaError(
+            "a worker was killed (out of memory? lower --parallel); run again, it goes on from what is there"
+        ) from None
+    finally:
+        for number, handler in zip(numbers, before, strict=False):
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """For processes that are started meanwhile and cannot take a Ctrl-C yet; this one gets it afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def run(
@@ -195,8 +205,7 @@ def _run_cells(layout: Layout, parallel: int, deadline: float | None, keep_adapt
     running: dict[concurrent.futures.Future[Outcome], Cell] = {}
     context = multiprocessing.get_context("spawn")
     with (
-        _broken_pool_explained(),
-        _signals_to_workers(),
+        _stoppable(),
         concurrent.futures.ProcessPoolExecutor(
             max_workers=min(parallel, len(waiting)) or 1,
             mp_context=context,
@@ -207,7 +216,8 @@ def _run_cells(layout: Layout, parallel: int, deadline: float | None, keep_adapt
         while waiting or running:
             for cell in [cell for cell in waiting if study.parent(cell) not in {*waiting, *running.values()}]:
                 waiting.remove(cell)
-                running[workers.submit(_run, cell)] = cell
+                with _interrupts_held_back():
+                    running[workers.submit(_run, cell)] = cell
             done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
             for future in done:
                 outcome = future.result()

@@ -32,6 +32,9 @@ class OpenStudy:
 
     layout: Layout
 
+    def __post_init__(self) -> None:
+        git_state()  # of the code that is loaded, not of a commit that is checked out while it runs
+
     @property
     def study(self) -> Study:
         return self.layout.study

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -70,15 +71,27 @@ class Joined(io.RawIOBase):
 def unpack(here: Path, content: dict, work: Path) -> None:
     """The archive in `work`, unless this one is there; a folder of another pack keeps its results."""
     mark = work / "unpacked.json"
-    if mark.is_file() and json.loads(mark.read_text()) == content:
+    if marked(mark) == content:
         return
     mark.unlink(missing_ok=True)
     print("start: unpacking", file=sys.stderr, flush=True)
     verify(here / PARTS, content["parts"])
     joined = Joined(here / PARTS / name for name in content["parts"])
+    # Of another pack: its wheels would be installed too, its modules imported.
+    for name in ("code", "wheels", "site-packages", TASK_FILES):
+        shutil.rmtree(work / name, ignore_errors=True)
+    (work / "installed.json").unlink(missing_ok=True)
     with tarfile.open(fileobj=joined, mode="r|gz", bufsize=1 << 20) as archive:
         archive.extractall(work, filter="data")
     mark.write_text(json.dumps(content))
+
+
+def marked(mark: Path) -> object:
+    """What a mark says is done; None where there is none, or a full disk cut it short."""
+    try:
+        return json.loads(mark.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def install(work: Path) -> Path:
@@ -87,7 +100,7 @@ def install(work: Path) -> Path:
     site, wheels = work / "site-packages", sorted((work / "wheels").glob("*.whl"))
     mark = work / "installed.json"
     names = [wheel.name for wheel in wheels]
-    if not wheels or (mark.is_file() and json.loads(mark.read_text()) == names):
+    if not wheels or marked(mark) == names:
         return site
     print(f"start: installing {len(wheels)} packages", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
@@ -100,10 +113,15 @@ def install(work: Path) -> Path:
 
 def bring_back(archive: Path, results: Path) -> None:
     """What an earlier run finished, perhaps on another machine; what is there already stays as it is."""
-    with tarfile.open(archive) as earlier:
-        for member in earlier:
-            if not (results / member.name).exists():
-                earlier.extract(member, results, filter="data")
+    try:
+        with tarfile.open(archive) as earlier:
+            for member in earlier:
+                if not (results / member.name).exists():
+                    earlier.extract(member, results, filter="data")
+    except (tarfile.TarError, EOFError, OSError) as error:
+        sys.exit(
+            f"start: {archive} is damaged ({error}); copy it anew, or remove it to begin from what is here"
+        )
 
 
 def main() -> NoReturn:

@@ -69,7 +69,7 @@ class TrainingRunner(OpenStudy):
                     print(f"{cell.path}: already trained", file=sys.stderr)
                     write_text(folder / TRAINED, key + "\n")
                 return
-            while not self._attempt(cell, scratch):
+            while not self._attempt(cell, key, scratch):
                 pass
             if is_main():
                 write_text(folder / TRAINED, key + "\n")
@@ -83,7 +83,7 @@ class TrainingRunner(OpenStudy):
             )
         return key
 
-    def _attempt(self, cell: Cell, scratch: Path) -> bool:
+    def _attempt(self, cell: Cell, key: str, scratch: Path) -> bool:
         """Train the cell into `scratch`; False where it needs a smaller micro-batch, which is noted there."""
         from mola_core.models.memory import free_memory, is_out_of_memory
 
@@ -94,7 +94,7 @@ class TrainingRunner(OpenStudy):
         if is_main():
             recovery.drop_damaged_checkpoints(scratch)
         try:
-            self._train(cell, scratch, settings)
+            self._train(cell, key, scratch, settings)
             return True
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
@@ -104,7 +104,7 @@ class TrainingRunner(OpenStudy):
         recovery.halve_micro_batch(scratch, settings, cell.path, world_size())
         return False
 
-    def _train(self, cell: Cell, scratch: Path, settings: TrainingSettings) -> None:
+    def _train(self, cell: Cell, key: str, scratch: Path, settings: TrainingSettings) -> None:
         """Train with `settings`: the weights into the cell's folder, log and record into `scratch`, by checkpoints there."""
         from transformers import set_seed
 
@@ -113,16 +113,19 @@ class TrainingRunner(OpenStudy):
 
         seed = self.study.training_seed(cell)
         training = Training(cell, settings, self._documents(cell, settings), seed, scratch)
+        # Of the documents that were just read: examples may be made anew before the training ends.
+        parts = from_main(lambda: training_parts(self.layout, cell))
+        choice = chosen(self.layout, cell)
+        if parts is None or digest(parts) != key:
+            raise MolaError(f"cell {cell.path}: its examples changed while they were read; run it again")
         experts = self._allocate(training)
         set_seed(seed)
         outcome, log = self._fit(training, experts)
         if not is_main():
             return
         weights, folder = self.layout.weights(cell), self.layout.cell(cell)
-        parts = training_parts(self.layout, cell)
-        record = {"key": digest(parts), "parts": parts, **training.record, **outcome}
+        record = {"key": key, "parts": parts, **training.record, **outcome}
         record["settings"] = settings.model_dump(mode="json")
-        choice = chosen(self.layout, cell)
         if choice:
             record["tuning"] = dataclasses.asdict(choice)
         kept = [epoch for epoch in settings.candidates if candidate_folder(scratch, epoch).is_dir()]

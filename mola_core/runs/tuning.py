@@ -28,16 +28,9 @@ def choose(layout: Layout) -> dict[str, dict[str, Choice]]:
     if study.tuning is None or layout.tries is None:
         raise MolaError(f"study {study.name}: has no section `tuning`; add one")
     rows = score_tries(layout)
-    tasks = study.tasks if study.tuning.per_task else [EVERY_TASK]
-    best = {
-        (candidate, task): _best(rows, candidate, task)
-        for candidate in dict.fromkeys(candidates(study).values())
-        for task in tasks
-    }
-    found = {
-        method: {task: best[candidate, task] for task in tasks}
-        for method, candidate in candidates(study).items()
-    }
+    found = choices_of(layout, rows)
+    best = {(choice.tried, task): choice for of_task in found.values() for task, choice in of_task.items()}
+    tasks = list(next(iter(found.values())))
     marked = [row | {"chosen": _is_chosen(row, best, tasks)} for row in rows]
     with atomic_write(layout.folder / TABLE) as temporary, open(temporary, "w", newline="") as file:
         table = csv.DictWriter(file, list(marked[0]), lineterminator="\n")
@@ -54,6 +47,22 @@ def choose(layout: Layout) -> dict[str, dict[str, Choice]]:
     return found
 
 
+def choices_of(layout: Layout, rows: list[dict[str, Any]]) -> dict[str, dict[str, Choice]]:
+    """By method and task (or `EVERY_TASK`), what the scored tries give. Raises `MolaError` where a method has no score."""
+    study = layout.study
+    assert study.tuning is not None
+    tasks = study.tasks if study.tuning.per_task else [EVERY_TASK]
+    best = {
+        (candidate, task): _best(rows, candidate, task)
+        for candidate in dict.fromkeys(candidates(study).values())
+        for task in tasks
+    }
+    return {
+        method: {task: best[candidate, task] for task in tasks}
+        for method, candidate in candidates(study).items()
+    }
+
+
 def edges(found: list[Choice]) -> list[str]:
     """A line for each choice at the end of the rates that were tried."""
     return [
@@ -64,15 +73,15 @@ def edges(found: list[Choice]) -> list[str]:
     ]
 
 
-def score_tries(layout: Layout) -> list[dict[str, Any]]:
+def score_tries(layout: Layout, complete: bool = True) -> list[dict[str, Any]]:
     """Each try with its score on validation, which is None where its training diverged; raises `MolaError` where one is
-    not complete."""
+    not `complete` by today's keys."""
     from mola_core.runs.state import cell_state
 
     assert layout.tries is not None and layout.study.tuning is not None
     attempts, rows = tries(layout.study), []
     for cell in layout.tries.study.cells():
-        if cell_state(layout.tries, cell) != "complete":
+        if complete and cell_state(layout.tries, cell) != "complete":
             raise MolaError(
                 f"tuning: try {cell.path} is not complete; run it with `mola tuning` or the study"
             )

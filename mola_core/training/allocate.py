@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from mola_core.methods.allocation import (
 )
 from mola_core.methods.registry import all_families
 from mola_core.models.layer_quality import layer_quality, layer_scores
+from mola_core.module_names import is_named, place_of
 from mola_core.training.batches import first_micro_batches
 
 if TYPE_CHECKING:
@@ -119,9 +119,9 @@ def _adapted(base: Any, target_modules: Sequence[str]) -> list[tuple[int, Any]]:
     """(layer, module) of each module that the adapter will adapt."""
     found = []
     for name, module in base.named_modules():
-        place = re.search(r"\.(\d+)\.", name)
-        if place and any(name == target or name.endswith(f".{target}") for target in target_modules):
-            found.append((int(place[1]), module))
+        place = place_of(name)
+        if place and any(is_named(name, target) for target in target_modules):
+            found.append((place[0], module))
     return found
 
 

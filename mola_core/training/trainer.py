@@ -125,6 +125,10 @@ class Progress(TrainerCallback):
         if is_main():
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             write_json(folder / MARKER, {"step": state.global_step, "seconds": self.seconds})
+            # Only now, and so not by `save_total_limit`, which deletes the one before while this one lacks its marker.
+            for other in folder.parent.glob("checkpoint-*"):
+                if other != folder:
+                    remove(other)
 
     def on_log(
         self,
@@ -252,7 +256,6 @@ def train(
         logging_nan_inf_filter=False,  # it would show a loss that is not a number as the mean of those before
         include_num_input_tokens_seen="all" if packed else "non_padding",
         save_strategy="no",
-        save_total_limit=1,
         seed=seed,
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,

@@ -3,14 +3,13 @@
 The sizes are read from the headers of its safetensors files: no weight is loaded and no model is built.
 """
 
-import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import safe_open
 
 from mola_core.errors import MolaError
 from mola_core.methods import registry
+from mola_core.module_names import is_named, place_of
 from mola_core.study.study import Study
 
 Sizes = list[dict[str, tuple[int, int]]]
@@ -25,13 +24,13 @@ def layer_matrices(folder: Path) -> Sizes:
             shapes |= {key: tensors.get_slice(key).get_shape() for key in tensors.keys()}  # noqa: SIM118 - no mapping
     layers: dict[int, dict[str, tuple[int, int]]] = {}
     for key, shape in shapes.items():
-        place = re.fullmatch(r"\D*\.(\d+)\.(.+)\.weight", key)
+        place = place_of(key.removesuffix(".weight")) if key.endswith(".weight") else None
         if place and len(shape) == 2:
             d_out, d_in = shape
             # GPT-2's are the other way round, as their biases tell.
             if shapes.get(f"{key.removesuffix('weight')}bias", [d_out]) != [d_out]:
                 d_out, d_in = d_in, d_out
-            layers.setdefault(int(place[1]), {})[place[2]] = (d_in, d_out)
+            layers.setdefault(place[0], {})[place[1]] = (d_in, d_out)
     return [layers[index] for index in sorted(layers)]
 
 
@@ -47,7 +46,11 @@ def closed_form(study: Study, label: str, layers: Sizes) -> int | None:
         return registry.closed_form(settings, adapter, [{} for _ in layers])
     adapted = []
     for index, layer in enumerate(layers):
-        sizes = {name: size for name, size in layer.items() if _adapted(name, adapter.target_modules)}
+        sizes = {
+            name: size
+            for name, size in layer.items()
+            if any(is_named(name, target) for target in adapter.target_modules)
+        }
         if not sizes:
             raise MolaError(
                 f"method {label}: layer {index} of the base model has none of the modules "
@@ -55,7 +58,3 @@ def closed_form(study: Study, label: str, layers: Sizes) -> int | None:
             )
         adapted.append(sizes)
     return registry.closed_form(settings, adapter, adapted)
-
-
-def _adapted(name: str, targets: Sequence[str]) -> bool:
-    return any(name == target or name.endswith(f".{target}") for target in targets)

@@ -1,0 +1,184 @@
+"""Results of an earlier version: cells whose keys differ from today's by code alone, so that their scores answer the study.
+
+Rows, examples, model, settings, rates and parents are compared by content; of code, that one version made all cells.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from mola_core.errors import MolaError
+from mola_core.files import sha256_file
+from mola_core.records import digest, read_record
+from mola_core.runs.choice import read_choices
+from mola_core.runs.differences import Difference, differing
+from mola_core.runs.key import evaluation_parts, training_parts
+from mola_core.runs.layout import Layout
+from mola_core.runs.tuning import choices_of, score_tries
+from mola_core.study.sections import EvaluationSettings, TrainingSettings
+from mola_core.study.study import Cell
+
+NAMED = 5
+"""Differences that an error names."""
+CODE = {"code", "method code"}
+OF_CODE = {("evaluation", "training"), ("training", "parent")}
+"""Parts that are keys with code in them: the records that they stand for are compared instead."""
+USUAL = {"training": TrainingSettings(), "evaluation": EvaluationSettings()}
+"""A setting that one of two versions does not know counts as what it is where nobody sets it."""
+
+
+def check_recorded(layout: Layout, cells: Sequence[Cell]) -> str:
+    """The commit (of an installed package: the version) that made these cells, their parents and tries.
+
+    Raises `MolaError` where anything but code differs from what the study, its prepared model, rows and examples say
+    today, where something is not prepared, and for records that do not belong together, or to files of no commit.
+    """
+    versions: dict[str, Cell] = {}
+    code: dict[tuple[str, ...], tuple[Cell, Any]] = {}
+    found: list[str] = []
+    if layout.tries is not None:
+        tries = layout.tries.study.cells()
+        found += _of_cells(layout.tries, tries, versions, code)
+        layout = _with_rates_of_tries(layout)
+    found += _of_cells(layout, list(_with_parents(layout, cells)), versions, code)
+    if found:
+        more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+        raise MolaError(
+            f"study {layout.study.name}: its cells are not what the study says today: {'; '.join(found[:NAMED])}{more}; run it again"
+        )
+    if len(versions) > 1:
+        named = ", ".join(f"{version} ({cell.path})" for version, cell in versions.items())
+        raise MolaError(
+            f"study {layout.study.name}: its cells are of several versions: {named}; run it again"
+        )
+    return next(iter(versions))
+
+
+def _of_cells(
+    layout: Layout,
+    cells: Sequence[Cell],
+    versions: dict[str, Cell],
+    code: dict[tuple[str, ...], tuple[Cell, Any]],
+) -> list[str]:
+    """Differences of the cells; notes the versions that made them, and the code of each kind of cell."""
+    found = []
+    for cell in cells:
+        try:
+            found += [f"{cell.path}: {line}" for line in _of_cell(layout, cell, versions, code)]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise MolaError(
+                f"cell {cell.path}: its records lack {error}: of a version that did not record it, or damaged; run it again"
+            ) from None
+    return found
+
+
+def _of_cell(
+    layout: Layout,
+    cell: Cell,
+    versions: dict[str, Cell],
+    code: dict[tuple[str, ...], tuple[Cell, Any]],
+) -> Iterator[str]:
+    study, folder = layout.study, layout.cell(cell)
+    trained = study.method_by_label[cell.method].method != "base"
+    for name, wanted in [("training.json", trained), ("manifest.json", bool(study.evaluated_on(cell)))]:
+        if wanted and not (folder / name).is_file():
+            raise MolaError(f"cell {cell.path}: has no {name}; run it")
+    training = read_record(folder / "training.json") if trained else None
+    manifest = read_record(folder / "manifest.json") if study.evaluated_on(cell) else None
+    if not _prepared(layout, cell, trained, manifest is not None):
+        raise MolaError(
+            f"cell {cell.path}: model, rows or examples are not there to compare with; prepare them with `mola model`, "
+            "`mola data` and `mola examples`"
+        )
+    if training is not None:
+        yield from _told(differing(layout, cell, "training"))
+        if digest(training["parts"]) != training["key"]:
+            yield "training: its parts are not those of its key"
+        parent = study.parent(cell)
+        if (
+            parent
+            and read_record(layout.cell(parent) / "training.json")["key"] != training["parts"]["parent"]
+        ):
+            yield f"training: went on from another training than that of {parent.path}"
+    if manifest is not None:
+        yield from _told(differing(layout, cell, "evaluation"))
+        if digest(manifest["parts"]) != manifest["evaluation_key"]:
+            yield "evaluation: its parts are not those of its key"
+        if training is not None and manifest["parts"]["training"] != training["key"]:
+            yield "evaluation: of another training"
+        if manifest["training"] != training:
+            yield "manifest: of another training"
+        if (manifest["task"], manifest["method"], manifest["seed"]) != dataclasses.astuple(cell):
+            yield f"manifest: of {manifest['task']}/{manifest['method']}/seed{manifest['seed']}"
+        if not (folder / "samples.parquet").is_file() or (
+            sha256_file(folder / "samples.parquet") != manifest["samples_sha256"]
+        ):
+            yield "samples.parquet: missing or altered since"
+        if manifest["stand_in"] != study.stand_in:
+            yield f"stand_in: {manifest['stand_in']} -> {study.stand_in}"
+    selected = str(bool(study.training_of(cell).candidates))
+    for stage, made, kind in [
+        ("training", training, (cell.method, selected)),
+        ("evaluation", manifest, (selected,)),
+    ]:
+        if made is None:
+            continue
+        first, then = code.setdefault((stage, *kind), (cell, made["parts"]["code"]))
+        if made["parts"]["code"] != then:
+            yield f"{stage}: by other code than that of {first.path}"
+        environment = made if stage == "training" else made["evaluation"]
+        if environment["git"].get("dirty"):
+            yield f"{stage}: by files that no commit has"
+        version = environment["git"].get("commit") or f"mola-core {environment['versions']['mola-core']}"
+        versions.setdefault(version, cell)
+
+
+def _prepared(layout: Layout, cell: Cell, trained: bool, evaluated: bool) -> bool:
+    training = training_parts(layout, cell) if trained else None
+    if trained and training is None:
+        return False
+    return not evaluated or evaluation_parts(layout, cell, digest(training) if training else None) is not None
+
+
+def _told(found: Iterator[Difference]) -> Iterator[str]:
+    """What differs beside code."""
+    for one in found:
+        if one.part in CODE or ((one.stage, one.part) in OF_CODE and one.then and one.now):
+            continue
+        if one.part == "scoring" and isinstance(one.then, dict) and isinstance(one.now, dict):
+            if one.then.get("config") != one.now.get("config"):
+                yield f"{one.stage}: the prompts or options of {one.name} differ"
+            continue
+        usual = getattr(USUAL.get(one.part), one.name or "", None)
+        if one.part in USUAL and (one.then, one.now) in ((None, usual), (usual, None)):
+            continue
+        yield str(one)
+
+
+def _with_parents(layout: Layout, cells: Sequence[Cell]) -> Iterator[Cell]:
+    """The cells and what they go on from, each once."""
+    waiting, seen = list(cells), set[Cell]()
+    while waiting:
+        cell = waiting.pop(0)
+        if cell in seen:
+            continue
+        seen.add(cell)
+        yield cell
+        parent = layout.study.parent(cell)
+        if parent:
+            waiting.append(parent)
+
+
+def _with_rates_of_tries(layout: Layout) -> Layout:
+    """The layout with the rates that its tries, which were compared, give; `tuning.json` has to say the same."""
+    found = choices_of(layout, score_tries(layout, complete=False))
+    try:
+        if read_choices(layout)[1] != found:
+            raise MolaError(
+                f"{layout.folder}: tuning.json does not say what its tries give; run the study again"
+            )
+    except (KeyError, TypeError, AttributeError):
+        raise MolaError(f"{layout.folder}: tuning.json is damaged; run `mola tuning` again") from None
+    return dataclasses.replace(layout, rates=found)
