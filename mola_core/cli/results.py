@@ -71,7 +71,9 @@ def knockout(arguments: argparse.Namespace) -> None:
     if _of_one_cell(arguments, lambda runner, cell: runner.knock_out(cell, arguments.by or "quarter")):
         return
     if arguments.by:
-        raise MolaError("--by: goes with --task, --method and --seed; without a cell what is there is gathered")
+        raise MolaError(
+            "--by: goes with --task, --method and --seed; without a cell what is there is gathered"
+        )
     from mola_core.analysis.experts import knock_out as statistics
 
     _tell_missing("knock-out", statistics.write(study_layout(arguments)))
