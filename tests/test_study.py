@@ -240,6 +240,7 @@ def dumped(content):
         ({"data": {"source": "hub", "revisions": {"cola": "main"}}}, "data.revisions.cola: must be a commit"),
         ({"data": {"source": "hub", "revisions": {"a b": "0" * 40}}}, "data.revisions.a b: must be a name"),
         ({"tasks": "cola"}, "tasks: must be a list, not 'cola'; write [cola]"),
+        ({"seeds": 3}, "seeds: must be a list, not '3'; write [3] for seed 3 or [0, 1, 2] for 3 seeds"),
         ({"tasks": []}, "tasks: must be a list of at least 1 entry, not '[]'"),
         ({"methods": [2468]}, "methods.0: must be a method's name or a mapping of its settings, not '2468'"),
         ({"methods": ["base", "mola"]}, "methods.1: method 'mola': needs `experts`"),

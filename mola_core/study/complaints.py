@@ -118,6 +118,8 @@ def _fix(error: Any) -> str:
     if error["type"] == "string_type" and isinstance(given, int | float):
         return "; write it in quotes"
     if error["type"] == "list_type" and isinstance(given, str | int):
+        if isinstance(given, int) and error["loc"][-1] == "seeds" and 1 < given <= 10:
+            return f"; write [{given}] for seed {given} or {list(range(given))} for {given} seeds"
         return f"; write [{_shown(given)}]"
     if error["type"] in ("int_type", "float_type") and isinstance(given, str):
         return "; write it without quotes or unit"
