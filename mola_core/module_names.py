@@ -1,6 +1,8 @@
 """Names of a model's modules and weights: which layer one is in, and which entries of a config name it."""
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 
 
 def place_of(name: str) -> tuple[int, str] | None:
@@ -15,3 +17,30 @@ def place_of(name: str) -> tuple[int, str] | None:
 def is_named(name: str, entry: str) -> bool:
     """Whether `entry` names the module, by PEFT's rule for lists: its whole name, or the end of it after a dot."""
     return f".{name}".endswith(f".{entry}")
+
+
+def places_in_stack(names: Iterable[str], depth: int | None = None) -> dict[str, tuple[int, str]]:
+    """Of weights' or modules' names those in the model's layers, with their places.
+
+    The layers are the entries of one stack: the one with most names among those with `depth` layers, or among all. A vision
+    tower's blocks, and layers beyond the depth, which predict several tokens, are in files that a text model leaves them out of.
+    """
+    stacks: dict[str, dict[str, tuple[int, str]]] = {}
+    for name in names:
+        place = place_of(name)
+        if place and (depth is None or place[0] < depth):
+            stacks.setdefault(name[: -len(f"{place[0]}.{place[1]}")], {})[name] = place
+    whole = [stack for stack in stacks.values() if len({layer for layer, _ in stack.values()}) == depth]
+    return max(whole or stacks.values(), key=len, default={})
+
+
+def short_names(modules: Iterable[str]) -> dict[str, str]:
+    """The last part of each name within a layer; of those that share it (GPT-2's `attn.c_proj`, `mlp.c_proj`) the last two."""
+    every = sorted(set(modules))
+    last = Counter(name.rpartition(".")[2] for name in every)
+    return {
+        name: name.rpartition(".")[2]
+        if last[name.rpartition(".")[2]] == 1
+        else ".".join(name.split(".")[-2:])
+        for name in every
+    }

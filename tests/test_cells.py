@@ -30,6 +30,19 @@ def adapter_bytes(bench, cell) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
+def test_the_base_has_one_size_whatever_an_adapter_freezes_or_trains_of_it(bench):
+    """AdaLoRA freezes numbers of its own. PiSSA as PEFT's LoRA takes its start out of the base, so it has no size of update."""
+    bench = bench(
+        tasks=["cola"], methods=["lora-r4", "adalora-r4", "pissa-lora-r4", "pissa-mola-2468"], seeds=[0]
+    )
+    size = bench.base.model.num_parameters()
+    for cell in bench.study.cells():
+        bench.train(cell)
+        record = read_record(bench.layout.cell(cell) / "training.json")
+        assert record["base_parameters"] == size, cell
+        assert ("update_size" in record) == (cell.method != "pissa-lora-r4"), cell
+
+
 def test_a_cell_is_trained_evaluated_and_recorded(bench):
     bench = bench()
     cell = bench.study.cell("cola", "mola-2468", 0)

@@ -1,16 +1,22 @@
 """Evaluation by itself: options that begin alike, documents that stand twice, and examples that are not what is asked."""
 
+import sys
+
 import pyarrow.parquet as pq
 import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from transformers import AutoModelForCausalLM, Lfm2Config, MistralConfig
 
 from mola_core.errors import MolaError
 from mola_core.evaluation.harness import AnswerLM, evaluate
+from mola_core.evaluation.likelihoods import of_samples
+from mola_core.evaluation.unanswered import unanswered
+from mola_core.models.attention import window
 from mola_core.runs.prepare import prepare_examples
 from mola_core.study.sections import EvaluationSettings
-from mola_core.tasks import load_task
+from mola_core.tasks import Example, load_task
 from mola_core.tasks.examples import read_examples
 
 
@@ -35,6 +41,52 @@ def test_an_option_that_begins_another_is_scored_at_its_own_place(prepared_bench
     assert [value for value, _ in ours] == pytest.approx([value for value, _ in stock], abs=1e-4)
     assert [greedy for _, greedy in ours] == [greedy for _, greedy in stock]
     assert len({round(value, 3) for value, _ in ours}) == len(requests), "eight different numbers"
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "limit"),
+    [
+        (MistralConfig, {"sliding_window": 12}, 12),
+        (MistralConfig, {"sliding_window": None}, sys.maxsize),
+        (Lfm2Config, {"layer_types": ["conv", "full_attention"]}, 0),
+    ],
+)
+def test_prompts_beyond_a_window_are_not_cached(prepared_bench, kind, settings, limit):
+    """Padding behind a cached beginning would count as positions, and change what a convolution sees."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = kind(**sizes, num_key_value_heads=2, vocab_size=512, max_position_embeddings=128, **settings)
+    assert window(config) == limit
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    arguments = {
+        "pretrained": model,
+        "tokenizer": prepared_bench.base.tokenizer,
+        "batch_size": 4,
+        "device": "cpu",
+    }
+    requests = [
+        Instance("loglikelihood", {}, (f"Is this one of all those that were seen? {words}:", option), index)
+        for index, (words, option) in enumerate(
+            [("no", " yes"), ("a long one, as the beginning of it says", " no"), ("or", " never at all, no")]
+        )
+    ]
+    ours = AnswerLM(**arguments).loglikelihood(requests)
+    stock = HFLM(**arguments | {"batch_size": 1}, logits_cache=False).loglikelihood(
+        requests, disable_tqdm=True
+    )
+    assert [value for value, _ in ours] == pytest.approx([value for value, _ in stock], abs=1e-3)
+
+
+def test_a_diverged_training_is_right_where_the_first_option_is(prepared_bench):
+    """Of a task with its options in the prompt an example has one, whose place says nothing."""
+    tokenizer = prepared_bench.base.tokenizer
+    examples = [Example(f"d{place}", f"prompt {place}", " waved.", [" waved."], 0) for place in range(4)]
+    frame, record = unanswered(examples, tokenizer, golds=[(0, 2), (1, 2), (1, 2), (2, 3)])
+    assert frame["correct"].tolist() == [1, 0, 0, 0] and record["accuracy"] == 0.25
+    assert frame["target"].tolist() == ["0", "1", "1", "2"]
+    assert [len(values) for values in frame["loglikelihoods"]] == [2, 2, 2, 3]
+    likelihood, _ = of_samples(frame)
+    assert list(likelihood) == pytest.approx([1 / 2, 1 / 2, 1 / 2, 1 / 3])
 
 
 def scored(runner, examples):

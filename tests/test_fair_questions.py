@@ -170,11 +170,22 @@ def examples(tmp_path, tokenizer, train, test, **options):
     )
 
 
-def test_a_number_that_is_an_option_and_counts_another_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("texts", "answers", "said"),
+    [
+        (("1", "2", "3"), [0], "row 0 of test has the answer 1 and the options 1, 2, 3"),
+        # That 0.5 is a text says that 1 is one too.
+        (("1", "2", "0.5"), [2, 0], "row 1 of test has the answer 1 and the options 1, 2, 0.5"),
+        (("1", "2", "0.5"), [0, 2], "row 0 of test has the answer 1 and the options 1, 2, 0.5"),
+    ],
+)
+def test_a_number_that_is_an_option_and_counts_another_is_refused(
+    tmp_path, monkeypatch, texts, answers, said
+):
     """lm-eval makes a number of a template's digits: the answer "1" of the options 1, 2, 3 is then the second."""
     from mola_core.tasks import loading
 
-    rows = [arc("How many?", 0, ("1", "2", "3"))]
+    rows = [arc(f"How many of {place}?", answer, texts) for place, answer in enumerate(answers)]
     folder = prepared(tmp_path, rows, rows)
     plain = loading.load_yaml
 
@@ -183,7 +194,7 @@ def test_a_number_that_is_an_option_and_counts_another_is_refused(tmp_path, monk
 
     monkeypatch.setattr(loading, "load_yaml", changed)
     task = load_task("arc_easy", "choice", folder)
-    with pytest.raises(MolaError, match=r"row 0 of test has the answer 1 and the options 1, 2, 3"):
+    with pytest.raises(MolaError, match=said):
         loading.make_examples(task, "test", None)
 
 

@@ -162,6 +162,13 @@ def test_the_same_method_with_other_settings_looks_different():
     assert (first.colour, first.marker) != (second.colour, second.marker)
 
 
+def test_many_methods_of_one_look_are_told_apart_as_long_as_there_are_looks():
+    methods = [f"random-20-{draw}" for draw in range(40)]
+    styles = study_styles(make_study(methods=methods))
+    assert len(styles) == 40
+    assert len(set(styles.values())) == 25
+
+
 @pytest.mark.parametrize(
     ("shape", "expected"),
     [("5555", "uniform"), ("2468", "increasing"), ("6532", "decreasing"), ("8228", "hourglass")]

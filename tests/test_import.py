@@ -298,12 +298,20 @@ def asked_without_prompt(samples):
         sample["metrics"] = ["acc", "acc_mutual_info"]
 
 
+def asked_without_prompt_of_old(samples):
+    """As older versions of lm-eval, which list no metrics."""
+    asked_without_prompt(samples)
+    for sample in samples:
+        del sample["metrics"]
+        sample["acc_mutual_info"] = 0.0
+
+
 def blank(samples):
     for sample in samples:
         sample["target"] = f" {sample['target']} "
 
 
-@pytest.mark.parametrize("change", [listed, asked_without_prompt, blank])
+@pytest.mark.parametrize("change", [listed, asked_without_prompt, asked_without_prompt_of_old, blank])
 def test_likelihoods_are_the_same_however_they_are_written(runs, tmp_path, change):
     tables = []
     for name, apply in (("plain", lambda _: None), ("changed", change)):

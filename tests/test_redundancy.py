@@ -65,10 +65,10 @@ def test_what_is_not_defined_is_nan():
     assert found["A"] == pytest.approx(dense(A, B, 2)["A"])
 
 
-def save_adapter(folder, experts_by_layer, seed=0):
+def save_adapter(folder, experts_by_layer, seed=0, names=("self_attn.q_proj", "mlp.down_proj")):
     tensors = {}
     for layer, experts in enumerate(experts_by_layer):
-        for place, name in enumerate(["self_attn.q_proj", "mlp.down_proj"]):
+        for place, name in enumerate(names):
             A, B = matrices(experts, seed=seed + 10 * layer + place)
             key = f"base_model.model.model.layers.{layer}.{name}.mola_"
             router = np.zeros((experts, 11), np.float32)
@@ -87,6 +87,15 @@ def test_a_saved_adapter_is_read_module_by_module(tmp_path):
     raw, relative = dense(tensors[f"{key}A"], tensors[f"{key}B"], 4)["BA"]
     assert row["experts"] == 4
     assert (row["raw"], row["relative"]) == pytest.approx((raw, relative), rel=1e-5)
+
+
+def test_modules_that_share_the_end_of_their_names_are_told_apart(tmp_path):
+    """GPT-2 has a c_proj in attention and one in the MLP."""
+    names = ("attn.c_attn", "attn.c_proj", "mlp.c_proj")
+    save_adapter(tmp_path / "adapter", [2, 4], names=names)
+    frame = adapter_redundancy(tmp_path / "adapter")
+    assert set(frame["module"]) == {"c_attn", "attn.c_proj", "mlp.c_proj"}
+    assert len(frame) == 2 * 3 * 3
 
 
 @pytest.fixture

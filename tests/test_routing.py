@@ -11,7 +11,7 @@ from mola_core.adapter import MolaConfig
 from mola_core.analysis.experts import quality, routing
 from mola_core.cli import main
 from mola_core.errors import MolaError
-from mola_core.evaluation.router_counts import routing_frame
+from mola_core.evaluation.router_counts import Counts, Watch, routing_frame
 from mola_core.files import write_json
 from mola_core.runs.cell import CellRunner
 from mola_core.runs.layout import ROUTING, Layout
@@ -116,6 +116,31 @@ def counted(tmp_path) -> Layout:
         layout.cell(cell).mkdir(parents=True)
         cell_frame(place).to_csv(layout.cell(cell) / ROUTING, index=False)
     return layout
+
+
+def test_routers_of_one_layer_whose_names_end_alike_are_two():
+    watch = Watch()
+    for name, logits in [("attn.c_proj", [2.0, 1.0]), ("mlp.c_proj", [1.0, 2.0])]:
+        counts = Counts(2)
+        counts.add(torch.tensor([logits] * 10), top_k=1)
+        watch.counts[f"base_model.model.transformer.h.3.{name}"] = counts
+    frame = watch.frame().set_index(["layer", "module", "expert"])["chosen"]
+    assert frame.to_dict() == {
+        (3, "attn.c_proj", 0): 10,
+        (3, "attn.c_proj", 1): 0,
+        (3, "mlp.c_proj", 0): 0,
+        (3, "mlp.c_proj", 1): 10,
+    }
+
+
+def test_layers_stand_at_their_own_numbers(counted):
+    """Of a hybrid model whose layers 1, 3, 5 and 7 have attention."""
+    experts, _ = routing.read(counted)
+    figure = routing.heat_map(counted.study, experts.assign(layer=2 * experts["layer"] + 1))
+    image = figure.axes[0].images[0]
+    assert image.get_extent()[2:] == [0.5, 8.5]
+    rows = np.isnan(np.asarray(image.get_array().filled(np.nan))).all(axis=1)
+    assert rows.tolist() == [True, False] * 4
 
 
 def test_a_summary_has_a_row_for_each_module(counted):

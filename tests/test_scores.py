@@ -97,6 +97,50 @@ def test_bad_values_are_refused(tmp_path, rows, name, change, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["scores.csv", "scores.parquet"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda f: f.assign(Cluster="c"),
+            "column 'Cluster' would not be read; write it 'cluster', or rename it",
+        ),
+        (lambda f: f.assign(**{" likelihood": 0.5}), "column ' likelihood' would not be read"),
+        (
+            lambda f: f.rename(columns={"correct": "Correct"}),
+            "column 'Correct' would not be read; write it 'correct'",
+        ),
+        (lambda f: f.assign(method=f.method.astype(str) + " "), "column 'method': .* has blanks around it"),
+    ],
+)
+def test_names_that_are_nearly_others_are_refused(tmp_path, rows, name, change, said):
+    file = tmp_path / name
+    frame = change(rows)
+    frame.to_csv(file, index=False) if file.suffix == ".csv" else frame.to_parquet(file, index=False)
+    # A reader of CSV takes blanks off the header.
+    if name.endswith("csv") and " likelihood" in said:
+        assert "likelihood" in load_scores(file)
+        return
+    with pytest.raises(MolaError, match=said):
+        load_scores(file)
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path, rows):
+    file = tmp_path / "scores.csv"
+    pd.concat([rows, rows["correct"]], axis=1).to_csv(file, index=False)
+    with pytest.raises(MolaError, match="column 'correct' is there twice; remove one"):
+        load_scores(file)
+
+
+def test_large_seeds_stay_apart_in_csv(tmp_path, rows):
+    file = tmp_path / "scores.csv"
+    large = rows.assign(seed=rows["seed"] + 2**53)
+    large.to_csv(file, index=False)
+    assert set(load_scores(file)["seed"]) == set(large["seed"])
+    rows.assign(seed=rows["seed"].astype(float)).to_csv(file, index=False)
+    assert set(load_scores(file)["seed"]) == set(rows["seed"]), "3.0 is 3"
+
+
 def test_not_a_score_file(tmp_path):
     with pytest.raises(MolaError, match="no such score file"):
         load_scores(tmp_path / "missing.parquet")

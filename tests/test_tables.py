@@ -1,10 +1,12 @@
 """Tables hold the cells' numbers, the paper's numbers are the CSV's, and what is missing stays empty."""
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import save_file
 from simulated_study import make_study, simulate
 
 from mola_core.analysis import collect
@@ -22,6 +24,7 @@ from mola_core.errors import MolaError
 from mola_core.records import read_record, write_record
 from mola_core.shapes import lora_parameters, mola_parameters
 from mola_core.study.loading import load_study
+from mola_core.study.study import Study
 
 LLAMA = {"name": "llama", "source": "hub", "id": "x/llama", "revision": "0" * 40, "paper": "Llama-2-7b"}
 HUB = {"source": "hub"}
@@ -269,6 +272,8 @@ def test_op_and_pd_by_hand():
 
 
 def test_continual_tables_are_filled_from_the_tidy_frame(paper_layout):
+    content = paper_layout.study.model_dump(exclude_unset=True) | {"continual": {}}
+    paper_layout = dataclasses.replace(paper_layout, study=Study.model_validate(content))
     frame = reference.continual().assign(seed=0)
     frame = frame[frame.method.isin(["lora-r64", "mola-2468"])]
     frame.assign(accuracy=frame.accuracy / 100).to_parquet(paper_layout.folder / continual.FILE)
@@ -311,6 +316,82 @@ def test_instruction_tuned_cells_belong_to_table_4(tmp_path):
     }
     assert ours == {1: 0, 2: 0, 3: 0, 4: 2, 7: 0, 8: 0, 9: 0}
     assert reference.accuracy(study, "mola-2468", "cola") == 86.19
+
+
+def test_another_order_of_the_papers_topics_is_the_studys():
+    """A model that keeps all that it has learnt, and knows nothing of what it has not."""
+    topics = list(reference.TOPIC_DOCUMENTS)[::-1]
+    rows = [
+        ("mola-2468", 0, trained, tested, 0.9 if topics.index(tested) <= stage else 0.5)
+        for stage, trained in enumerate(topics)
+        for tested in topics
+    ]
+    frame = pd.DataFrame(rows, columns=list(continual.COLUMNS))
+    found = continual.summary(frame).iloc[0]
+    assert (found["op"], found["pd"]) == (pytest.approx(0.9), pytest.approx(0.0))
+
+
+def test_tables_5_and_6_are_those_of_the_papers_topics_and_model():
+    topics = [f"scienceqa-{topic}" for topic in reference.TOPIC_DOCUMENTS]
+    for changes, there in [
+        ({}, True),
+        ({"model": LLAMA, "data": HUB}, True),
+        ({"model": LLAMA | {"paper": "Mistral-7B"}, "data": HUB}, False),
+        ({"continual": {"tasks": topics[::-1]}}, False),
+        ({"continual": {"tasks": topics[:2]}}, False),
+    ]:
+        study = make_study(methods=["mola-2468"], **{"continual": {"tasks": topics}, **changes})
+        assert ("paper-5" in catalogue.tables_of(study)) == there, changes
+
+
+def test_a_method_with_other_ranks_or_scales_is_not_the_papers():
+    for changes in ({"rslora": True}, {"rank": [8] * 8}, {"loraplus_ratio": 4.0}):
+        study = make_study(
+            methods=[{"method": "lora-r64" if "rank" not in changes else "mola-2468", **changes}]
+        )
+        assert reference.paper_names(study) == {}, changes
+    assert len(reference.paper_names(make_study(methods=["lora-r64", "mola-2468"]))) == 2
+
+
+def test_a_closed_form_is_of_modules_within_layers():
+    sizes = {"self_attn.q_proj": (32, 32), "mlp.up_proj": (32, 48)}
+    layers = [sizes, {"mlp.up_proj": (32, 48)}] * 2
+
+    def parameters(method, *targets):
+        study = make_study(methods=[method], adapter={"target_modules": list(targets)})
+        return closed_form(study, study.methods[0].label, layers)
+
+    assert parameters("lora-r4", "up_proj") == 4 * 4 * (32 + 48)
+    assert parameters("lora-r4", "q_proj") == 2 * 4 * (32 + 32), "a hybrid model has attention in some layers"
+    assert parameters("lora-r4", "up_proj", "lm_head") is None
+    own = {"method": "peft", "name": "own", "config": {"peft_type": "LORA", "target_modules": ["c_attn"]}}
+    assert parameters(own, "up_proj") is None
+    with pytest.raises(MolaError, match="the base model's layers have none of the modules gate_proj"):
+        parameters("lora-r4", "gate_proj")
+
+
+def test_packed_weights_have_no_closed_form(layout):
+    file = layout.model / "model.safetensors"
+    name = "model.layers.0.self_attn.q_proj.weight"
+    save_file(
+        {name: np.zeros((9, 1), np.uint8), f"{name}.quant_state.bitsandbytes__nf4": np.zeros(3, np.uint8)},
+        file,
+    )
+    assert layer_matrices(layout.model) == []
+    assert (
+        tables.parameter_table(layout.study, collect.read_cells(layout.folder), [])["closed_form"]
+        .isna()
+        .all()
+    )
+
+
+def test_experts_that_differ_by_cell_are_not_averaged(layout):
+    study = make_study(methods=["base", {"method": "sensitivity-20", "name": "chosen"}], seeds=[0, 1])
+    cells = collect.read_cells(layout.folder)
+    own = cells[cells["method"] == "mola-2468"].head(2).assign(method="chosen")
+    for lists, said in [(["[2, 8]", "[4, 6]"], "differ by cell"), (["[2, 8]", "[2, 8]"], "1 × 2, 1 × 8")]:
+        table = tables.parameter_table(study, own.assign(experts=lists), []).set_index("method")
+        assert table.loc["chosen", "experts_per_layer"] == said
 
 
 def test_a_gap_in_continual_learning_is_named():

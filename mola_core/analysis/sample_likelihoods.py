@@ -57,7 +57,8 @@ def _options(sample: dict[str, Any]) -> tuple[list[str], list[float]] | None:
         values = [float(answer[0]) for answer in sample["filtered_resps"]]
     except (KeyError, TypeError, ValueError, IndexError):
         return None
-    if "acc_mutual_info" in (sample.get("metrics") or []):
+    # Older versions of lm-eval list no metrics, but have each one's value.
+    if "acc_mutual_info" in (sample.get("metrics") or sample):
         # The other half are the options without their prompt.
         pairs, values = pairs[: len(pairs) // 2], values[: len(values) // 2]
     if len(values) < 2 or len(values) != len(pairs) or not all(map(math.isfinite, values)):

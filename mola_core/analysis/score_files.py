@@ -58,7 +58,7 @@ def frame_scores(frame: pd.DataFrame) -> pd.DataFrame:
     filled = {name: name for name in ("study", "model", "task") if name not in frame.columns}
     frame = frame.assign(**filled)
     names = [name for name in (*COLUMNS, *OPTIONAL) if name in frame.columns]
-    require(names, Path("scores"))
+    require(list(map(str, frame.columns)), Path("scores"))
     try:
         table = pa.Table.from_pandas(frame[names], preserve_index=False)
         return _gather(iter(table.to_batches(BATCH)), names, Path("scores"))
@@ -91,6 +91,13 @@ def _gather(
 
 
 def require(names: Sequence[str], path: Path) -> None:
+    known = [*COLUMNS, *OPTIONAL]
+    for name in dict.fromkeys(names):
+        meant = str(name).strip().casefold()
+        if name not in known and meant in known:
+            raise MolaError(f"{path}: column {name!r} would not be read; write it {meant!r}, or rename it")
+        if name in known and list(names).count(name) > 1:
+            raise MolaError(f"{path}: column {name!r} is there twice; remove one")
     missing = [column for column in COLUMNS if column not in names]
     if missing:
         raise MolaError(
@@ -105,13 +112,21 @@ class _Names:
     def __init__(self) -> None:
         self.known = pa.array([], pa.string())
 
-    def encode(self, column: pa.Array) -> np.ndarray:
-        """Positions of the column's values in `known`, which grows by those that are new, in their order."""
+    def encode(self, column: pa.Array, trimmed: str | None = None) -> np.ndarray:
+        """Positions of the column's values in `known`, which grows by those that are new, in their order.
+
+        Raises `MolaError`, which begins with `trimmed`, for a value with blanks around it, where that is given.
+        """
         if not pa.types.is_dictionary(column.type):
             column = column.cast(pa.string()).dictionary_encode()
         used = column.indices.unique()
         values = column.dictionary.cast(pa.string())
         new = values.take(used).filter(pc.is_null(pc.index_in(values.take(used), value_set=self.known)))
+        blank = new.filter(pc.not_equal(new, pc.utf8_trim_whitespace(new)))
+        if trimmed and len(blank):
+            raise MolaError(
+                f"{trimmed}: {blank[0].as_py()!r} has blanks around it and is another name than without; remove them"
+            )
         self.known = pa.concat_arrays([self.known, new.unique()])
         return pc.index_in(values, value_set=self.known).to_numpy(zero_copy_only=False)[
             column.indices.to_numpy(zero_copy_only=False)
@@ -132,7 +147,8 @@ class Content:
     def add(self, column: str, values: pa.Array, path: Path) -> np.ndarray:
         """The next values of a column: codes of names, int64 seeds, uint8 0 or 1, float32 likelihoods."""
         if column in self._names:
-            numbers = self._names[column].encode(values).astype(np.int32)
+            where = f"{path}: column {column!r}" if column in NAMES else None
+            numbers = self._names[column].encode(values, where).astype(np.int32)
         elif column == "seed":
             numbers = _whole_seeds(values, path)
         elif column == "correct":
@@ -188,7 +204,7 @@ def _read_csv(path: Path) -> Iterator[pa.RecordBatch]:
     convert = pyarrow.csv.ConvertOptions(
         include_columns=[*COLUMNS, *(name for name in OPTIONAL if name in names)],
         column_types={name: pa.string() for name in TEXT}
-        | {"seed": pa.float64(), "correct": pa.string(), "likelihood": pa.float64()},
+        | {"seed": pa.string(), "correct": pa.string(), "likelihood": pa.float64()},
         strings_can_be_null=True,
         null_values=[""],
     )
@@ -199,6 +215,11 @@ def _read_csv(path: Path) -> Iterator[pa.RecordBatch]:
 
 def _whole_seeds(column: pa.Array, path: Path) -> np.ndarray:
     try:
+        if pa.types.is_string(column.type):  # of a CSV file; 3.0 is 3
+            try:
+                column = column.cast(pa.int64())
+            except pa.ArrowInvalid:
+                column = column.cast(pa.float64())
         return column.cast(pa.int64()).to_numpy()
     except pa.ArrowInvalid:
         raise MolaError(f"{path}: column 'seed' must hold whole numbers") from None

@@ -16,6 +16,7 @@ from lm_eval.models.huggingface import HFLM
 
 from mola_core.errors import MolaError
 from mola_core.evaluation.unanswered import numbered
+from mola_core.models.attention import window
 from mola_core.models.precision import computed_in
 from mola_core.models.tokens import adds_bos, encode, split
 from mola_core.tasks.check import chance
@@ -96,7 +97,16 @@ class AnswerLM(HFLM):
         if len(set(beginnings)) == len(rows):
             # One row a document: what the documents themselves have in common, the instruction.
             beginnings = [os.path.commonprefix(beginnings)] * len(rows)  # type: ignore[list-item]
-        if len(rows) == 1 or not all(beginnings) or self._puts_tokens_in_front:
+        # Between a cached beginning and a short tail stands padding, which a sliding window counts and a recurrence takes in.
+        width = max(map(len, beginnings)) + max(
+            len(row) - len(beginning) for row, beginning in zip(rows, beginnings, strict=True)
+        )
+        if (
+            len(rows) == 1
+            or not all(beginnings)
+            or self._puts_tokens_in_front
+            or width > window(self.model.config)
+        ):
             beginnings = [()] * len(rows)
         tails = [row[len(beginning) :] for row, beginning in zip(rows, beginnings, strict=True)]
         batch = self._padded(tails)

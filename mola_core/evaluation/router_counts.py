@@ -12,7 +12,7 @@ import torch
 from mola_core.adapter.experts import top_k_gates
 from mola_core.adapter.layer import MolaLayer
 from mola_core.errors import MolaError
-from mola_core.module_names import place_of
+from mola_core.module_names import place_of, short_names
 from mola_core.training.batches import left_pad
 
 
@@ -61,10 +61,10 @@ class Watch:
         there are none), `probability` its mean router probability over all tokens.
         """
         rows = []
+        places = {name: place for name in self.counts if (place := place_of(name))}
+        short = short_names(module for _, module in places.values())
         for name, counts in self.counts.items():
-            place = place_of(name)
-            assert place is not None
-            layer, module = place[0], place[1].rpartition(".")[2]
+            layer, module = places[name][0], short[places[name][1]]
             weight = counts.weight / counts.chosen
             for expert in range(len(weight)):
                 times = int(counts.chosen[expert])

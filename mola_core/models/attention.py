@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import statistics
+import sys
 import time
 from typing import Any, Literal
 
@@ -100,6 +101,23 @@ def products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sca
     )
     mixed = torch.bmm(scores.softmax(-1), value.reshape(rows * shared, keys, -1))
     return mixed.view(rows, heads, queries, -1)
+
+
+def window(config: Any) -> int:
+    """Positions that every layer of a model sees back at least, itself included; no limit where all see everything.
+
+    0 where a layer is not attention (a convolution, a recurrence): padding in the middle would change its state.
+    """
+    config = config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds - {"full_attention", "sliding_attention", "chunked_attention"}:
+        return 0
+    if kinds == {"full_attention"} and getattr(config, "layer_types", None):
+        return sys.maxsize
+    named = [
+        getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size")
+    ]
+    return min((size for size in named if isinstance(size, int)), default=sys.maxsize)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -149,10 +149,13 @@ def _in_turn(left: torch.Tensor, right: torch.Tensor) -> dict[str, tuple[float, 
     return {name: (statistics.median(seconds[name]), results[name]) for name in calls}
 
 
-def attention_heads(model: Any) -> tuple[int, int]:
-    """Number and width of the model's attention heads."""
+def attention_heads(model: Any) -> tuple[int, int] | None:
+    """Number and width of the model's attention heads; None where it has none (Mamba, RWKV)."""
     config = model.config.get_text_config()
-    heads = int(config.num_attention_heads)
+    heads = getattr(config, "num_attention_heads", None)
+    if not heads:
+        return None
+    heads = int(heads)
     return heads, int(getattr(config, "head_dim", None) or config.hidden_size // heads)
 
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from mola_core.code_hash import code_hash
 from mola_core.errors import MolaError
 from mola_core.files import read_json, write_json
-from mola_core.module_names import place_of
+from mola_core.models.loading import stored_depth
+from mola_core.module_names import places_in_stack
 from mola_core.records import digest
 
 if TYPE_CHECKING:
@@ -121,12 +122,15 @@ def measure(folder: Path) -> pd.DataFrame:
 def _matrices(folder: Path) -> Iterator[tuple[int, str, torch.Tensor]]:
     from safetensors import safe_open
 
+    files: dict[str, Path] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118 - no mapping
-                place = place_of(key.removesuffix(".weight")) if key.endswith(".weight") else None
-                if place and len(tensors.get_slice(key).get_shape()) == 2:
-                    yield *place, tensors.get_tensor(key)
+                if key.endswith(".weight") and len(tensors.get_slice(key).get_shape()) == 2:
+                    files[key.removesuffix(".weight")] = file
+    for name, (layer, module) in places_in_stack(files, stored_depth(folder)).items():
+        with safe_open(files[name], framework="pt") as tensors:
+            yield layer, module, tensors.get_tensor(f"{name}.weight")
 
 
 def layer_scores(frame: pd.DataFrame, estimate: str = "fitted") -> list[float]:

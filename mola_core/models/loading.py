@@ -254,6 +254,18 @@ def positions(folder: str | Path) -> int:
     return sys.maxsize
 
 
+def stored_depth(folder: str | Path) -> int | None:
+    """Layers of the text model in a local folder, by its config.json; None where that does not say it."""
+    file = Path(folder) / "config.json"
+    config = read_json(file) if file.is_file() else None
+    sections = [config.get("text_config"), config] if isinstance(config, dict) else []
+    for section in (each for each in sections if isinstance(each, dict)):
+        for name in ("num_hidden_layers", "n_layer", "num_layers"):
+            if isinstance(section.get(name), int):
+                return int(section[name])
+    return None
+
+
 def module_dimensions(
     model: "PreTrainedConfig | torch.nn.Module", target_modules: Iterable[str]
 ) -> tuple[int, list[tuple[int, int]]]:

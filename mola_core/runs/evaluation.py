@@ -96,9 +96,12 @@ class EvaluationRunner(OpenStudy):
 
     def _unanswered(self, name: str) -> tuple[pd.DataFrame, dict[str, Any]]:
         from mola_core.evaluation.unanswered import unanswered
+        from mola_core.tasks.loading import golds_in_prompts
 
-        examples = self._examples(name, self.study.scored_part, self.study.evaluation.documents)
-        return unanswered(examples, self.base.tokenizer)
+        part, documents = self.study.scored_part, self.study.evaluation.documents
+        examples = self._examples(name, part, documents)
+        task = self._task(name, validated=part == "validation")
+        return unanswered(examples, self.base.tokenizer, golds_in_prompts(task, documents))
 
     def _check_weights_act(self, cell: Cell, model: Any) -> None:
         from mola_core.evaluation.harness import check_adapter_acts

@@ -148,6 +148,7 @@ class TrainingRunner(OpenStudy):
         self, training: Training, experts: list[int] | None
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Train, and save the weights unless they are not finite; returns the record of the training and its log."""
+        from mola_core.methods.registry import takes_start_from_base
         from mola_core.models.weights import save_weights
         from mola_core.training.trackers import tracked
         from mola_core.training.trainer import not_finite, train, untrained
@@ -181,6 +182,9 @@ class TrainingRunner(OpenStudy):
                 )
             if not settings.candidates and "diverged" not in outcome:
                 save(self.layout.weights(cell))
+            if not self._is_full(cell) and takes_start_from_base(vars(model.peft_config["default"])):
+                # The start was taken out of the base weights, so what the adapter adds is start and update together.
+                outcome.pop("update_size", None)
         finally:
             self.base.take_back(model)
         return outcome, log
@@ -266,20 +270,21 @@ class TrainingRunner(OpenStudy):
             self.base.forget()
             model: Any = whole_model(start)
             self.base.settle(model)
+            total = model.num_parameters()
         elif parent:
-            model = continued_adapter(self.base.lend(), start)
+            base = self.base.lend()
+            total = base.num_parameters()
+            model = continued_adapter(base, start)
         else:
             method = self._method(cell)
             adapter = method.adapter(study.adapter)
             batches = self._first_batches(training) if needs_data(method, adapter) else ()
             steps = training.settings.steps(len(training.documents))
-            model = new_adapter(self.base.lend(), method, adapter, training.scratch, experts, batches, steps)
+            base = self.base.lend()
+            # Before the adapter is there: what it freezes of its own (AdaLoRA's ranks) or trains of the base counts to neither.
+            total = base.num_parameters()
+            model = new_adapter(base, method, adapter, training.scratch, experts, batches, steps)
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        total = (
-            model.num_parameters()
-            if self._is_full(cell)
-            else model.get_nb_trainable_parameters()[1] - trainable
-        )
         config = getattr(model, "peft_config", {}).get("default")
         record |= {
             "trainable_parameters": trainable,

@@ -204,6 +204,7 @@ _UNFIT = {
     "doc_to_image": "and images cannot be shown to a language model",
     "doc_to_audio": "and sounds cannot be played to a language model",
     "unsafe_code": "which runs code of a model",
+    "num_fewshot": "documents in front of each prompt, and a study is zero-shot",
 }
 
 

@@ -69,6 +69,11 @@ class PreparedTask(ConfigurableTask):
             train = self.dataset["train"]
             order = np.random.default_rng(0).permutation(len(train))
             size = min(len(train) // 10, HELD_OUT)
+            if not size:
+                raise MolaError(
+                    f"task {self.config.task}: has {len(train)} rows to train on, of which a tenth is held out for validation: "
+                    "it needs 10 at least"
+                )
             self.held_out_rows = np.sort(order[:size]).tolist()
             self.dataset["validation"] = train.select(self.held_out_rows)
             self.dataset["train"] = train.select(np.sort(order[size:]))
@@ -212,14 +217,18 @@ def _check_reading(task: ConfigurableTask, docs: Sequence[dict[str, Any]], split
     column = re.fullmatch(r"\s*{{-?\s*(\w+)\s*-?}}\s*", template)
     if task.multiple_input or (column and any(isinstance(doc.get(column[1]), int) for doc in docs)):
         return
-    differs = None
+    differs, text, number = None, False, False
     for row, doc in enumerate(docs):
         gold, choices = task.doc_to_target(doc), task.doc_to_choice(doc)
-        if isinstance(gold, str | list) or str(gold) not in choices:
+        if isinstance(gold, list):
             return
-        if differs is None and choices.index(str(gold)) != gold:
+        if isinstance(gold, str):
+            text = True  # so it is in the rows whose text is digits
+            continue
+        number |= str(gold) not in choices
+        if str(gold) in choices and differs is None and choices.index(str(gold)) != gold:
             differs = f"row {row} of {split} has the answer {gold} and the options {', '.join(choices)[:60]}"
-    if differs:
+    if differs and (text or not number):
         raise MolaError(
             f"task {task.task_name}: {differs}: the number of an option or its text? write doc_to_target so that it gives a "
             "column of text, or the option's number"
@@ -240,6 +249,14 @@ def _check_scoring(
                     f"task {task.task_name}: row {row} to evaluate on: lm-eval counts option {best} as "
                     f"{'wrong' if wanted else 'right'}, its answer says otherwise; give each document one right option"
                 )
+
+
+def golds_in_prompts(task: ConfigurableTask, documents: int | None) -> list[tuple[int, int]] | None:
+    """Place and number of the options of each document to evaluate on; None where they do not stand in the prompts."""
+    if not task.multiple_input:
+        return None
+    docs = itertools.islice(task.eval_docs, documents)
+    return [(task.doc_to_text(doc), len(task.doc_to_choice(doc))) for doc in docs]
 
 
 def document_id(doc: dict[str, Any]) -> str:

@@ -339,11 +339,13 @@ def fetch_dataset(
 
 
 def _check_answers(task: str, folder: Path) -> None:
-    """Raise `MolaError` where a document to train or evaluate on has no answer or gives no prompt."""
+    """Raise `MolaError` where a document of any split that is used has no answer or gives no prompt."""
     try:
         loaded = load_task(task, "choice", folder)
         for split in dict.fromkeys(["train", evaluation_split(task)]):
             render(loaded, split)
+        if evaluation_split(task) != "validation" and (folder / "validation.parquet").is_file():
+            render(load_task(task, "choice", folder, validated=True), "validation")
     except MolaError:
         raise
     except (

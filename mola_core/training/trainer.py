@@ -27,6 +27,7 @@ from transformers import (
 from mola_core.distributed import from_main, is_main, wait_for_all, world_size
 from mola_core.errors import MolaError, OutOfTime
 from mola_core.files import read_json, remove, write_json, write_text
+from mola_core.models.attention import window
 from mola_core.models.kernels import tell_slow_bf16
 from mola_core.models.memory import peak_memory
 from mola_core.models.precision import frozen_in
@@ -236,6 +237,11 @@ def train(
     if packed and model.config._attn_implementation != "sdpa":
         raise MolaError(
             "training.shared_prefix: needs a model with PyTorch's own attention (sdpa); turn it off"
+        )
+    if packed and max(lengths) > window(model.config):
+        raise MolaError(
+            f"training.shared_prefix: layers of this model see {window(model.config)} positions back, a document has "
+            f"{max(lengths)} tokens; turn it off, or lower training.max_length"
         )
     arguments = TrainingArguments(
         output_dir=str(checkpoints),

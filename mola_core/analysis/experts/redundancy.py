@@ -19,6 +19,7 @@ from safetensors import safe_open
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write
 from mola_core.methods.registry import family_of
+from mola_core.module_names import short_names
 from mola_core.runs.layout import Layout
 from mola_core.study.study import Cell, Study
 
@@ -70,15 +71,16 @@ def adapter_redundancy(folder: Path) -> pd.DataFrame:
             for key in tensors.keys():  # noqa: SIM118 - no mapping
                 place = TENSOR.match(key)
                 if place:
-                    name = place[2].split(".")[-1]
-                    modules.setdefault((int(place[1]), name), {})[place[3]] = tensors.get_tensor(key)
+                    modules.setdefault((int(place[1]), place[2]), {})[place[3]] = tensors.get_tensor(key)
     except FileNotFoundError:
         raise MolaError(f"{file}: no such file; train the cell, or bring its adapter here") from None
     if not modules:
         raise MolaError(f"{file}: no MoLA adapter")
+    short = short_names(module for _, module in modules)
+    named = {(layer, short[module]): parts for (layer, module), parts in modules.items()}
     rows = [
         (layer, module, len(parts["router"]), matrix, *values)
-        for (layer, module), parts in sorted(modules.items())
+        for (layer, module), parts in sorted(named.items())
         for matrix, values in expert_differences(parts["A"], parts["B"], len(parts["router"])).items()
     ]
     return pd.DataFrame(rows, columns=["layer", "module", "experts", "matrix", "raw", "relative"])

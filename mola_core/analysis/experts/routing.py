@@ -179,6 +179,8 @@ def heat_map(study: Study, experts: pd.DataFrame) -> Figure:
     scale = TwoSlopeNorm(1, vmin=0, vmax=max(2.0, float(ranked["load"].quantile(0.99))))
     image = None
     for axis, (method, grid) in zip(axes.flat, grids.items(), strict=False):
+        # A layer without an adapter has a place too.
+        grid = grid.reindex(range(int(grid.index.max()) + 1))
         depth, most = len(grid), len(grid.columns)
         image = axis.imshow(
             grid,

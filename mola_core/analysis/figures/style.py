@@ -37,6 +37,7 @@ PROFILES: dict[str, tuple[str, str | MarkerPath]] = {
     "other": ("#8C564B", "p"),
 }
 SPARE_MARKERS = ("X", "P", "d", "8", "<", ">", "p", "h")
+SPARE_LINES = ("-.", ":", "--")
 
 SETTINGS = {
     "font.family": "sans-serif",
@@ -136,9 +137,14 @@ def study_styles(study: Study) -> dict[str, Style]:
     styles: dict[str, Style] = {}
     for label, settings in study.method_by_label.items():
         style = method_style(settings)
-        spare = iter(SPARE_MARKERS)
-        while style in styles.values():
-            style = dataclasses.replace(style, marker=next(spare, "."), line="-.")
+        others = (
+            dataclasses.replace(style, marker=marker, line=line)
+            for line in SPARE_LINES
+            for marker in SPARE_MARKERS
+        )
+        # Where there are more than all these, the last look is shared.
+        while style in styles.values() and (other := next(others, None)):
+            style = other
         styles[label] = style
     return styles
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 from mola_core.analysis.reference import numbers as reference
+from mola_core.analysis.statistics.continual import topic
 from mola_core.study.study import Study
 
 
@@ -66,11 +67,17 @@ def tables_of(study: Study) -> tuple[str, ...]:
         seeds = not table.intervals or len(study.seeds) > 1
         if tasks and labels & rows and seeds:
             stems.append(table.stem)
-    if study.continual_cells() and set(reference.paper_names(study).values()) & set(
+    if continues_as_the_paper(study) and set(reference.paper_names(study).values()) & set(
         reference.continual()["method"]
     ):
         stems += [f"paper-{number}" for number in CONTINUAL_TABLES]
     return tuple(sorted(stems))
+
+
+def continues_as_the_paper(study: Study) -> bool:
+    """Whether the study learns the paper's topics in the paper's order, on the base model whose Tables 5 and 6 print it."""
+    topics = list(dict.fromkeys(topic(study.trained_on(cell)) for cell in study.continual_cells()))
+    return topics == list(reference.TOPIC_DOCUMENTS) and stands_for(study) == "Llama-2-7b"
 
 
 def stands_for(study: Study) -> str:

@@ -11,6 +11,7 @@ from mola_core.analysis.paper.catalogue import (
     ACCURACY_TABLES,
     CONTINUAL_TABLES,
     PaperTable,
+    continues_as_the_paper,
     stands_for,
     study_labels,
 )
@@ -107,7 +108,7 @@ def _table(layout: Layout, table: PaperTable, states: dict[Cell, str]) -> tuple[
 
 
 def _continual_methods(layout: Layout) -> set[str]:
-    frame = continual.read(layout.folder)
+    frame = continual.read(layout.folder) if continues_as_the_paper(layout.study) else None
     names = reference.paper_names(layout.study)
     return (
         set() if frame is None else {names[method] for method in frame["method"].unique() if method in names}

@@ -40,9 +40,7 @@ def write(layout: Layout, out_dir: Path | None = None) -> None:
     cells, folder = read_cells(results), results / "tables"
     said = notices(study, missing_cells(study, cells))
     frame = continual.read(results)
-    wanted = set(tables_of(study)) | (
-        {f"paper-{n}" for n in CONTINUAL_TABLES} if frame is not None else set()
-    )
+    wanted = set(tables_of(study))
     for stem in set(ALL_PAPER_TABLES) - wanted:
         for kind in KINDS:
             (folder / f"{stem}.{kind}").unlink(missing_ok=True)

@@ -80,6 +80,7 @@ def paper_names(study: Study) -> dict[str, str]:
         pissa = _starts_as_pissa(study, label)
         name = ("pissa-" if pissa else "") + settings.method
         changed = settings.adapter(study.adapter).model_copy(update=NOT_COMPARED) != AdapterSettings()
+        changed |= settings.rslora or settings.loraplus_ratio is not None or isinstance(settings.rank, list)
         if name in rows and not (changed and re.match("lora|mola", settings.method)):
             names[label] = name
     many = {name for name, count in Counter(names.values()).items() if count > 1}

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from mola_core.analysis.reference.numbers import TOPIC_DOCUMENTS
 from mola_core.errors import MolaError
 
 COLUMNS = ("method", "seed", "trained_up_to", "tested_on", "accuracy")
@@ -37,9 +36,8 @@ def read(folder: Path) -> pd.DataFrame | None:
 
 
 def topic_order(frame: pd.DataFrame) -> list[str]:
-    """The topics in the order of learning: the paper's where they are its topics, else the order of the rows."""
-    seen = list(dict.fromkeys(frame["trained_up_to"]))
-    return list(TOPIC_DOCUMENTS) if set(seen) == set(TOPIC_DOCUMENTS) else seen
+    """The topics in the order of learning, which is that of the rows."""
+    return list(dict.fromkeys(frame["trained_up_to"]))
 
 
 def matrix(frame: pd.DataFrame, topics: list[str]) -> np.ndarray:

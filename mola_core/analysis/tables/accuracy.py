@@ -224,7 +224,7 @@ def _capacity(study: Study, label: str, cells: pd.DataFrame, layers: Sizes) -> d
     if method.rank:
         return nothing | {"rank": method.rank}
     if method.budget is not None and label in (chosen := recorded_experts(cells)):
-        same = all(float(count).is_integer() for count in chosen[label])
+        same = cells.loc[cells["method"] == label, "experts"].dropna().nunique() == 1
         return {
             "rank": rank,
             "experts_per_layer": runs([int(count) for count in chosen[label]]) if same else "differ by cell",
