@@ -1,6 +1,7 @@
 """Names of a model's modules and weights: which layer one is in, and which entries of a config name it."""
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable
 
@@ -22,16 +23,22 @@ def is_named(name: str, entry: str) -> bool:
 def places_in_stack(names: Iterable[str], depth: int | None = None) -> dict[str, tuple[int, str]]:
     """Of weights' or modules' names those in the model's layers, with their places.
 
-    The layers are the entries of one stack: the one with most names among those with `depth` layers, or among all. A vision
-    tower's blocks, and layers beyond the depth, which predict several tokens, are in files that a text model leaves them out of.
+    The layers are the entries of one stack: of those with at least `depth` layers the one with fewest, else the one with most
+    names. A vision tower's blocks, and layers beyond the depth, which predict several tokens, are in files that a text model
+    leaves them out of.
     """
     stacks: dict[str, dict[str, tuple[int, str]]] = {}
     for name in names:
         place = place_of(name)
-        if place and (depth is None or place[0] < depth):
+        if place:
             stacks.setdefault(name[: -len(f"{place[0]}.{place[1]}")], {})[name] = place
-    whole = [stack for stack in stacks.values() if len({layer for layer, _ in stack.values()}) == depth]
-    return max(whole or stacks.values(), key=len, default={})
+
+    def likely(stack: dict[str, tuple[int, str]]) -> tuple[int, int]:
+        layers = len({layer for layer, _ in stack.values()})
+        return -layers if depth is not None and layers >= depth else -sys.maxsize, len(stack)
+
+    chosen = max(stacks.values(), key=likely, default={})
+    return {name: place for name, place in chosen.items() if depth is None or place[0] < depth}
 
 
 def short_names(modules: Iterable[str]) -> dict[str, str]:

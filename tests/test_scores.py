@@ -117,10 +117,6 @@ def test_names_that_are_nearly_others_are_refused(tmp_path, rows, name, change, 
     file = tmp_path / name
     frame = change(rows)
     frame.to_csv(file, index=False) if file.suffix == ".csv" else frame.to_parquet(file, index=False)
-    # A reader of CSV takes blanks off the header.
-    if name.endswith("csv") and " likelihood" in said:
-        assert "likelihood" in load_scores(file)
-        return
     with pytest.raises(MolaError, match=said):
         load_scores(file)
 

@@ -194,7 +194,7 @@ def _read_parquet(path: Path) -> Iterator[pa.RecordBatch]:
 
 def _csv_header(path: Path) -> list[str]:
     with open(path, encoding="utf-8-sig", errors="replace") as handle:
-        return [name.strip().strip('"') for name in handle.readline().rstrip("\r\n").split(",")]
+        return [name.strip('"') for name in handle.readline().rstrip("\r\n").split(",")]
 
 
 def _read_csv(path: Path) -> Iterator[pa.RecordBatch]:
