@@ -62,8 +62,8 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def git_state() -> dict[str, Any]:
-    """Commit of the project and whether files of it differ from that, as of the first call; empty where it is installed from a wheel, also
-    into an environment that lies in the checkout of another project."""
+    """Commit of the project and whether files of it differ from that, as of the first call; empty where it is installed
+    from a wheel, also into an environment that lies in the checkout of another project."""
     project = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> str:

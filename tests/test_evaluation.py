@@ -7,7 +7,7 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoModelForCausalLM, Lfm2Config, MistralConfig
+from transformers import AutoModelForCausalLM, JambaConfig, Lfm2Config, MistralConfig
 
 from mola_core.errors import MolaError
 from mola_core.evaluation.harness import AnswerLM, evaluate
@@ -49,15 +49,20 @@ def test_an_option_that_begins_another_is_scored_at_its_own_place(prepared_bench
         (MistralConfig, {"sliding_window": 12}, 12),
         (MistralConfig, {"sliding_window": None}, sys.maxsize),
         (Lfm2Config, {"layer_types": ["conv", "full_attention"]}, 0),
+        (
+            JambaConfig,
+            {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False, "mamba_d_state": 4},
+            0,
+        ),
     ],
 )
 def test_prompts_beyond_a_window_are_not_cached(prepared_bench, kind, settings, limit):
     """Padding behind a cached beginning would count as positions, and change what a convolution sees."""
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = kind(**sizes, num_key_value_heads=2, vocab_size=512, max_position_embeddings=128, **settings)
-    assert window(config) == limit
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
+    assert window(model) == limit
     arguments = {
         "pretrained": model,
         "tokenizer": prepared_bench.base.tokenizer,

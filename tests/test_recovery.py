@@ -30,9 +30,8 @@ from mola_core.errors import MolaError, OutOfTime
 from mola_core.files import atomic_write, locked, read_json, write_json
 from mola_core.models.loading import prepare_model, verify_model
 from mola_core.records import digest
-from mola_core.runs import gpus, local
+from mola_core.runs import local
 from mola_core.runs.cell import CellRunner
-from mola_core.runs.gpus import gpu_slot
 from mola_core.runs.key import keys
 from mola_core.runs.layout import TRAINED, Layout
 from mola_core.runs.recovery import drop_damaged_checkpoints
@@ -240,15 +239,22 @@ def test_a_complete_cell_whose_weights_are_gone_is_not_trained_again(done, capfd
 
 
 def test_the_archive_is_written_where_a_worker_is_killed(done, monkeypatch, capsys):
-    def killed(*arguments):
+    def fails(*arguments):
         raise MolaError("a worker was killed")
 
-    monkeypatch.setattr(local, "run", killed)
-    options = ["--study", str(done.root.parent / "small.yaml"), "--results", str(done.root)]
-    assert cli.main(["run", *options, "--archive", str(done.root / "all.tar.gz")]) == 2
-    assert "a worker was killed" in capsys.readouterr().err
-    with tarfile.open(done.root / "all.tar.gz") as archive:
-        assert "small/cells/cola/mola-2468/seed0/manifest.json" in archive.getnames()
+    def run() -> list[str]:
+        options = ["--study", str(done.root.parent / "small.yaml"), "--results", str(done.root)]
+        assert cli.main(["run", *options, "--archive", str(done.root / "all.tar.gz")]) == 2
+        assert "a worker was killed" in capsys.readouterr().err
+        with tarfile.open(done.root / "all.tar.gz") as archive:
+            return archive.getnames()
+
+    monkeypatch.setattr(local, "_run_cells", fails)
+    assert "small/cells/cola/mola-2468/seed0/manifest.json" in (names := run())
+    # Where a run fails before it begins nothing is known to be complete: an earlier archive stays.
+    shutil.rmtree(done.model)
+    monkeypatch.setattr(local, "prepare_all", fails)
+    assert run() == names
 
 
 @pytest.mark.parametrize("stopped", [True, False])
@@ -571,52 +577,6 @@ def test_no_memory_for_one_document_is_one_line(fresh, monkeypatch):
     monkeypatch.setattr(CellTrainer, "training_step", failing)
     with pytest.raises(MolaError, match="not enough memory for one document"):
         run_cell(fresh)
-
-
-def hold_slot(folder: Path, names: list[str], taken, release) -> None:
-    with gpu_slot(2, names=names, folder=folder) as card:
-        taken.put((card, os.environ["CUDA_VISIBLE_DEVICES"]))
-        release.wait()
-
-
-def test_every_card_gets_its_share_of_cells_and_no_more(tmp_path, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    taken, release = PROCESSES.Queue(), PROCESSES.Event()
-    holders = [
-        PROCESSES.Process(target=hold_slot, args=(tmp_path, ["GPU-a", "GPU-b"], taken, release))
-        for _ in range(5)
-    ]
-    for holder in holders:
-        holder.start()
-    cards = [taken.get(timeout=60) for _ in range(4)]
-    assert sorted(cards) == [("GPU-a", "GPU-a")] * 2 + [("GPU-b", "GPU-b")] * 2
-    assert taken.empty(), "the fifth waits"
-    release.set()
-    assert taken.get(timeout=60)[0] in ("GPU-a", "GPU-b")
-    for holder in holders:
-        holder.join(timeout=60)
-        assert holder.exitcode == 0
-
-
-def test_nothing_is_assigned_where_someone_else_did(monkeypatch):
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    with gpu_slot(1) as card:
-        assert card == ""
-        assert "CUDA_VISIBLE_DEVICES" not in os.environ
-
-
-def test_no_card_is_a_choice(monkeypatch, tmp_path):
-    monkeypatch.setattr(gpus, "cards", lambda: ["GPU-a"])
-    monkeypatch.setattr(gpus.tempfile, "gettempdir", lambda: str(tmp_path))
-    for name in gpus.DECIDED:
-        monkeypatch.delenv(name, raising=False)
-    with gpu_slot(1) as card:
-        assert card == os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-a"
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with gpu_slot(1) as card:
-        assert card == os.environ["CUDA_VISIBLE_DEVICES"] == ""
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
 def test_a_lock_is_refused_to_a_second_run(tmp_path):

@@ -16,7 +16,6 @@ from mola_core.cli.options import (
     study_options,
 )
 from mola_core.errors import MolaError, OutOfTime
-from mola_core.files import atomic_write
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -76,21 +75,14 @@ def run(arguments: argparse.Namespace) -> None:
 
     Example: mola run --study smoke --parallel 2 --time-budget 540
     """
-    import tarfile
-
-    from mola_core.runs.local import results_of
     from mola_core.runs.local import run as run_cells
 
     layout = owned(study_layout(arguments))
     if arguments.archive and arguments.archive.is_dir():
         raise MolaError(f"--archive {arguments.archive}: is a folder; name a file in it")
-    try:
-        outcomes = run_cells(layout, arguments.parallel, arguments.time_budget, not arguments.drop_adapters)
-    finally:  # a worker that was killed, or Ctrl-C, takes nothing with it
-        if arguments.archive:
-            with atomic_write(arguments.archive) as temporary, tarfile.open(temporary, "w:gz") as archive:
-                for file in results_of(layout):
-                    archive.add(file, file.relative_to(layout.root))
+    outcomes = run_cells(
+        layout, arguments.parallel, arguments.time_budget, not arguments.drop_adapters, arguments.archive
+    )
     failed = [outcome.cell.path for outcome in outcomes if outcome.state == "failed"]
     if failed:
         raise MolaError(f"{len(failed)} cells failed, the first is {failed[0]}; the finished ones are kept")

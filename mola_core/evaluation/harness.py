@@ -101,12 +101,7 @@ class AnswerLM(HFLM):
         width = max(map(len, beginnings)) + max(
             len(row) - len(beginning) for row, beginning in zip(rows, beginnings, strict=True)
         )
-        if (
-            len(rows) == 1
-            or not all(beginnings)
-            or self._puts_tokens_in_front
-            or width > window(self.model.config)
-        ):
+        if len(rows) == 1 or not all(beginnings) or self._puts_tokens_in_front or width > window(self.model):
             beginnings = [()] * len(rows)
         tails = [row[len(beginning) :] for row, beginning in zip(rows, beginnings, strict=True)]
         batch = self._padded(tails)

@@ -103,16 +103,16 @@ def products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sca
     return mixed.view(rows, heads, queries, -1)
 
 
-def window(config: Any) -> int:
-    """Positions that every layer of a model sees back at least, itself included; no limit where all see everything.
+def window(model: Any) -> int:
+    """Positions that every layer of a model sees back at least, itself included; `sys.maxsize` where all see everything.
 
-    0 where a layer is not attention (a convolution, a recurrence): padding in the middle would change its state.
+    0 where a layer is no attention (a convolution, a recurrence): padding in the middle would change its state.
     """
-    config = config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds - {"full_attention", "sliding_attention", "chunked_attention"}:
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if model._is_stateful or kinds - {"full_attention", "sliding_attention", "chunked_attention"}:
         return 0
-    if kinds == {"full_attention"} and getattr(config, "layer_types", None):
+    if kinds == {"full_attention"}:
         return sys.maxsize
     named = [
         getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size")

@@ -21,9 +21,12 @@ class CellRunner(TrainingRunner, EvaluationRunner):
         """Train (unless an adapter with this key is there, or was and nothing needs it any more) and evaluate."""
         study, layout = self.study, self.layout
         self._prepared(cell)
-        needed = any(study.parent(other) == cell for other in study.all_cells())
         gone = not self._is_base(cell) and not layout.weights(cell).is_dir()
-        if gone and not needed and cell_state(layout, cell) == "complete":
+        if (
+            gone
+            and cell_state(layout, cell) == "complete"
+            and not any(study.parent(other) == cell for other in study.all_cells())
+        ):
             print(f"{cell.path}: already trained, its weights are gone", file=sys.stderr)
             write_text(layout.cell(cell) / TRAINED, f"{self._keys(cell).training}\n")
         elif not self._is_base(cell):

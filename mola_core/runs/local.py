@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tarfile
 import threading
 import time
 import warnings
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mola_core.errors import MolaError, OutOfTime
-from mola_core.files import remove
+from mola_core.files import atomic_write, remove
 from mola_core.methods.registry import parse_method
 from mola_core.models.layer_quality import layer_quality
 from mola_core.models.loading import leave_out_bitsandbytes
@@ -163,13 +164,18 @@ def _interrupts_held_back() -> Iterator[None]:
 
 
 def run(
-    layout: Layout, parallel: int = 1, time_budget: float | None = None, keep_adapters: bool = True
+    layout: Layout,
+    parallel: int = 1,
+    time_budget: float | None = None,
+    keep_adapters: bool = True,
+    archive: Path | None = None,
 ) -> list[Outcome]:
     """Train and evaluate every cell that is not complete, `parallel` at a time, each worker loading the base once.
 
     A cell begins when its parent is complete. No cell is begun and no training goes on after `time_budget` seconds; a
     stopped training leaves a checkpoint, an evaluation that has begun is finished. Without `keep_adapters` the weights of a cell go as soon as no open cell
-    continues from them. Where the study is tuned its tries come first, and its cells when all of them are complete. Raises
+    continues from them. Where the study is tuned its tries come first, and its cells when all of them are complete. What is
+    complete then goes into `archive`, whatever ended the run once it had begun: a worker that was killed takes nothing with it. Raises
     `MolaError` where a model or data source cannot be read, or a cell is to have several cards.
     """
     deadline = None if time_budget is None else time.time() + time_budget
@@ -180,16 +186,21 @@ def run(
         raise MolaError(
             f"compute.gpus: {gpus} cards for a cell, but here each cell has one; lower it, or run the study with snakemake"
         )
+    # Before this is done no cell is known to be complete, and an archive of an earlier run would be emptied.
     prepare_all(layout)
-    outcomes: list[Outcome] = []
-    if layout.tries is not None:
-        print(cost(layout), file=sys.stderr, flush=True)
-        outcomes = _run_cells(layout.tries, parallel, deadline, keep_adapters)
-        if any(outcome.state != "complete" for outcome in outcomes):
-            return outcomes
-        if choices(layout) is None:
-            choose(layout)
-    return outcomes + _run_cells(layout, parallel, deadline, keep_adapters)
+    try:
+        outcomes: list[Outcome] = []
+        if layout.tries is not None:
+            print(cost(layout), file=sys.stderr, flush=True)
+            outcomes = _run_cells(layout.tries, parallel, deadline, keep_adapters)
+            if any(outcome.state != "complete" for outcome in outcomes):
+                return outcomes
+            if choices(layout) is None:
+                choose(layout)
+        return outcomes + _run_cells(layout, parallel, deadline, keep_adapters)
+    finally:
+        if archive:
+            write_archive(layout, archive)
 
 
 def _run_cells(layout: Layout, parallel: int, deadline: float | None, keep_adapters: bool) -> list[Outcome]:
@@ -280,6 +291,13 @@ def _time_left(outcomes: list[Outcome], to_go: int, parallel: int) -> str:
         return ""
     minutes = sum(took) / len(took) * to_go / min(parallel, to_go) / 60
     return f"; {len(took)} done, {to_go} to go, about {minutes:.0f} min"
+
+
+def write_archive(layout: Layout, archive: Path) -> None:
+    """The files of `results_of` as a tar file, by their places below the results folder."""
+    with atomic_write(archive) as temporary, tarfile.open(temporary, "w:gz") as packed:
+        for file in results_of(layout):
+            packed.add(file, file.relative_to(layout.root))
 
 
 def results_of(layout: Layout) -> list[Path]:

@@ -238,10 +238,12 @@ def train(
         raise MolaError(
             "training.shared_prefix: needs a model with PyTorch's own attention (sdpa); turn it off"
         )
-    if packed and max(lengths) > window(model.config):
+    if packed and max(lengths) > (seen := window(model)):
         raise MolaError(
-            f"training.shared_prefix: layers of this model see {window(model.config)} positions back, a document has "
-            f"{max(lengths)} tokens; turn it off, or lower training.max_length"
+            f"training.shared_prefix: layers of this model see {seen} positions back, a document has {max(lengths)} tokens; "
+            "turn it off, or lower training.max_length"
+            if seen
+            else "training.shared_prefix: this model has layers that are no attention; turn it off"
         )
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
