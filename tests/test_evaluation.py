@@ -7,7 +7,7 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoModelForCausalLM, JambaConfig, Lfm2Config, MistralConfig
+from transformers import AutoModelForCausalLM, JambaConfig, Lfm2Config, MambaConfig, MistralConfig
 
 from mola_core.errors import MolaError
 from mola_core.evaluation.harness import AnswerLM, evaluate
@@ -80,6 +80,11 @@ def test_prompts_beyond_a_window_are_not_cached(prepared_bench, kind, settings, 
         requests, disable_tqdm=True
     )
     assert [value for value, _ in ours] == pytest.approx([value for value, _ in stock], abs=1e-3)
+
+
+def test_a_model_without_attention_has_no_window():
+    config = MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=64, state_size=4)
+    assert window(AutoModelForCausalLM.from_config(config)) == 0
 
 
 def test_a_diverged_training_is_right_where_the_first_option_is(prepared_bench):

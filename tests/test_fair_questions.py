@@ -198,6 +198,25 @@ def test_a_number_that_is_an_option_and_counts_another_is_refused(
         loading.make_examples(task, "test", None)
 
 
+def test_text_in_one_row_and_a_place_in_another_are_refused():
+    from types import SimpleNamespace
+
+    from mola_core.tasks.loading import _check_reading
+
+    rows = [("0.5", ["1", "2", "0.5"]), (1, ["7", "8", "9"]), (1, ["1", "2", "3"])]
+    task = SimpleNamespace(
+        config=SimpleNamespace(doc_to_target="{{answer}}!"),
+        features=[],
+        multiple_input=0,
+        task_name="mixed",
+        doc_to_target=lambda row: row[0],
+        doc_to_choice=lambda row: row[1],
+    )
+    with pytest.raises(MolaError, match="row 2 of test has the answer 1 and the options 1, 2, 3"):
+        _check_reading(task, rows, "test")
+    _check_reading(task, rows[1:], "test")  # places throughout
+
+
 def test_numbers_among_options_do_not_forbid_answers_by_number(tmp_path, tokenizer):
     """Options of sums hold digits; a template that asks for a place gives one."""
     rows = [arc("1+1?", 0, ("2", "1", "0")), arc("2+5?", 1, ("0", "7", "1"))]

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
+from simulated_study import other_code, rewrite_records
 from smoke_study import smoke
 
 from mola_core.analysis import collect
@@ -16,6 +17,7 @@ from mola_core.errors import MolaError, OutOfTime
 from mola_core.files import read_json
 from mola_core.models.tokens import encode_text
 from mola_core.models.weights import weights_sha256
+from mola_core.records import read_record
 from mola_core.runs import local
 from mola_core.runs.cell import CellRunner
 from mola_core.runs.key import keys
@@ -243,6 +245,29 @@ def test_continual_learning_to_op_and_pd(bench):
     assert op == pytest.approx(by_task.mean())
     scores = pd.read_parquet(bench.layout.folder / "scores.parquet")
     assert set(scores["task"]) == {"cola"}
+    made_by_other_code(bench.layout)
+    collect.write(bench.layout, as_recorded=True)
+    pd.testing.assert_frame_equal(continual.read(bench.layout.folder), frame)
+    rewrite_records(bench.layout, last, lambda training, _: training["parts"].update(parent="0" * 64))
+    with pytest.raises(MolaError, match="went on from another training than that of continual-1-biology"):
+        collect.write(bench.layout, as_recorded=True)
+
+
+def made_by_other_code(layout):
+    """Parents before their children, whose records hold the parents' keys."""
+    trained = {}
+    for cell in layout.study.all_cells():
+        parent = layout.study.parent(cell)
+
+        def change(training, manifest, parent=parent):
+            other_code(training, manifest)
+            for made in filter(None, (training, manifest["evaluation"])):
+                made["git"] = {}
+            if parent:
+                training["parts"]["parent"] = trained[parent]
+
+        rewrite_records(layout, cell, change)
+        trained[cell] = read_record(layout.cell(cell) / "manifest.json")["training_key"]
 
 
 EPOCHS = {

@@ -365,7 +365,7 @@ def test_a_closed_form_is_of_modules_within_layers():
     assert parameters("lora-r4", "q_proj") == 2 * 4 * (32 + 32), "a hybrid model has attention in some layers"
     assert parameters("lora-r4", "up_proj", "lm_head") is None
     own = {"method": "peft", "name": "own", "config": {"peft_type": "LORA", "target_modules": ["c_attn"]}}
-    assert parameters(own, "up_proj") is None
+    assert parameters(own, "up_proj") is parameters(own, "gate_proj") is None
     with pytest.raises(MolaError, match="the base model's layers have none of the modules gate_proj"):
         parameters("lora-r4", "gate_proj")
 
