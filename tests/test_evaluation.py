@@ -7,7 +7,7 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoModelForCausalLM, JambaConfig, Lfm2Config, MambaConfig, MistralConfig
+from transformers import AutoModelForCausalLM, JambaConfig, Lfm2Config, MambaConfig, MistralConfig, RwkvConfig
 
 from mola_core.errors import MolaError
 from mola_core.evaluation.harness import AnswerLM, evaluate
@@ -82,8 +82,16 @@ def test_prompts_beyond_a_window_are_not_cached(prepared_bench, kind, settings, 
     assert [value for value, _ in ours] == pytest.approx([value for value, _ in stock], abs=1e-3)
 
 
-def test_a_model_without_attention_has_no_window():
-    config = MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=64, state_size=4)
+@pytest.mark.parametrize(
+    "config",
+    [
+        MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=64, state_size=4),
+        # Its config names no kinds of layers.
+        RwkvConfig(hidden_size=32, num_hidden_layers=2, vocab_size=64, attention_hidden_size=32),
+    ],
+    ids=["mamba", "rwkv"],
+)
+def test_a_model_without_attention_has_no_window(config):
     assert window(AutoModelForCausalLM.from_config(config)) == 0
 
 
