@@ -100,13 +100,13 @@ def test_what_bears_on_the_answer_stands_beside_it(verdict):
     }
     question["reach"] = 0.5
     question["drawn"] = {"low": -6.5, "high": 9.0, "p": 0.6, "p_equivalence": 0.8}
-    question["worth"] = {"estimate": 5.0, "low": 4.5, "high": 5.5}
+    question["worth"], changed["exchange"] = 5.0, {"rate": 5.0, "r": 0.9, "runs": 24}
     changed["looks"] = {"planned": 1, "taken": 2, "level": 0.05, "stated_beforehand": True}
     assert "smaller than the margin of 1.5" in answer_sentence(changed)
     told_beside = " ".join(beside_sentences(changed))
     for words in (
         "−3.25 to +4.50",
-        "Worth +2.50 points",
+        "In 24 runs here so much goes with +2.50 points",
         "Stated before the first cell",
         "look 2 of 1",
         "a hint, not a test",

@@ -17,6 +17,7 @@ from mola_core.analysis.statistics.estimates import (
     error_at_margin,
     holm,
     mcnemar,
+    run_noise,
     slope_weights,
 )
 from mola_core.analysis.statistics.noise import equally_noisy, pool_runs
@@ -384,6 +385,29 @@ def test_one_training_that_answers_all_tasks_is_no_ten_trainings(common):
         rates["shared"] += combine(parts, z.mean(axis=2)).p_value() <= 0.05
     assert rates["shared"] <= 400 * 0.075
     assert not common or rates["apart"] > 400 * 0.1
+
+
+def test_noise_between_runs_is_that_of_the_seeds_that_are_there():
+    rng = np.random.default_rng(2)
+    runs = rng.normal(size=(5, 4))
+    shared, own, seeds = run_noise(runs)
+    assert shared == pytest.approx(runs.mean(axis=0).var(ddof=1) / 4) and seeds == 4
+    assert own == pytest.approx(runs.var(axis=1, ddof=1).sum() / 4 / 25)
+    apart = np.full((5, 20), np.nan)  # seeds of its own in every task: nothing can be shared
+    for task in range(5):
+        apart[task, 4 * task : 4 * task + 4] = runs[task]
+    assert run_noise(apart)[0] == pytest.approx(own)
+
+
+def test_a_large_cluster_is_as_uncertain_as_it_is():
+    """Half of the documents in two clusters of 32, without an effect: with sums over clusters as they are 13 % are decided."""
+    sizes = np.array([60, 40, *[2] * 30])
+    clusters = np.repeat(np.arange(len(sizes)), sizes)
+    rng, found = np.random.default_rng(11), 0
+    for _ in range(600):
+        z = rng.normal(scale=0.3, size=len(sizes))[clusters] + rng.normal(scale=0.3, size=(5, len(clusters)))
+        found += combine([components(z, clusters)]).p_value() <= 0.05
+    assert found <= 600 * 0.075
 
 
 def test_few_differing_documents_do_not_show_equivalence_at_the_margin():

@@ -2,12 +2,13 @@
 
 A verdict that is read after every new seed and stops when it pleases finds effects that are not there. Each line
 is a statement of the settings (before there are results) or a look at the stated hypotheses. The same data
-seen twice are one look: what counts is whether the estimates of the stated hypotheses changed.
+seen twice are one look: what counts is whether the estimates of the stated hypotheses changed. Looks are counted for each
+hypothesis, whatever is asked beside it and by whichever endpoint.
 """
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,40 +39,59 @@ class Record:
                     f"{self.path}: not a record of looks ({str(error)[:100]}); restore it, it is only ever added to"
                 ) from None
 
-    def state(self, settings: VerdictSettings) -> None:
-        """Add a statement of the settings, unless it is the last one made."""
+    def state(self, settings: VerdictSettings, tasks: Sequence[str], seeds: Sequence[int]) -> None:
+        """Add a statement of the settings and what they are asked of, unless it is the last one made."""
         made = [line for line in self.lines if line["kind"] == "stated"]
-        content = settings.model_dump(mode="json", include=set(STATED))
-        if not made or made[-1]["settings"] != content:
-            self._append({"kind": "stated", "settings": content})
+        content = {"settings": _stating(settings), "tasks": sorted(tasks), "seeds": sorted(seeds)}
+        if not made or any(made[-1].get(name, value) != value for name, value in content.items()):
+            self._append({"kind": "stated"} | content)
 
-    def stated_beforehand(self, settings: VerdictSettings, first_cell: str | None) -> bool:
-        """Whether these settings were stated before the first look and before the first cell was finished."""
-        if first_cell is None:
-            return False
-        stated = settings.model_dump(mode="json", include=set(STATED))
+    def stated_beforehand(
+        self, settings: VerdictSettings, first_cell: str | None, tasks: Sequence[str], seeds: Sequence[int]
+    ) -> bool:
+        """Whether the last statement before the first look and before the first cell was finished says these settings and
+        tasks, and no seeds but these: seeds may be added, tasks not. `first_cell` is None where nobody knows when that was."""
+        made = []
         for line in self.lines:
-            if line["kind"] == "look":
-                return False
-            if line["settings"] == stated and _when(line["time"]) < _when(first_cell):
-                return True
-        return False
+            if first_cell is None or line["kind"] == "look" or _when(line["time"]) >= _when(first_cell):
+                break
+            made.append(line)
+        if not made:
+            return False
+        last = made[-1]
+        return bool(
+            last["settings"] == _stating(settings)
+            and sorted(tasks) == last.get("tasks", sorted(tasks))  # earlier versions did not record them
+            and {*last.get("seeds", [])} <= {*seeds}
+        )
 
     def count(self, verdict: Mapping[str, Any]) -> int:
-        """Number of the look that a verdict is: that of the line with its data, or one more than there are of its questions."""
-        asked = {question["id"] for question in _stated(verdict)}
-        looks = [line for line in self.lines if line["kind"] == "look" and set(line["p"]) == asked]
-        seen = list(dict.fromkeys(line["data"] for line in looks))
-        data = _data(verdict)
-        return seen.index(data) + 1 if data in seen else len(seen) + 1
+        """Number of the look that a verdict is: of its stated hypotheses, the one that was looked at most often decides."""
+        return max([self._number(verdict, question) for question in _stated(verdict)], default=1)
+
+    def _number(self, verdict: Mapping[str, Any], question: Mapping[str, Any]) -> int:
+        """The look at this hypothesis that has its data, or one more than there are."""
+        seen: list[str] = []
+        for line in self.lines:
+            if line["kind"] == "look" and line.get("decidable", True):
+                found = [name for name in line["p"] if _asked(name) == _asked(question["id"])]
+                seen += [_identity(line, name) for name in found]
+        seen = list(dict.fromkeys(seen))
+        for own in (_data_of(question), _digest(_stated(verdict))):
+            if own in seen:
+                return seen.index(own) + 1
+        return len(seen) + 1
 
     def add_look(self, verdict: Mapping[str, Any]) -> None:
-        """Add a look, unless these data have been looked at or nothing that is stated could be asked of them."""
-        data = _data(verdict)
-        if not _stated(verdict) or any(
-            line["kind"] == "look" and line["data"] == data for line in self.lines
-        ):
+        """Add a look, unless these data have been looked at or nothing that is stated could be asked of them.
+
+        A look of which no answer could be decided (one seed) is noted and not counted: nothing can come of it.
+        """
+        questions = [question for question in _stated(verdict) if question["estimate"] is not None]
+        data = _digest(_stated(verdict))
+        if not questions or any(line["kind"] == "look" and line["data"] == data for line in self.lines):
             return
+        decidable = any(question["covers"] == "seeds and documents" for question in questions)
         self._append(
             {
                 "kind": "look",
@@ -79,9 +99,11 @@ class Record:
                 "scores_sha256": verdict["scores_sha256"],
                 "settings_sha256": verdict["settings_sha256"],
                 "seeds": {name: task["seeds"] for name, task in verdict["data"]["tasks"].items()},
-                "p": {question["id"]: question["p"] for question in _stated(verdict)},
-                "answers": {question["id"]: question["answer"] for question in _stated(verdict)},
+                "p": {question["id"]: question["p"] for question in questions},
+                "answers": {question["id"]: question["answer"] for question in questions},
+                "data_of": {question["id"]: _data_of(question) for question in questions},
             }
+            | ({} if decidable else {"decidable": False})
         )
 
     def _append(self, line: dict[str, Any]) -> None:
@@ -96,6 +118,10 @@ class Record:
         self.lines.append(line)
 
 
+def _stating(settings: VerdictSettings) -> dict[str, Any]:
+    return settings.model_dump(mode="json", include=set(STATED))
+
+
 def _when(text: str) -> datetime:
     when = datetime.fromisoformat(text)
     return when if when.tzinfo else when.replace(tzinfo=UTC)
@@ -107,10 +133,27 @@ def _stated(verdict: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return found or [question for question in verdict["questions"] if question["id"] == verdict["headline"]]
 
 
-def _data(verdict: Mapping[str, Any]) -> str:
+def _asked(name: str) -> tuple[str, ...]:
+    """What a question is about, whichever its endpoint and whichever of two methods is claimed to be ahead."""
+    bare = name.partition(":")[0]
+    return tuple(sorted(part.removeprefix("mola-") for part in bare.split("-vs-")))
+
+
+def _identity(line: Mapping[str, Any], name: str) -> str:
+    """The data of a question in a look; earlier versions recorded those of all its questions together."""
+    return str(line.get("data_of", {}).get(name, line["data"]))
+
+
+def _data_of(question: Mapping[str, Any]) -> str:
+    """Of the data that a question was answered with, however its error is computed."""
+    return digest([question[key] for key in ("id", "estimate", "seeds", "tasks")])
+
+
+def _digest(questions: Sequence[Mapping[str, Any]]) -> str:
+    """Of the data that questions were answered with."""
     return digest(
         [
             [question[key] for key in ("id", "estimate", "standard_error", "seeds", "tasks")]
-            for question in _stated(verdict)
+            for question in questions
         ]
     )

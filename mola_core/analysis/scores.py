@@ -29,6 +29,9 @@ __all__ = [
 SPARSE = 50
 """Times the rows that a task's methods x seeds x documents may be: beyond, hardly a cell shares a document with another."""
 
+SATURATED = 0.02
+"""Distance from 0 or 1 within which a probability is as good as an answer."""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -80,6 +83,13 @@ class Block:
             total += weight * values[self.methods.index(method)][seeds]
         return total
 
+    def saturated(self, methods: Sequence[str], endpoint: str) -> float:
+        """Share of the documents whose values are 0 or 1, to within `SATURATED`, in every run of the methods."""
+        seeds = self.common_seeds(methods)
+        rows = [self.methods.index(method) for method in methods]
+        values = self.values(endpoint)[rows][:, seeds]
+        return float((np.abs(values - np.round(values)) <= SATURATED).all(axis=(0, 1)).mean())
+
     def run_means(self, methods: Sequence[str], seeds: np.ndarray, endpoint: str = "accuracy") -> np.ndarray:
         """Mean over documents of each run, (methods, seeds) float64."""
         rows = [self.methods.index(method) for method in methods]
@@ -97,6 +107,22 @@ class ScoreMatrix:
     @property
     def methods(self) -> tuple[str, ...]:
         return tuple(sorted({method for block in self.blocks for method in block.methods}))
+
+
+def shared_runs(
+    blocks: Sequence[Block], weights: Mapping[str, float], endpoint: str = "accuracy"
+) -> np.ndarray | None:
+    """A contrast's means by run, (tasks, seeds), NaN where a task lacks the seed: what two tasks or more of two seeds or more
+    need to tell noise that they share; else None."""
+    means = [block.contrast(weights, endpoint).mean(axis=1) for block in blocks]
+    if len(blocks) < 2 or min(map(len, means)) < 2:
+        return None
+    names = [np.array(block.seeds)[block.common_seeds(list(weights))] for block in blocks]
+    every = np.unique(np.concatenate(names))
+    runs = np.full((len(blocks), len(every)), np.nan)
+    for row, seeds, values in zip(runs, names, means, strict=True):
+        row[np.searchsorted(every, seeds)] = values
+    return runs
 
 
 def score_matrix(scores: pd.DataFrame) -> ScoreMatrix:

@@ -47,13 +47,12 @@ def _short(method: str) -> str:
     return method.removeprefix("mola-").replace("lora-matched-", "matched LoRA ").replace("lora-r", "LoRA r")
 
 
-def outer_pair(verdict: Verdict, question: Question) -> tuple[str, str] | None:
-    """The outermost shapes of a slope, (highest centre of depth, lowest)."""
-    placed = {m: verdict["methods"][m].get("centre") for m in question["weights"] if m in verdict["methods"]}
-    known = {method: centre for method, centre in placed.items() if centre is not None}
-    if question["family"] != "depth" or len(known) < 2:
+def outer_pair(question: Question) -> tuple[str, str] | None:
+    """The outermost shapes of a slope, (highest centre of depth or spread, lowest)."""
+    places = question["places"]
+    if len(places) < 2:
         return None
-    ordered = sorted(known, key=known.__getitem__)
+    ordered = sorted(places, key=places.__getitem__)
     return _short(ordered[-1]), _short(ordered[0])
 
 
@@ -80,11 +79,14 @@ def confidence(verdict: Verdict) -> str:
     return f"{100 * (1 - verdict['level']):g} %"
 
 
-def data_line(verdict: Verdict) -> str:
-    """Model, tasks, documents and seeds in one line."""
+def data_line(verdict: Verdict, question: Question | None = None) -> str:
+    """Model, tasks, documents and seeds in one line: of a question that was answered its own, else all that there are."""
     tasks = verdict["data"]["tasks"]
+    counts = [task["seeds"] for task in tasks.values()]
+    if question is not None and question["estimate"] is not None:
+        tasks, counts = {name: tasks[name] for name in question["tasks"]}, question["seeds"]
     documents = sum(task["documents"] for task in tasks.values())
-    seeds = sorted({task["seeds"] for task in tasks.values()})
+    seeds = sorted(set(counts))
     count = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     named = ", ".join(tasks) if len(tasks) <= 3 else f"{len(tasks)} tasks"
     models = ", ".join(verdict["data"]["models"])

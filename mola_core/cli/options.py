@@ -52,7 +52,7 @@ def owned(layout: Layout) -> Layout:
 
     check_tasks(layout.study)
     claim(layout)
-    Record(layout.folder).state(layout.study.verdict)
+    Record(layout.folder).state(layout.study.verdict, layout.study.tasks, layout.study.seeds)
     return layout
 
 

@@ -49,7 +49,7 @@ def verdict(arguments: argparse.Namespace) -> None:
     if arguments.state:
         from mola_core.analysis.looks import Record
 
-        Record(out).state(layout.study.verdict)
+        Record(layout.folder).state(layout.study.verdict, layout.study.tasks, layout.study.seeds)
         return
     every = read_cells(layout.folder)
     cells = every.drop_duplicates("method").set_index("method")
@@ -62,6 +62,8 @@ def verdict(arguments: argparse.Namespace) -> None:
         parameters={str(name): int(count) for name, count in cells["trainable_parameters"].dropna().items()},
         floors={str(task): float(share) for task, share in chance_levels(every).items()},
         first_cell=str(every["finished"].min()),
+        stated_of=(layout.study.tasks, layout.study.seeds),
+        record=layout.folder,
         stand_in=layout.study.stand_in,
         seeds_shared=not layout.study.seeds_by_task,
         notices=notices(layout.study, missing_cells(layout.study, every)),

@@ -22,7 +22,14 @@ from mola_core.analysis.calibration.constants import (
 from mola_core.analysis.calibration.page import calibration_page, draw
 from mola_core.analysis.calibration.simulation import OUTSIDE, PLANS, SCENARIOS, SHAPES, Scenario
 from mola_core.analysis.statistics.bootstrap import bootstrap
-from mola_core.analysis.statistics.estimates import Components, Estimate, combine, components, slope_weights
+from mola_core.analysis.statistics.estimates import (
+    Components,
+    Estimate,
+    combine,
+    components,
+    error_at_margin,
+    slope_weights,
+)
 from mola_core.analysis.statistics.noise import DOUBT, equally_noisy, pool_runs
 from mola_core.analysis.statistics.planner import Planner
 from mola_core.analysis.statistics.questions import PAIRS, find_shapes
@@ -117,7 +124,8 @@ def measure(scenario: Scenario, matrices: int, rng: np.random.Generator) -> list
     if scenario.depth == scenario.spread == 0:
         # Holm rejects at least one of a family exactly where the smallest p-value passes Bonferroni's step.
         rows[2]["family_false_positives"] = _percent(family.min(0) <= LEVEL / len(PAIRS))
-    rows[2]["equivalent"] = _percent(estimates[2].p_equivalence(MARGIN / 100) <= LEVEL)
+    least_error = error_at_margin([part.document_df + 1 for part in drawn[2]], MARGIN / 100)
+    rows[2]["equivalent"] = _percent(estimates[2].p_equivalence(MARGIN / 100, least_error) <= LEVEL)
     rows[2]["bootstrap_coverage"] = _bootstrap_coverage(scenario, table[2], max(matrices // 10, 20), rng)
     return rows
 

@@ -28,14 +28,20 @@ def answer_sentence(verdict: Mapping[str, Any]) -> str:
 
 def _sentence(verdict: Mapping[str, Any], question: fields.Question | None) -> str:
     start = STAND_IN if verdict.get("stand_in") else ""
-    where = f"({fields.data_line(verdict)})"
+    where = f"({fields.data_line(verdict, question)})"
     if question is None:
         return f"{start}No answer: the methods here do not allow the stated hypotheses {where}."
     if question["estimate"] is None:
         return f"{start}Undecided: no task here lets “{question['claim']}” be asked {where}."
+    if question["status"] == "exploratory":
+        start += "Exploratory. "
     row = {key: number + 0.0 for key, number in fields.scaled(question).items()}
     unit = fields.UNITS[question["endpoint"]]
-    ahead, behind = fields.pair(question) or fields.outer_pair(verdict, question) or ("higher", "lower")
+    ahead, behind = fields.pair(question) or fields.outer_pair(question) or ("higher", "lower")
+    # A line through more shapes than two is no comparison of the outermost: these may differ by less, or the other way.
+    line = fields.pair(question) is None and question["same_test_as"] is None
+    if line:
+        line_from = f"the line through all shapes, from {behind} to {ahead},"
     size = f"{abs(row['estimate']):.2f} {unit}"
     span = f"{fields.confidence(verdict)} interval {signed(row['low'])} to {signed(row['high'])}"
     if is_identical(question):
@@ -45,18 +51,23 @@ def _sentence(verdict: Mapping[str, Any], question: fields.Question | None) -> s
             f"{', so nothing tells them apart' if shown else ', which are too few, or of one seed, to show that they are equivalent'}"
         )
     elif question["answer"] == "supported":
-        text = f"Supported: {ahead} beats {behind} by {size} ({span})"
+        text = f"{line_from} rises by {size}" if line else f"{ahead} beats {behind} by {size}"
+        text = f"Supported: {text} ({span})"
     elif question["answer"] == "contradicted":
-        text = f"Contradicted: {ahead} is behind {behind} by {size} ({span})"
+        text = f"{line_from} falls by {size}" if line else f"{ahead} is behind {behind} by {size}"
+        text = f"Contradicted: {text} ({span})"
     elif question["answer"] == "equivalent":
         units = unit.replace("points", "point") if question["margin"] == 1 else unit
+        low, high = (signed(question["inner"][key] * question["reach"]) for key in ("low", "high"))
+        what = f"{line_from} changes" if line else f"{ahead} and {behind} differ"
         text = (
-            f"Equivalent: {ahead} and {behind} differ by less than {question['margin']:g} {units} "
-            f"({signed(row['estimate'])}, {span})"
+            f"Equivalent: {what} by less than {question['margin']:g} {units} "
+            f"({signed(row['estimate'])}, {100 * (1 - 2 * verdict['level']):g} % interval {low} to {high})"
         )
     else:
-        text = f"Undecided: {ahead} − {behind} is {signed(row['estimate'])} {unit} ({span})"
-        if row["low"] * row["high"] > 0 and question["covers"] != "documents":
+        what = f"{line_from} changes by" if line else f"{ahead} − {behind} is"
+        text = f"Undecided: {what} {signed(row['estimate'])} {unit} ({span})"
+        if question["p_adjusted"] is not None and question["p"] <= verdict["level"] < question["p_adjusted"]:
             text += ", outside zero but not after correction"
         if question["covers"] == "documents":
             text += "; one seed, so the noise between trainings was not seen"
@@ -66,7 +77,7 @@ def _sentence(verdict: Mapping[str, Any], question: fields.Question | None) -> s
 
 
 def beside_sentences(verdict: Mapping[str, Any]) -> list[str]:
-    """For which tasks the answer is meant, its other endpoint, and how it was stated and looked at."""
+    """For which tasks the answer is meant, its other endpoint, how it was stated and looked at, and what else there is to it."""
     question = fields.headline(verdict)
     if question is None or question["estimate"] is None:
         return []
@@ -77,13 +88,9 @@ def beside_sentences(verdict: Mapping[str, Any]) -> list[str]:
         found = [
             f"These tasks (fixed): the interval above. Tasks like these (drawn): {signed(low)} to {signed(high)}."
         ]
-    elif len(verdict["data"]["tasks"]) == 1:
-        found[0] += " With one task nothing is said about tasks like it."
-    if question["worth"]:
-        worth = {
-            key: signed(question["worth"][key] * question["reach"]) for key in ("estimate", "low", "high")
-        }
-        found.append(f"Worth {worth['estimate']} points of accuracy ({worth['low']} to {worth['high']}).")
+    if question["worth"] is not None:
+        worth, runs = signed(question["worth"] * question["reach"]), verdict["exchange"]["runs"]
+        found.append(f"In {runs} runs here so much goes with {worth} points of accuracy.")
     other = "likelihood" if question["endpoint"] == "accuracy" else "accuracy"
     twin = fields.same_question(verdict, question, other)
     if twin is not None:
@@ -100,7 +107,7 @@ def beside_sentences(verdict: Mapping[str, Any]) -> list[str]:
     found.append(f"{when}; look {looks['taken']} of {looks['planned']} planned.")
     if looks["taken"] > looks["planned"]:
         found.append("More looks than planned: what it decides is a hint, not a test.")
-    return found
+    return found + [f"{text[0].upper()}{text[1:]}." for text in question["reasons"]]
 
 
 def is_identical(question: Mapping[str, Any]) -> bool:
@@ -132,6 +139,9 @@ def change_sentence(verdict: Mapping[str, Any]) -> str:
         f" Seeds a task that would decide a difference of so many {unit}: {', '.join(plans)}; that would show "
         f"equivalence within {question['margin']:g}: {_seeds(question['seeds_equivalent'])}."
     )
+    looks = verdict["looks"]
+    if looks["taken"] >= looks["planned"]:
+        text += " To add them is a look more than planned, and they are counted for its smaller level."
     if None in question["seeds_needed"].values():
         text += " Where no number of seeds helps, the documents are the limit."
     return text

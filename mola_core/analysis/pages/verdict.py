@@ -23,6 +23,8 @@ def write_verdict(
     parameters: Mapping[str, int] | None = None,
     floors: Mapping[str, float] | None = None,
     first_cell: str | None = None,
+    stated_of: tuple[Sequence[str], Sequence[int]] = ((), ()),
+    record: Path | None = None,
     stand_in: bool = False,
     seeds_shared: bool = True,
     refuse_unknown: bool = False,
@@ -30,9 +32,9 @@ def write_verdict(
 ) -> Verdict:
     """Write verdict.json, verdict.md, figures/ and tables/questions.* into `out` for a score file; returns the verdict.
 
-    The look is added to the record there (`looks.FILE`). `parameters` (method -> trainable parameters) are noted beside
+    The look is added to the record there (`looks.FILE`), or in the folder `record`. `parameters` (method -> trainable parameters) are noted beside
     the methods; `floors` are as `decide` takes them; `first_cell` is when a study's first cell was finished (ISO
-    8601), without which nothing is said to have been stated beforehand; `stand_in` marks results of built-in rows or a
+    8601), without which nothing is said to have been stated beforehand, and `stated_of` the study's tasks and seeds; `stand_in` marks results of built-in rows or a
     random model, `notices` stand on figures and tables; `seeds_shared` is as `decide` takes it; with `refuse_unknown` a pair of
     which a method is not in the scores is an error. Same file, same settings, same record: same bytes. Raises `MolaError` for a score file that is not one.
     """
@@ -47,9 +49,9 @@ def write_verdict(
         require_methods(matrix, settings.pairs)
     known = {"shapes": shapes, "floors": floors, "seeds_shared": seeds_shared}
     verdict = decide(matrix, settings, **known)
-    record = Record(out)
-    look = record.count(verdict)
-    beforehand = record.stated_beforehand(settings, first_cell)
+    looks = Record(record or out)
+    look = looks.count(verdict)
+    beforehand = looks.stated_beforehand(settings, first_cell, *stated_of)
     if look > 1 or beforehand:
         verdict = decide(matrix, settings, look=look, stated_beforehand=beforehand, **known)
     verdict |= {"stand_in": stand_in, "scores_sha256": sha256_file(scores)}
@@ -57,7 +59,7 @@ def write_verdict(
         row["parameters"] = (parameters or {}).get(method)
     page = verdict_page(verdict)
     write_json(out / "verdict.json", verdict)  # before the rest: it refuses numbers that JSON lacks
-    record.add_look(verdict)
+    looks.add_look(verdict)
     write_text(out / "verdict.md", page)
     drawing.draw_verdict(verdict, out / "figures", notices)
     write_questions(verdict, out / "tables", notices)

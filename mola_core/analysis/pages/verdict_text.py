@@ -5,7 +5,6 @@ from typing import Any
 
 from mola_core.analysis.pages.answer import answer_sentence, beside_sentences, change_sentence
 from mola_core.analysis.tables.render import markdown_text, p_value
-from mola_core.analysis.verdict_fields import headline
 
 TITLE = "Do higher layers need more experts here?"
 STAND_IN = (
@@ -44,11 +43,7 @@ def _confidence(verdict: dict[str, Any]) -> str:
 
 def _headline(verdict: dict[str, Any]) -> str:
     answer = markdown_text(answer_sentence(verdict | {"stand_in": False}))
-    question = headline(verdict)
-    beside = beside_sentences(verdict) + [
-        f"{text[0].upper()}{text[1:]}." for text in (question or {"reasons": []})["reasons"]
-    ]
-    return f"**{answer}**" + "".join(f"\n{markdown_text(text)}" for text in beside)
+    return f"**{answer}**" + "".join(f"\n{markdown_text(text)}" for text in beside_sentences(verdict))
 
 
 def _count(number: int, noun: str) -> str:
@@ -114,7 +109,7 @@ def _row(question: dict[str, Any]) -> str:
         markdown_text(question["claim"] + (f"; the same test as {twin}" if twin else "")),
         answer if question["answer"] == "undecided" else f"**{answer}**",
         f"{question['estimate']:+.2f}"
-        + (f" (worth {question['worth']['estimate']:+.2f})" if question["worth"] else ""),
+        + (f" (worth {question['worth']:+.2f})" if question["worth"] is not None else ""),
         interval(question),
         f"{question['median']:+.2f}",
         "–" if question["p_adjusted"] is None else p_value(question["p_adjusted"]),
@@ -154,7 +149,7 @@ def _cannot_say(verdict: dict[str, Any]) -> str:
     lines = [
         "## What it cannot say",
         "",
-        f"- It is about {markdown_text(', '.join(verdict['data']['models']))} and these tasks alone: {tasks}. Tasks are "
+        f"- It is about {markdown_text(', '.join(verdict['data']['models']))} and these tasks alone: {tasks}{_but_left_out(verdict)}. Tasks are "
         "not a sample of all tasks; each counts the same. The column *tasks drawn* is about tasks like these.",
         "- *Undecided* is not *no difference*: that is *equivalent*.",
         "- A slope is a straight line through the shapes tried, at their spread; it does not promise a "
@@ -171,6 +166,11 @@ def _cannot_say(verdict: dict[str, Any]) -> str:
     return "\n".join([*lines, *(f"- {markdown_text(note)}" for note in verdict["notes"])])
 
 
+def _but_left_out(verdict: dict[str, Any]) -> str:
+    left_out = list(verdict["left_out_tasks"])
+    return f"; the questions leave out {markdown_text(', '.join(left_out))}" if left_out else ""
+
+
 def _mcnemar(verdict: dict[str, Any]) -> str:
     if not verdict["mcnemar"]:
         return ""
@@ -178,7 +178,7 @@ def _mcnemar(verdict: dict[str, Any]) -> str:
         "## One seed: exact McNemar tests",
         "",
         "These compare two *trained adapters* on the same documents, not two shapes: the noise between "
-        "trainings is not in them. p after Holm over all rows.",
+        "trainings is not in them. p after Holm over all rows. Tasks whose documents belong together in clusters are left out.",
         "",
         "| pair | task | only first right | only second right | p | p (Holm) |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
@@ -224,7 +224,7 @@ def _how(verdict: dict[str, Any]) -> str:
         f"together, seed {settings['seed']}): ranks, the share of runs in which one method beats another, "
         "and a second interval in `verdict.json`.",
         f"**Smallest effect and seeds** aim at {100 * settings['power']:g} % power at the strictest step of "
-        "Holm's correction, averaged over what the data leave open about the variance, with the question's own noise "
-        "(`noise_from` in `verdict.json`).",
+        "Holm's correction, averaged over what the data leave open about the variance, with the question's own noise, or pooled "
+        "with equally noisy methods of its kind (`noise_from` in `verdict.json`); seeds at the level of the next look.",
     ]
     return "\n".join(["## How it was computed", "", *(f"- {line}" for line in lines)])

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from mola_core.analysis.scores import Block, ScoreMatrix
+from mola_core.analysis.scores import Block, ScoreMatrix, shared_runs
 from mola_core.analysis.statistics.bootstrap import Bootstrap
 from mola_core.analysis.statistics.estimates import (
     Components,
@@ -13,11 +13,12 @@ from mola_core.analysis.statistics.estimates import (
     combine,
     components,
     error_at_margin,
+    run_noise,
 )
 from mola_core.analysis.statistics.noise import planning_noise
 from mola_core.analysis.statistics.planner import Planner
 from mola_core.analysis.statistics.questions import Question, answer_id
-from mola_core.analysis.statistics.records import Answer, Drawn, Exchange, Worth
+from mola_core.analysis.statistics.records import Answer, Drawn, Exchange, Inner
 from mola_core.analysis.statistics.summaries import points
 from mola_core.study.verdict import VerdictSettings
 
@@ -36,11 +37,12 @@ def answer_question(
     resampled: tuple[Bootstrap | None, list[str]],
     exchange: Exchange | None,
     seeds_shared: bool,
+    next_level: float,
 ) -> Answer:
     """A question's answer but for Holm's correction, which needs the others; `undecided` until then.
 
     `tests` are the tests of the stated family and of all (id, endpoint); only the primary endpoint's are stated.
-    `seeds_shared`: a seed's training may have answered all tasks.
+    `seeds_shared`: a seed's training may have answered all tasks. More seeds are planned for `next_level`, that of the next look.
     """
     answer = _empty(question, endpoint, settings, questions, tests)
     # A shape in the middle has no part in the slope, so neither have the seeds and tasks that it lacks.
@@ -60,15 +62,14 @@ def answer_question(
         np.where(np.abs(z) < ROUNDING, 0.0, z) for z in (b.contrast(weights, endpoint) for b in used)
     ]
     parts = [components(z, block.clusters) for z, block in zip(contrasts, used, strict=True)]
-    runs = _runs(used, list(weights), contrasts) if seeds_shared else None
-    _estimate(answer, question, used, contrasts, parts, runs, level, settings.margin / 100)
+    runs = shared_runs(used, weights, endpoint) if seeds_shared else None
+    margin, reach = settings.margin / 100, question.reach
+    shares = [block.saturated(list(weights), endpoint) for block in used]
+    least_error = error_at_margin([part.document_df + 1 for part in parts], margin, shares) / reach
+    _estimate(answer, used, contrasts, parts, runs, level, margin / reach, least_error)
     if exchange and endpoint == "likelihood":
-        estimate, low, high = answer["estimate"], answer["low"], answer["high"]
-        assert estimate is not None and low is not None and high is not None, "it was just estimated"
-        rate = exchange["rate"]
-        answer["worth"] = Worth(
-            estimate=round(estimate * rate, 6), low=round(low * rate, 6), high=round(high * rate, 6)
-        )
+        assert answer["estimate"] is not None, "it was just estimated"
+        answer["worth"] = round(answer["estimate"] * exchange["rate"], 6)
     if endpoint == "accuracy":
         _resampled(answer, question, *resampled, level)
     single = [block.name for block, part in zip(used, parts, strict=True) if part.seeds == 1]
@@ -79,8 +80,12 @@ def answer_question(
         answer["reasons"].append(
             "the answers are identical in every document and seed: nothing is left to plan"
         )
+    elif _least_p(used) > level / answer["family_size"]:
+        answer["reasons"].append(
+            f"so few documents (or clusters of them) cannot decide anything: p is {_least_p(used):.2g} or more, whatever they say"
+        )
     else:
-        _plan(answer, question, endpoint, used, parts, settings, level / answer["family_size"])
+        _plan(answer, question, endpoint, used, parts, settings, (level, next_level), least_error)
     return answer
 
 
@@ -91,16 +96,6 @@ def _lacking(block: Block, methods: Sequence[str], endpoint: str) -> str:
     if not len(block.common_seeds(methods)):
         return "its methods share no seed"
     return "a single document (or cluster of them)" if block.units < 2 else ""
-
-
-def _runs(
-    used: Sequence[Block], methods: Sequence[str], contrasts: Sequence[np.ndarray]
-) -> np.ndarray | None:
-    """The contrast's means (tasks, seeds), where two tasks or more have the same two seeds or more."""
-    seeds = {tuple(np.array(block.seeds)[block.common_seeds(methods)]) for block in used}
-    if len(used) < 2 or len(seeds) > 1 or len(seeds.pop()) < 2:
-        return None
-    return np.stack([z.mean(axis=1) for z in contrasts])
 
 
 def _empty(
@@ -130,7 +125,7 @@ def _empty(
         "answer": "undecided",
         "within_margin": False,
         "margin": settings.margin,
-        **dict.fromkeys(("estimate", "low", "high", "median", "worth", "p", "p_adjusted")),
+        **dict.fromkeys(("estimate", "low", "high", "inner", "median", "worth", "p", "p_adjusted")),
         **dict.fromkeys(("p_equivalence", "p_equivalence_adjusted", "drawn", "covers")),
         "standard_error": None,
         "degrees_of_freedom": None,
@@ -146,6 +141,7 @@ def _empty(
         "probability_of_improvement": None,
         "reach": round(question.reach, 6),
         "weights": {method: round(weight, 6) for method, weight in question.weights.items()},
+        "places": {method: round(place, 4) for method, place in question.places.items()},
         "tasks": {},
         "seeds": [],
         "dropped_tasks": [],
@@ -154,30 +150,34 @@ def _empty(
     return cast("Answer", empty)
 
 
+def _least_p(used: Sequence[Block]) -> float:
+    """The smallest p-value of any test of so many documents (or clusters), each of one sign or the other."""
+    return 2.0 ** (1 - sum(block.units for block in used))
+
+
 def _estimate(
     answer: Answer,
-    question: Question,
     used: Sequence[Block],
     contrasts: Sequence[np.ndarray],
     parts: Sequence[Components],
     runs: np.ndarray | None,
     level: float,
     margin: float,
+    least_error: float,
 ) -> None:
-    """Of `runs` see `combine`; `margin` is a fraction, between the outermost shapes of a slope."""
+    """Of `runs` see `combine`; `margin` and `least_error` (`error_at_margin`) are fractions, in the unit of the contrast."""
     estimate = combine(parts, runs)
     low, high = estimate.interval(level)
-    # So small is the smallest p-value of any test of so many documents (or clusters), each of one sign or the other.
-    least_p = 2.0 ** (1 - sum(block.units for block in used))
-    units, margin_of = _units(parts), margin / question.reach
-    least_error = 0.0 if answer["endpoint"] != "accuracy" else error_at_margin(units, margin) / question.reach
+    inner = estimate.interval(2 * level)
+    least_p = _least_p(used)
     answer |= {
         "estimate": points(estimate.value),
         "low": points(low),
         "high": points(high),
+        "inner": Inner(low=points(inner[0]), high=points(inner[1])),
         "median": points(np.mean([np.median(z.mean(axis=1)) for z in contrasts])),
         "p": round(max(float(estimate.p_value()), least_p), 8),
-        "p_equivalence": round(max(float(estimate.p_equivalence(margin_of, least_error)), least_p), 8),
+        "p_equivalence": round(max(float(estimate.p_equivalence(margin, least_error)), least_p), 8),
         "standard_error": points(estimate.error),
         "degrees_of_freedom": round(float(estimate.df), 2),
         "tasks": {block.name: points(part.mean) for block, part in zip(used, parts, strict=True)},
@@ -189,21 +189,16 @@ def _estimate(
         return
     common = None
     if runs is not None:
-        between_runs = runs.mean(axis=0).var(ddof=1), runs.var(axis=1, ddof=1).sum() / len(runs) ** 2
-        common = max(between_runs[0] - between_runs[1], 0.0) / runs.shape[1], runs.shape[1]
+        shared, own, seeds = run_noise(runs)
+        common = max(shared - own, 0.0), seeds
     across = between_tasks([float(part.mean) for part in parts], common)
     below, above = map(points, across.interval(level))
     answer["drawn"] = Drawn(
         low=below,
         high=above,
         p=round(float(across.p_value()), 8),
-        p_equivalence=round(float(across.p_equivalence(margin_of)), 8),
+        p_equivalence=round(float(across.p_equivalence(margin)), 8),
     )
-
-
-def _units(parts: Sequence[Components]) -> list[float]:
-    """Independent documents, or the effective number of clusters, of each task."""
-    return [part.document_df + 1 for part in parts]
 
 
 def _plan(
@@ -213,23 +208,26 @@ def _plan(
     used: Sequence[Block],
     parts: Sequence[Components],
     settings: VerdictSettings,
-    level: float,
+    levels: tuple[float, float],
+    least_error: float,
 ) -> None:
-    """What such a study could have found or shown, and the seeds for it, at the strictest step of Holm's correction."""
+    """What such a study could have found or shown, at this look's level, and the seeds for it, at the next look's, both at
+    the strictest step of Holm's correction."""
     weights = {method: question.weights[method] for method in question.moved}
     noisy, pool = planning_noise(used, parts, weights, endpoint)
-    margin = settings.margin / 100
-    least_error = 0.0 if endpoint != "accuracy" else error_at_margin(_units(parts), margin) / question.reach
-    planner = Planner(noisy, level, settings.power, least_error)
-    smallest = planner.minimum_detectable_effect()
+    margin = settings.margin / 100 / question.reach
+    now, later = (
+        Planner(noisy, level / answer["family_size"], settings.power, least_error) for level in levels
+    )
+    smallest = now.minimum_detectable_effect()
     answer["noise_from"] = list(pool)
     answer["minimum_detectable_effect"] = None if smallest is None else points(smallest)
     for difference in settings.differences:
         wanted = difference / 100 / question.reach
-        answer["seeds_needed"][f"{difference:g}"] = planner.seeds_needed(wanted)
-        answer["power"][f"{difference:g}"] = round(planner.power(wanted), 4)
-    answer["seeds_equivalent"] = planner.seeds_for_equivalence(margin / question.reach)
-    answer["power_equivalent"] = round(planner.power_equivalence(margin / question.reach), 4)
+        answer["seeds_needed"][f"{difference:g}"] = later.seeds_needed(wanted)
+        answer["power"][f"{difference:g}"] = round(now.power(wanted), 4)
+    answer["seeds_equivalent"] = later.seeds_for_equivalence(margin)
+    answer["power_equivalent"] = round(now.power_equivalence(margin), 4)
 
 
 def _resampled(

@@ -3,9 +3,10 @@
 The claim of a question is that its estimate is above zero. With Holm's adjusted p at most the level it is *supported*
 where the estimate is positive, *contradicted* where it is negative. Where that is open and two one-sided tests,
 adjusted alike, place the difference within the stated margin, it is *equivalent*; else *undecided*. At most one of the
-two null hypotheses of a question (no difference; a difference of the margin or more) is true, so that each is tested
-at the full level (Goeman, Solari & Stijnen 2010). The stated hypotheses are one family, every other question and
-endpoint another: what is explored never moves what is stated.
+two null hypotheses of a question (no difference; a difference of the margin or more) is true, so that for one question each
+is tested at the full level (Goeman, Solari & Stijnen 2010). In a family of several the level holds for each sort of error by
+itself: differences where there are none, and equivalence where there is a difference. The stated hypotheses are one family,
+every other question and endpoint another: what is explored never moves what is stated.
 """
 
 import hashlib
@@ -31,7 +32,7 @@ from mola_core.analysis.statistics.questions import (
     possible_questions,
 )
 from mola_core.analysis.statistics.records import Answer, Looks, Verdict
-from mola_core.analysis.statistics.runs import collapsed_runs, exchange_rate, unlearnt, unlearnt_notes
+from mola_core.analysis.statistics.runs import collapsed_runs, exchange_rate, unlearnt, unlearnt_notes, without_floor
 from mola_core.analysis.statistics.summaries import (
     BASE,
     depth_lines,
@@ -71,7 +72,7 @@ def decide(
     endpoints = _endpoints(matrix, settings)
     # A look beyond those planned has no share of the level left; it is given ever less and marked by `Looks`: without an
     # effect, six looks from three to eight seeds at the whole level decide in 12.6 % of studies, so in 5.9 %.
-    level = settings.level / max(settings.looks, look)
+    level, next_level = (settings.level / max(settings.looks, number) for number in (look, look + 1))
     found = find_shapes(matrix.methods, shapes)
     questions, unanswered, hypotheses = _choose(settings, matrix.methods, found)
     tests = _families(questions, endpoints, hypotheses)
@@ -89,6 +90,7 @@ def decide(
             (drawn, ranked),
             exchange,
             seeds_shared,
+            next_level,
         )
         for endpoint in endpoints
         for question in questions
@@ -96,6 +98,7 @@ def decide(
     _correct(answers, level)
     collapsed = collapsed_runs(matrix)
     at_level = settings.model_copy(update={"level": level})
+    unknown = [] if settings.least_gain is None else without_floor(matrix, floors or {})
     return {
         "level": level,
         "primary_endpoint": settings.endpoint,
@@ -109,11 +112,11 @@ def decide(
         "left_out_tasks": left_out,
         "collapsed": collapsed,
         "methods": summarise_methods(
-            matrix, at_level, *_everything(matrix, asked, drawn, ranked, settings), found
+            matrix, at_level, *_everything(matrix, asked, drawn, ranked, settings), found, seeds_shared
         ),
-        "lines": depth_lines(asked, at_level, questions, found, endpoints),
+        "lines": depth_lines(asked, at_level, questions, found, endpoints, seeds_shared),
         "mcnemar": mcnemar_tests(asked, questions),
-        "notes": notes(matrix, ranked) + unlearnt_notes(gains, settings.least_gain) + _warnings(collapsed),
+        "notes": notes(matrix, ranked) + unlearnt_notes(gains, settings.least_gain, unknown) + _warnings(collapsed),
         "data": {
             "studies": list(matrix.studies),
             "models": list(matrix.models),

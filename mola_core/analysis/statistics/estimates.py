@@ -112,7 +112,8 @@ def components(z: np.ndarray, clusters: np.ndarray | None = None) -> Components:
     With one seed the document mean square is all there is, and the seed and rest terms are zero. `clusters`
     (documents,) names the cluster of each document: documents of one cluster may then be answered alike, and the mean
     squares of documents and rest are sums over clusters instead (Liang & Zeger 1986; Miller 2024, "Adding error bars
-    to evals"), with Σn² of the clusters' sizes n deciding how many count (Carter, Schnepel & Steigerwald 2017).
+    to evals"), each for what a mean without its cluster would be (CR3, the jackknife: Bell & McCaffrey 2002), with Σn²
+    of the clusters' sizes n deciding how many count (Carter, Schnepel & Steigerwald 2017).
     """
     seeds, documents = z.shape[-2:]
     by_seed, by_document = z.mean(-1), z.mean(-2)
@@ -144,8 +145,11 @@ def _mean_square(deviations: np.ndarray, clusters: np.ndarray | None) -> np.ndar
     order = np.argsort(clusters, kind="stable")
     starts = np.flatnonzero(np.diff(clusters[order], prepend=clusters[order[0]] - 1))
     sums = np.add.reduceat(deviations[..., order], starts, axis=-1)
-    count = len(starts)
-    return (sums**2).sum(-1) / documents * (count / max(count - 1, 1))
+    count, sizes = len(starts), np.diff(starts, append=documents)
+    if count == 1:
+        return (sums**2).sum(-1) / documents
+    # A large cluster draws the mean to itself, so that its own deviations are too small.
+    return ((sums / (1 - sizes / documents)) ** 2).sum(-1) / documents * ((count - 1) / count)
 
 
 def _effective_clusters(clusters: np.ndarray) -> float:
@@ -192,7 +196,8 @@ def documents_alone(parts: Sequence[Components]) -> tuple[np.ndarray, np.ndarray
 def combine(parts: Sequence[Components], runs: np.ndarray | None = None) -> Estimate:
     """The contrast's mean over tasks, each task counting the same.
 
-    `runs` (tasks, seeds) are the contrast's means by seed, where one adapter a seed may have answered all tasks.
+    `runs` (tasks, seeds) are the contrast's means by seed, NaN where a task lacks the seed, given where one adapter a seed may
+    have answered all tasks.
     """
     variance, df = variance_terms(parts)
     mean = sum(part.mean for part in parts) / len(parts)
@@ -200,21 +205,34 @@ def combine(parts: Sequence[Components], runs: np.ndarray | None = None) -> Esti
     return Estimate(cast("np.ndarray", mean), np.sqrt(variance), df, documents_alone(parts), shared)
 
 
+def run_noise(runs: np.ndarray) -> tuple[float, float, float]:
+    """Variance of the mean over tasks by the noise between `runs` (tasks, seeds; NaN where there is none): where a seed moves
+    tasks alike, and where each task's noise is its own; and the mean number of seeds a task.
+
+    The first sums over tasks what each seed adds to the mean, as over clusters: with the same seeds in every task it is the
+    variance of the seeds' means; seeds that one task has alone add what they add without sharing.
+    """
+    counts = np.isfinite(runs).sum(axis=1)
+    added = (runs - np.nanmean(runs, axis=1, keepdims=True)) / (len(runs) * counts[:, None])
+    free = counts / (counts - 1)
+    own = float((np.nansum(added**2, axis=1) * free).sum())
+    return float((np.nansum(added, axis=0) ** 2).sum() * free.mean()), own, float(counts.mean())
+
+
 def seeds_shared(parts: Sequence[Components], runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Standard error of the mean over tasks, and its degrees of freedom, where a seed may move all tasks alike.
 
-    The noise between runs is then that of the seeds' means over tasks, (tasks, seeds) -> (seeds,): unbiased whether tasks
-    share it or not, with seeds - 1 degrees of freedom. What documents add is as in `variance_terms`.
+    The noise between runs is that of `run_noise`, unbiased whether tasks share it or not, with as many degrees of freedom as
+    seeds a task less one. What documents add is as in `variance_terms`.
     """
-    seeds = runs.shape[1]
-    between_runs = runs.mean(axis=0).var(ddof=1) / seeds
+    between_runs, _, seeds = run_noise(runs)
     least, documents, terms = 0.0, 0.0, 0.0
     for part in parts:
-        weight = 1 / (len(parts) ** 2 * seeds * part.documents)
+        weight = 1 / (len(parts) ** 2 * part.seeds * part.documents)
         documents = documents + weight * np.maximum(part.document - part.rest, 0)
         least = least + weight * part.rest
         terms = terms + weight**2 * (
-            part.document**2 / part.document_df + part.rest**2 / ((seeds - 1) * part.document_df)
+            part.document**2 / part.document_df + part.rest**2 / ((part.seeds - 1) * part.document_df)
         )
     floored = np.maximum(between_runs, least)  # as in `variance_terms`
     terms = terms + floored**2 / (seeds - 1)
@@ -222,17 +240,20 @@ def seeds_shared(parts: Sequence[Components], runs: np.ndarray) -> tuple[np.ndar
     return np.sqrt(between_runs + documents), np.maximum(df, 1.0)
 
 
-def error_at_margin(units: Sequence[float], margin: float) -> float:
+def error_at_margin(units: Sequence[float], margin: float, shares: Sequence[float] | None = None) -> float:
     """Least standard error of a mean over tasks of differences of 0/1 answers whose true value is `margin` (a fraction).
 
     Such a difference is -1, 0 or 1, so its variance is margin - margin² or more: as in a score test, the error is taken
     where the null hypothesis ends. Where hardly a document is answered differently the one that is seen is far too small, and
-    five documents would show that nothing differs. `units` are the independent documents (or clusters) of each task.
+    five documents would show that nothing differs. `units` are the independent documents (or clusters) of each task, `shares`
+    the part of them whose values are 0 or 1 (default: all): what the rest does to the variance is seen.
     """
-    return float(np.sqrt(sum((margin - margin**2) / count for count in units)) / len(units))
+    shares = [1.0] * len(units) if shares is None else shares
+    parts = (share * (margin - margin**2) / count for count, share in zip(units, shares, strict=True))
+    return float(np.sqrt(sum(parts)) / len(units))
 
 
-def between_tasks(means: Sequence[float], common: tuple[float, int] | None = None) -> Estimate:
+def between_tasks(means: Sequence[float], common: tuple[float, float] | None = None) -> Estimate:
     """Student's t over the tasks' own differences, each from runs of its own.
 
     Honest without any knowledge of seed or document noise, because both are in the differences; conservative

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mola_core.analysis.statistics.estimates import slope_weights
 from mola_core.errors import MolaError
@@ -59,6 +59,8 @@ class Question:
     claim: str
     weights: Mapping[str, float]
     reach: float = 1.0
+    places: Mapping[str, float] = field(default_factory=dict)
+    """Of a slope: each shape's centre of depth, or spread."""
 
     @property
     def is_pair(self) -> bool:
@@ -155,8 +157,8 @@ def _slopes(shapes: Sequence[Shape]) -> list[Question]:
         for row, (name, family, claim, values) in zip(rows, claims, strict=True):
             if row.any():
                 weights = dict(zip(names, row.tolist(), strict=True))
-                reach = max(values) - min(values)
-                found.append(Question(name + suffix, family, f"{claim} (budget {budget})", weights, reach))
+                reach, places = max(values) - min(values), dict(zip(names, values, strict=True))
+                found.append(Question(name + suffix, family, f"{claim} (budget {budget})", weights, reach, places))
     return found
 
 

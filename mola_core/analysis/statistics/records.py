@@ -20,10 +20,9 @@ class Drawn(TypedDict):
     p_equivalence: float
 
 
-class Worth(TypedDict):
-    """A difference of likelihood in the points of accuracy that it is worth (`Exchange`)."""
+class Inner(TypedDict):
+    """The interval of confidence 1 - 2 level, which decides whether a difference is within the margin."""
 
-    estimate: float
     low: float
     high: float
 
@@ -53,9 +52,11 @@ class Answer(TypedDict):
     estimate: float | None
     low: float | None
     high: float | None
+    inner: Inner | None
     median: float | None
     """Median over seeds, then the mean over tasks: one collapsed run does not move it."""
-    worth: Worth | None
+    worth: float | None
+    """A difference of likelihood in the points of accuracy that it goes with (`Exchange`), whose own error is in no interval."""
     p: float | None
     p_adjusted: float | None
     """After Holm's correction over `family_size` tests: of the stated hypotheses, or of all exploratory questions."""
@@ -71,7 +72,7 @@ class Answer(TypedDict):
     seeds_needed: dict[str, int | None]
     power: dict[str, float | None]
     seeds_equivalent: int | None
-    """Seeds a task that show a true zero to be within the margin."""
+    """Seeds a task that show a true zero to be within the margin, as `seeds_needed` at the level of the next look."""
     power_equivalent: float | None
     noise_from: list[str]
     """Methods that the plan's noise between runs is taken from."""
@@ -79,6 +80,8 @@ class Answer(TypedDict):
     probability_of_improvement: dict[str, float] | None
     reach: float
     weights: dict[str, float]
+    places: dict[str, float]
+    """Of a slope: each shape's centre of depth, or spread."""
     tasks: dict[str, float]
     seeds: list[int]
     dropped_tasks: list[str]

@@ -1,6 +1,6 @@
 """What single runs tell: collapsed ones, tasks on which nothing was learnt, what likelihood is worth in accuracy."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,11 +63,8 @@ def unlearnt(matrix: ScoreMatrix, floors: Mapping[str, float], least: float) -> 
     """
     found = {}
     for block in matrix.blocks:
-        known = [floors[block.name]] if block.name in floors else []
+        known = _known_nothing(block, floors)
         trained = [row for row, method in enumerate(block.methods) if method != BASE]
-        if BASE in block.methods:
-            row = block.methods.index(BASE)
-            known.append(float(block.correct[row][block.present[row]].mean()))
         if known and trained:
             runs = block.correct.mean(axis=2, dtype=float)[trained][block.present[trained]]
             gain = points(runs.mean() - max(known))
@@ -76,8 +73,29 @@ def unlearnt(matrix: ScoreMatrix, floors: Mapping[str, float], least: float) -> 
     return found
 
 
-def unlearnt_notes(gains: Mapping[str, float], least: float | None) -> list[str]:
-    """What the page says of tasks on which nothing was learnt."""
+def without_floor(matrix: ScoreMatrix, floors: Mapping[str, float]) -> list[str]:
+    """Tasks of which nobody says what knowing nothing scores, so that `unlearnt` cannot judge them."""
+    return [block.name for block in matrix.blocks if not _known_nothing(block, floors)]
+
+
+def _known_nothing(block: Block, floors: Mapping[str, float]) -> list[float]:
+    """Accuracies (fractions) of knowing nothing: always giving the most frequent answer, and the base model."""
+    task = block.name.rpartition("/")[2]  # of several studies or models a block's name begins with theirs
+    known = [floors[name] for name in dict.fromkeys((block.name, task)) if name in floors][:1]
+    if BASE in block.methods:
+        row = block.methods.index(BASE)
+        known.append(float(block.correct[row][block.present[row]].mean()))
+    return known
+
+
+def unlearnt_notes(gains: Mapping[str, float], least: float | None, unknown: Sequence[str] = ()) -> list[str]:
+    """What the page says of tasks on which nothing was learnt, and of those (`unknown`) of which that cannot be told."""
+    if unknown:
+        return [
+            f"`verdict.least_gain` could not be applied to {', '.join(unknown)}: neither the base model's scores nor the most "
+            "frequent answer's are known.",
+            *unlearnt_notes(gains, least),
+        ]
     if not gains:
         return []
     named = ", ".join(f"{task} ({gain:+.1f} points)" for task, gain in gains.items())

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mola_core.analysis.scores import Block, ScoreMatrix
+from mola_core.analysis.scores import Block, ScoreMatrix, shared_runs
 from mola_core.analysis.statistics.bootstrap import Bootstrap, ranks
 from mola_core.analysis.statistics.estimates import Estimate, combine, components, holm, mcnemar
 from mola_core.analysis.statistics.questions import Question, Shape, answer_id
@@ -31,28 +31,31 @@ def summarise_methods(
     drawn: Bootstrap | None,
     ranked: Sequence[str],
     shapes: Sequence[Shape],
+    seeds_shared: bool,
 ) -> dict[str, dict[str, Any]]:
-    """Mean accuracy over tasks of every method in all of them, best first, with its interval and ranks."""
+    """Mean accuracy over tasks of every method in all of them, best first, with its interval and ranks.
+
+    Tasks of a single document (or cluster), which have no interval, are left out. `seeds_shared` is as `decide` takes it.
+    """
+    blocks = [block for block in matrix.blocks if block.units >= 2]
     places = ranks(drawn.means()) if drawn is not None else None
     by_name = {shape.method: shape for shape in shapes}
     rows: dict[str, dict[str, Any]] = {}
     for method in matrix.methods:
-        if any(len(block.common_seeds([method])) == 0 or block.units < 2 for block in matrix.blocks):
+        if not blocks or any(len(block.common_seeds([method])) == 0 for block in blocks):
             continue
-        parts = [components(block.contrast({method: 1.0}), block.clusters) for block in matrix.blocks]
-        estimate = combine(parts)
+        parts = [components(block.contrast({method: 1.0}), block.clusters) for block in blocks]
+        estimate = combine(parts, shared_runs(blocks, {method: 1.0}) if seeds_shared and method != BASE else None)
         low, high = estimate.interval(settings.level)
         seen = method == BASE or all(part.seeds > 1 for part in parts)
         rows[method] = {
             "accuracy": points(estimate.value),
             "low": points(low),
             "high": points(high),
-            "median": points(np.mean([_median_run(block, method) for block in matrix.blocks])),
+            "median": points(np.mean([_median_run(block, method) for block in blocks])),
             "likelihood": None
-            if any(block.likelihood is None for block in matrix.blocks)
-            else points(
-                np.mean([block.contrast({method: 1.0}, "likelihood").mean() for block in matrix.blocks])
-            ),
+            if any(block.likelihood is None for block in blocks)
+            else points(np.mean([block.contrast({method: 1.0}, "likelihood").mean() for block in blocks])),
             "covers": "seeds and documents" if seen and method != BASE else "documents",
             "ranks": None
             if places is None or method not in ranked
@@ -78,6 +81,7 @@ def depth_lines(
     questions: Sequence[Question],
     shapes: Sequence[Shape],
     endpoints: Sequence[str],
+    seeds_shared: bool,
 ) -> dict[str, dict[str, Any]]:
     """Per slope: each shape's value in points against its centre of depth, and the fitted line with its band.
 
@@ -92,20 +96,27 @@ def depth_lines(
             group = [shape for shape in shapes if shape.method in question.weights]
             used = [block for block in matrix.blocks if len(block.common_seeds(list(question.weights)))]
             used = [block for block in used if endpoint == "accuracy" or block.likelihood is not None]
-            if used and all(block.units >= 2 for block in used):
+            used = [block for block in used if block.units >= 2]
+            if used:
                 lines[answer_id(question.id, endpoint)] = {"endpoint": endpoint} | _depth_line(
-                    question, group, used, settings.level, endpoint
+                    question, group, used, settings.level, endpoint, seeds_shared
                 )
     return lines
 
 
 def _depth_line(
-    question: Question, group: Sequence[Shape], used: Sequence[Block], alpha: float, endpoint: str
+    question: Question,
+    group: Sequence[Shape],
+    used: Sequence[Block],
+    alpha: float,
+    endpoint: str,
+    seeds_shared: bool,
 ) -> dict[str, Any]:
     share = 1 / len(group)
 
     def estimate(weights: dict[str, float]) -> Estimate:
-        return combine([components(block.contrast(weights, endpoint), block.clusters) for block in used])
+        parts = [components(block.contrast(weights, endpoint), block.clusters) for block in used]
+        return combine(parts, shared_runs(used, weights, endpoint) if seeds_shared else None)
 
     level = float(estimate({shape.method: share for shape in group}).value)
 
@@ -135,13 +146,14 @@ def _depth_line(
 
 
 def mcnemar_tests(matrix: ScoreMatrix, questions: Sequence[Question]) -> list[dict[str, Any]]:
-    """Exact McNemar for each pair and task where the pair shares one seed."""
+    """Exact McNemar for each pair and task where the pair shares one seed; not of documents in clusters, which are no draws of
+    their own."""
     rows: list[dict[str, Any]] = []
     for question in (question for question in questions if question.is_pair):
         first, second = sorted(question.weights, key=question.weights.__getitem__, reverse=True)
         for block in matrix.blocks:
             seeds = block.common_seeds([first, second])
-            if len(seeds) == 1:
+            if len(seeds) == 1 and block.clusters is None:
                 answers = [block.correct[block.methods.index(name), seeds[0]] for name in (first, second)]
                 only_first, only_second, p = mcnemar(*answers)
                 rows.append(

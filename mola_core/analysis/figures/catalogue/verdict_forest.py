@@ -45,7 +45,7 @@ def _row(verdict: Mapping[str, Any], question: Mapping[str, Any]) -> dict[str, A
     row: dict[str, Any] = {"label": fields.title(question), "answer": question["answer"]} | fields.scaled(
         question
     )
-    sides = fields.pair(question) or fields.outer_pair(verdict, question)
+    sides = fields.pair(question) or fields.outer_pair(question)
     return row | ({"sides": sides} if sides else {})
 
 
