@@ -324,6 +324,8 @@ def test_a_training_that_diverges_is_a_result(bench, monkeypatch):
     log = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
     assert [entry["loss"] is None for entry in log] == [False, False, True]
     assert [file.name for file in bench.layout.weights(cell).iterdir()] == ["diverged.json"]
+    bench.count_routing(cell)
+    assert pd.read_csv(bench.layout.cell(cell) / "routing.csv").empty, "it has no routers, and is no error"
     samples = pd.read_parquet(folder / "samples.parquet")
     base = bench.study.cell("cola", "base", 0)
     bench.run(base)

@@ -77,6 +77,7 @@ def test_each_verb_gives_an_example_that_its_parser_takes(verb, capsys):
             "verdict --study smoke --state --margin 2",
             "mola verdict: --pair, --margin, --endpoint and --looks go with",
         ),
+        ("verdict --scores s.csv --study smoke", "mola verdict: --scores: answers a file by itself"),
         ("where --study smoke --results nosuch", "mola where: nosuch/smoke: is not there yet; run the study"),
         ("verify --study smoke --results nosuch", "mola verify: nosuch/smoke: nothing of the study is there"),
     ],

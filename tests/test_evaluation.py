@@ -2,6 +2,8 @@
 
 import sys
 
+import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -121,12 +123,34 @@ def test_a_document_that_stands_twice_is_told_apart(prepared_bench, monkeypatch)
     monkeypatch.setattr(
         harness,
         "_document",
-        lambda sample: plain(sample) | ({"document": "same"} if sample["doc_id"] in (1, 3, 4) else {}),
+        lambda sample, example: (
+            plain(sample, example) | ({"document": "same"} if sample["doc_id"] in (1, 3, 4) else {})
+        ),
     )
     examples = read_examples(prepared_bench.layout.examples("cola"), "evaluation")
     frame, _ = scored(prepared_bench, examples)
     assert frame["document"].is_unique
     assert frame.loc[[1, 3, 4], "document"].tolist() == ["same", "same-1", "same-2"]
+
+
+def test_the_target_is_the_right_options_place_whatever_it_is_called():
+    """A label that no document was answered rightly with would leave a cell, and so its task, without likelihoods."""
+    from mola_core.evaluation.harness import _document
+
+    rows = []
+    for place, label in enumerate(("yes", "no", "maybe")):
+        example = Example(f"d{place}", "Is it?", f" {label}", [" yes", " no", " maybe"], place)
+        sample = {"doc_hash": f"d{place}", "doc_id": place, "target": label, "acc": 0, "prompt_hash": "p"}
+        answers = [(-2.0, False)] * 3
+        answers[(place + 1) % 3] = (-1.0, True)
+        rows.append(_document(sample | {"filtered_resps": answers}, example))
+    frame = pd.DataFrame(rows)
+    assert frame["target"].tolist() == ["0", "1", "2"]
+    likelihood, _ = of_samples(frame)
+    assert list(likelihood) == pytest.approx([1 / (2 + np.e)] * 3)
+    one = Example("d", "Which?", " waved.", [" waved."], 0)
+    sample = {"doc_hash": "d", "doc_id": 0, "target": 1, "acc": 1, "prompt_hash": "p"}
+    assert _document(sample | {"filtered_resps": [(-2.0, False), (-1.0, True)]}, one)["target"] == "1"
 
 
 def test_questions_that_are_not_the_examples_are_refused(prepared_bench):

@@ -1,5 +1,7 @@
 """Knock-out: what is off is off and nothing else, scores against evaluations by hand, and the study's table and figure."""
 
+import dataclasses
+
 import pandas as pd
 import pytest
 import torch
@@ -98,6 +100,16 @@ def test_a_cells_table_and_the_studys(bench):
     lost = 100 * (rows.loc["none", "likelihood"] - rows.loc["2", "likelihood"])
     assert study[study["part"] == "2"]["likelihood_lost"].tolist() == pytest.approx([lost])
     assert (runner.layout.folder / "figures" / "knock_out.svg").is_file()
+    other = runner.layout.cell(cells["mola-2468"]).parent / "seed1"
+    other.mkdir()
+    layers = table.assign(part=["none", "0", "1", "2", "3", "all"])
+    layers.to_csv(other / "knockout.csv", index=False)
+    both = runner.layout.study.model_copy(update={"seeds": [0, 1]})
+    with pytest.raises(MolaError, match="knockout.csv of cola/mola-2468 is by other parts"):
+        gathered.write(dataclasses.replace(runner.layout, study=both))
+    (runner.layout.cell(cells["mola-2468"]) / "samples.parquet").unlink()
+    runner.evaluate(cells["mola-2468"])
+    assert not (runner.layout.cell(cells["mola-2468"]) / "knockout.csv").exists(), "it was of other scores"
     with pytest.raises(MolaError, match="adapts no layer"):
         runner.knock_out(cells["prompt-tuning"])
     assert not (runner.layout.cell(cells["prompt-tuning"]) / "knockout.csv").exists()

@@ -65,7 +65,10 @@ def test_stated_beforehand_is_said_only_where_the_record_says_so(tmp_path):
 def test_only_the_last_statement_counts(tmp_path):
     """Three claims stated one after the other are not each stated beforehand."""
     draw(seed=1).to_parquet(tmp_path / "scores.parquet")
-    claims = [FAST.model_copy(update={"hypotheses": (name,)}) for name in ("2468-vs-8642", "8642-vs-2468", "2468-vs-5555")]
+    claims = [
+        FAST.model_copy(update={"hypotheses": (name,)})
+        for name in ("2468-vs-8642", "8642-vs-2468", "2468-vs-5555")
+    ]
     for claim in claims:
         Record(tmp_path).state(claim, *ASKED)
     record, later = Record(tmp_path), "2999-01-01T00:00:00+00:00"

@@ -121,6 +121,8 @@ def test_a_changed_study_is_compared_with_what_is_there(copied, old, new, jobs):
         ("cells/cola/lora-r4/seed0/samples.parquet", {"cell", "collect"}),
         ("cells/cola/lora-r4/seed0/training.json", {"cell"}),
         ("summary.md", {"summary"}),
+        ("figures/verdict-forest.png", {"verdict"}),
+        ("../reanalysis/reanalysis.svg", {"reanalysis"}),
         ("examples", {"collect"}),
         ("../data", {"data"}),
         ("../models", {"model"}),
@@ -173,6 +175,32 @@ def test_another_study_of_the_same_name_is_refused(finished, tmp_path):
     assert main(["run", "--study", str(same), "--results", str(results)]) == 2, (
         "the first file is still there"
     )
+
+
+def test_results_of_another_study_are_left_alone_by_every_verb(finished, tmp_path, capsys):
+    results, _ = finished
+    other = tmp_path / "copy.yaml"
+    other.write_text(STUDY + "verdict: {margin: 9}\n")
+    before = {file: file.read_bytes() for file in (results / "planned").glob("*.*") if file.is_file()}
+    for verb in ("collect", "tables", "figures", "verdict", "summary", "redundancy", "routing", "knockout"):
+        assert main([verb, "--study", str(other), "--results", str(results)]) == 2
+        assert "holds the study of" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_a_page_by_itself_says_nothing_of_tables_and_verdict(copied):
+    """A changed margin, and `mola summary` by hand: tables, figures and verdict are still those of the old one."""
+    results, study = copied
+    study.write_text(STUDY + "verdict: {margin: 7}\n")
+    assert main(["summary", "--study", str(study), "--results", str(results)]) == 0
+    assert {"verdict", "tables", "figures", "summary"} <= set(planned(results, study))
+
+
+def test_figures_of_adapters_come_into_the_page(copied):
+    results, study = copied
+    drawn = results / "planned/figures/knock_out.svg"
+    drawn.write_text("<svg/>")
+    assert "summary" in planned(results, study)
 
 
 def flip(file: Path, place: int) -> None:

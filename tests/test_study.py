@@ -288,6 +288,46 @@ def dumped(content):
         ),
         ({"continual": {"epochs": 1, "warmup_steps": 99}}, "continual.warmup_steps: 99 is not below the 6"),
         ({"training__gradient_checkpointing": "yes"}, "must be true or false, not 'yes'"),
+        (
+            {"verdict": {"hypotheses": ["2468-vs-8462"]}},
+            "verdict.hypotheses: '2468-vs-8462' needs methods that the study does not have; the methods are base",
+        ),
+        (
+            {"verdict": {"questions": ["spread-16"]}},
+            "verdict.questions: 'spread-16' needs three shapes of that budget",
+        ),
+        (
+            {"verdict": {"hypotheses": "2468-vs-8642"}},
+            "verdict.hypotheses: must be a list; write [2468-vs-8642]",
+        ),
+        (
+            {"verdict": {"pairs": ["mola-2468", "lora-r4"]}},
+            "verdict.pairs: must be a list of pairs; write [[",
+        ),
+        ({"verdict": {"pairs": [["mola-2468"]]}}, "verdict.pairs: must be a list of pairs; write [["),
+        ({"adapter": {1: 1}}, "adapter.1: keys are text; write it in quotes"),
+        (
+            {"data": {"source": "hub", "revisions": {"colaa": "0" * 40}}},
+            "data.revisions: 'colaa' is no task of the study",
+        ),
+        (
+            {"continual": {"epochs": 1, "tasks": ["instruction", "cola"]}},
+            "continual.tasks: 'instruction' is the name of a stage",
+        ),
+        (
+            {"continual": {"epochs": 1, "methods": ["mola-2468", "mola-2468"]}},
+            "continual.methods: 'mola-2468' is listed twice",
+        ),
+        ({"training__report_to": ["wandb", "wandb"]}, "training.report_to: 'wandb' is listed twice"),
+        ({"evaluation__every_epoch": True}, "evaluation.every_epoch: goes with a list of training.epochs"),
+        (
+            {"methods": ["base", "random-4-0"]},
+            "a budget of 4 is 1 experts a layer, fewer than top_k 2; raise it to 8",
+        ),
+        (
+            {"methods": [{"method": "peft", "name": "x", "config": {"peft_type": "LORA", "r": 0}}]},
+            "config.r: must be at least 1, not 0",
+        ),
     ],
 )
 def test_a_bad_study_is_one_line(tmp_path, changes, message):
@@ -299,7 +339,7 @@ def test_a_bad_study_is_one_line(tmp_path, changes, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["- a list", "a: [", "just words", ""])
+@pytest.mark.parametrize("text", ["- a list", "a: [", "just words", "", "seeds: !!bool maybe"])
 def test_what_is_no_study_file_is_one_line(tmp_path, text):
     file = tmp_path / "bad.yaml"
     file.write_text(text)

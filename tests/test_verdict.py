@@ -23,6 +23,7 @@ from mola_core.errors import MolaError
 from mola_core.shapes import budget, experts_per_layer
 from mola_core.study.verdict import VerdictSettings
 
+
 @pytest.mark.parametrize(("depth", "answer"), [(12, "supported"), (-12, "contradicted")])
 def test_a_strong_depth_effect_is_seen_in_its_direction(depth, answer):
     verdict = decide(draw(depth=depth), FAST)
@@ -562,12 +563,12 @@ def test_one_training_under_several_seeds_is_told():
 def test_a_plan_is_for_the_level_of_the_next_look():
     rows = draw(seed=4)
     now, once_more, two = (
-        questions(decide(rows, FAST, differences=(8.0,), **options))["2468-vs-8642"]
+        questions(decide(rows, FAST, differences=(3.0,), **options))["2468-vs-8642"]
         for options in ({}, {"look": 2}, {"looks": 2})
     )
-    assert now["power"]["8"] > two["power"]["8"] == once_more["power"]["8"]
+    assert now["power"]["3"] > two["power"]["3"] == once_more["power"]["3"]
     assert now["seeds_needed"] == two["seeds_needed"]
-    assert once_more["seeds_needed"]["8"] > two["seeds_needed"]["8"]
+    assert once_more["seeds_needed"]["3"] > two["seeds_needed"]["3"]
 
 
 def test_documents_too_few_to_decide_get_no_plan():
@@ -587,7 +588,9 @@ def test_a_missing_run_leaves_the_noise_that_tasks_share(lacking):
     found = 0
     for number in range(80):
         rng = np.random.default_rng(number)
-        by_seed = {("a", seed): 0.06 * rng.normal() for seed in range(4)} | {("b", seed): 0.06 * rng.normal() for seed in range(4)}
+        by_seed = {("a", seed): 0.06 * rng.normal() for seed in range(4)} | {
+            ("b", seed): 0.06 * rng.normal() for seed in range(4)
+        }
         rows = [
             (f"task{task}", method, seed, f"{task}-{document}", int(right))
             for task in range(6)
@@ -617,10 +620,19 @@ def test_likelihoods_of_0_and_1_show_no_more_than_answers_do():
                     right = right + 0.001 * rng.normal(size=100)
                     if method == "b":
                         right = np.where(lost, 1 - right, right)
-                    rows += [("t", method, seed, str(d), int(p > 0.5), min(max(p, 0), 1)) for d, p in enumerate(right)]
-            frame = pd.DataFrame(rows, columns=["task", "method", "seed", "document", "correct", "likelihood"])
+                    rows += [
+                        ("t", method, seed, str(d), int(p > 0.5), min(max(p, 0), 1))
+                        for d, p in enumerate(right)
+                    ]
+            frame = pd.DataFrame(
+                rows, columns=["task", "method", "seed", "document", "correct", "likelihood"]
+            )
             verdict = decide(
-                frame.assign(study="s", model="m"), FAST, pairs=[("a", "b")], questions=(), endpoint="likelihood"
+                frame.assign(study="s", model="m"),
+                FAST,
+                pairs=[("a", "b")],
+                questions=(),
+                endpoint="likelihood",
             )
             shown[kind] += questions(verdict)["a-vs-b:likelihood"]["answer"] == "equivalent"
     assert shown["plain"] == 0 < shown["graded"]
@@ -628,7 +640,9 @@ def test_likelihoods_of_0_and_1_show_no_more_than_answers_do():
 
 def test_mcnemar_is_not_asked_of_clusters():
     rows = draw(seed=3, seeds=1)
-    clustered = rows.assign(cluster=rows.task + (rows.document.str.extract(r"(\d+)$")[0].astype(int) // 20).astype(str))
+    clustered = rows.assign(
+        cluster=rows.task + (rows.document.str.extract(r"(\d+)$")[0].astype(int) // 20).astype(str)
+    )
     assert decide(rows, FAST)["mcnemar"] and not decide(clustered, FAST)["mcnemar"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 
 from mola_core.cli.options import Verbs, at_least, path, study_layout, study_options
@@ -25,6 +26,8 @@ def benchmark(arguments: argparse.Namespace) -> None:
     from mola_core.tasks.prepare import prepare_rows
 
     layout = study_layout(arguments)
+    compute = layout.study.compute.model_copy(update={"threads": arguments.threads})
+    layout = dataclasses.replace(layout, study=layout.study.model_copy(update={"compute": compute}))
     torch.set_num_threads(arguments.threads)
     prepare_checked_model(layout.study.model, layout.model)
     for name in layout.study.rows():

@@ -105,7 +105,7 @@ def pack(arguments: argparse.Namespace) -> None:
         raise MolaError(
             "--no-wheels: goes without --without, --platform and --python-version, which choose wheels"
         )
-    layout = study_layout(arguments)
+    layout = owned(study_layout(arguments))  # what is stated here comes before any cell there
     parts = make_pack(
         layout,
         arguments.out,

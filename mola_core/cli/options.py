@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from mola_core.runs.layout import Layout
     from mola_core.study.study import Cell
 
+STUDY, RESULTS = "quickstart", "results"
+"""What a verb works on where nothing is named."""
+
 
 def study_layout(arguments: argparse.Namespace) -> Layout:
     from mola_core.models.loading import leave_out_bitsandbytes
@@ -39,6 +42,15 @@ def include_tasks(arguments: argparse.Namespace) -> None:
     if arguments.include is None and arguments.include_functions:
         raise MolaError("--include-functions: goes with --include; name the folder of the task files")
     include(arguments.include, arguments.include_functions)
+
+
+def results_layout(arguments: argparse.Namespace) -> Layout:
+    """The layout of results that are there. Raises `MolaError` where they are another study's."""
+    from mola_core.runs.state import refuse_other
+
+    layout = study_layout(arguments)
+    refuse_other(layout)
+    return layout
 
 
 def owned(layout: Layout) -> Layout:
@@ -83,12 +95,12 @@ def at_least(least: int, kind: Callable[[str], float] = int) -> Callable[[str], 
 
 
 def study_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--study", default="quickstart", help="a study's name or file (default: %(default)s)")
+    parser.add_argument("--study", default=STUDY, help="a study's name or file (default: %(default)s)")
     parser.add_argument(
         "--data-root", type=path, help="read the tasks' rows from this folder of parquet files"
     )
     parser.add_argument(
-        "--results", type=path, default="results", help="folder of all results (default: %(default)s)"
+        "--results", type=path, default=RESULTS, help="folder of all results (default: %(default)s)"
     )
     include_options(parser)
 

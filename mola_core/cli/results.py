@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from mola_core.cli.options import Verbs, named_cell, study_layout, study_options
+from mola_core.cli.options import Verbs, named_cell, results_layout, study_layout, study_options
 from mola_core.errors import MolaError
 from mola_core.files import write_json
 
@@ -23,7 +23,7 @@ def collect(arguments: argparse.Namespace) -> None:
     """
     from mola_core.analysis import collect as collection
 
-    layout = study_layout(arguments)
+    layout = results_layout(arguments)
     collection.write(layout, layout.folder, partial=arguments.partial, as_recorded=arguments.as_recorded)
 
 
@@ -35,7 +35,7 @@ def tables(arguments: argparse.Namespace) -> None:
     from mola_core.analysis.paper import tables as paper_tables
     from mola_core.analysis.tables import accuracy as own_tables
 
-    layout = study_layout(arguments)
+    layout = results_layout(arguments)
     own_tables.write(layout, layout.folder)
     paper_tables.write(layout, layout.folder)
 
@@ -47,7 +47,7 @@ def figures(arguments: argparse.Namespace) -> None:
     """
     from mola_core.analysis.figures import study as own_figures
 
-    layout = study_layout(arguments)
+    layout = results_layout(arguments)
     own_figures.write(layout, layout.folder)
 
 
@@ -60,7 +60,7 @@ def routing(arguments: argparse.Namespace) -> None:
         return
     from mola_core.analysis.experts import routing as statistics
 
-    _tell_missing("router statistics", statistics.write(study_layout(arguments)))
+    _tell_missing("router statistics", statistics.write(results_layout(arguments)))
 
 
 def knockout(arguments: argparse.Namespace) -> None:
@@ -76,7 +76,7 @@ def knockout(arguments: argparse.Namespace) -> None:
         )
     from mola_core.analysis.experts import knock_out as statistics
 
-    _tell_missing("knock-out", statistics.write(study_layout(arguments)))
+    _tell_missing("knock-out", statistics.write(results_layout(arguments)))
 
 
 def _of_one_cell(arguments: argparse.Namespace, measure: Callable[[CellRunner, Cell], None]) -> bool:
@@ -102,7 +102,7 @@ def redundancy(arguments: argparse.Namespace) -> None:
     """
     from mola_core.analysis.experts import redundancy as own_redundancy
 
-    _tell_missing("adapters", own_redundancy.write(study_layout(arguments)))
+    _tell_missing("adapters", own_redundancy.write(results_layout(arguments)))
 
 
 def layers(arguments: argparse.Namespace) -> None:
@@ -114,7 +114,7 @@ def layers(arguments: argparse.Namespace) -> None:
     from mola_core.models.layer_quality import layer_quality
     from mola_core.runs.gpus import gpu_slot
 
-    layout = study_layout(arguments)
+    layout = results_layout(arguments)
     with gpu_slot(layout.study.compute.cells_per_gpu):
         layer_quality(layout.model, layout.quality)
     if not arguments.scores_only:
@@ -136,10 +136,11 @@ def summary(arguments: argparse.Namespace) -> None:
     from mola_core.analysis.pages.answer import told
     from mola_core.runs.plan import ANALYSED, analysis_key
 
-    layout = study_layout(arguments)
+    layout = results_layout(arguments)
     own_summary.write(layout, layout.folder)
     study_page.write(layout, layout.folder)
-    write_json(layout.folder / ANALYSED, {"key": analysis_key(layout)})
+    if arguments.all_made:
+        write_json(layout.folder / ANALYSED, {"key": analysis_key(layout)})
     print(told(layout.folder))
 
 
@@ -186,5 +187,10 @@ def declare(verbs: Verbs) -> None:
     verbs.add(layers, study_options).add_argument(
         "--scores-only", action="store_true", help="only measure the base model, for all studies that use it"
     )
-    for action in (tables, figures, summary):
+    for action in (tables, figures):
         verbs.add(action, study_options)
+    verbs.add(summary, study_options).add_argument(
+        "--all-made",
+        action="store_true",
+        help="note that tables, figures and verdict were just made too, as Snakemake does",
+    )

@@ -6,7 +6,16 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from mola_core.cli.options import Verbs, at_least, path, study_layout, study_options
+from mola_core.cli.options import (
+    RESULTS,
+    STUDY,
+    Verbs,
+    at_least,
+    path,
+    results_layout,
+    study_layout,
+    study_options,
+)
 from mola_core.errors import MolaError
 
 if TYPE_CHECKING:
@@ -27,6 +36,11 @@ def verdict(arguments: argparse.Namespace) -> None:
             raise MolaError(
                 "--state is for a study's own results; scores that exist cannot be stated beforehand"
             )
+        if (arguments.study, str(arguments.results), arguments.data_root) != (STUDY, RESULTS, None):
+            raise MolaError(
+                "--scores: answers a file by itself, without a study; leave out --study, --results and --data-root, and give "
+                "--pair, --margin, --endpoint and --looks instead"
+            )
         out = arguments.out or arguments.scores.parent
         if (out / "cells.parquet").is_file():
             raise MolaError(f"--out: {out} holds the verdict that a study stated; name another folder")
@@ -40,7 +54,7 @@ def verdict(arguments: argparse.Namespace) -> None:
     from mola_core.analysis.collect import chance_levels, read_cells, recorded_experts
     from mola_core.analysis.notices import missing_cells, notices
 
-    layout = study_layout(arguments)
+    layout = results_layout(arguments)
     out = arguments.out or layout.folder
     if any(getattr(arguments, name) is not None for name in ("pair", "margin", "endpoint", "looks")):
         raise MolaError(
@@ -48,7 +62,9 @@ def verdict(arguments: argparse.Namespace) -> None:
         )
     if arguments.state:
         from mola_core.analysis.looks import Record
+        from mola_core.runs.state import claim
 
+        claim(layout)
         Record(layout.folder).state(layout.study.verdict, layout.study.tasks, layout.study.seeds)
         return
     every = read_cells(layout.folder)

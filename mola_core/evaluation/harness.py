@@ -176,7 +176,7 @@ def evaluate(
         if not samples:
             raise MolaError(f"task {task_name}: no document to evaluate")
         _compare(task_name, samples, examples)
-        frame = pd.DataFrame([_document(sample) for sample in samples])
+        frame = pd.DataFrame([_document(sample, examples[sample["doc_id"]]) for sample in samples])
         frame = frame.sort_values("position", ignore_index=True)
         if task.OUTPUT_TYPE == "generate_until":
             frame["answer_tokens"] = language_model.answer_tokens(examples)
@@ -232,13 +232,17 @@ def _asked(sample: dict[str, Any]) -> list[tuple[str, str]]:
     return [(one["arg_0"], one["arg_1"]) if isinstance(one, dict) else tuple(one) for one in listed]
 
 
-def _document(sample: dict[str, Any]) -> dict[str, Any]:
-    """One row of the samples: what was asked, what was answered, whether it was right."""
+def _document(sample: dict[str, Any], example: Example) -> dict[str, Any]:
+    """One row of the samples: what was asked, what was answered, whether it was right.
+
+    The target is the right option's place where the example has options, whatever lm-eval calls it (a label says where it
+    stands only where it was answered rightly).
+    """
     responses = sample["filtered_resps"]
     row = {
         "document": sample["doc_hash"],
         "position": int(sample["doc_id"]),
-        "target": str(sample["target"]),
+        "target": str(example.answer if len(example.options) > 1 else sample["target"]),
         "correct": int(sample["acc"]),
         "prompt_hash": sample["prompt_hash"],
     }

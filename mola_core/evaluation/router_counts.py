@@ -15,6 +15,8 @@ from mola_core.errors import MolaError
 from mola_core.module_names import place_of, short_names
 from mola_core.training.batches import left_pad
 
+COLUMNS = ("layer", "module", "expert", "tokens", "chosen", "mean_weight", "probability")
+
 
 class Counts:
     """Choices of one module's router, summed over tokens."""
@@ -71,8 +73,7 @@ class Watch:
                 mean = float(weight[expert]) if times else float("nan")
                 share = float(counts.probability[expert]) / counts.tokens
                 rows.append((layer, module, expert, counts.tokens, times, mean, share))
-        columns = ["layer", "module", "expert", "tokens", "chosen", "mean_weight", "probability"]
-        return pd.DataFrame(rows, columns=columns)
+        return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 @contextmanager

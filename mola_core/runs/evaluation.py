@@ -88,6 +88,11 @@ class EvaluationRunner(OpenStudy):
             raise MolaError(
                 f"cell {cell.path}: its examples changed while it was evaluated; evaluate it again"
             )
+        for name in (
+            KNOCK_OUT,
+            ROUTING,
+        ):  # of other documents or other code: they are no part of these scores
+            (folder / name).unlink(missing_ok=True)
         with atomic_write(folder / "samples.parquet") as temporary:
             samples.to_parquet(temporary, index=False)
         if training is not None:
@@ -141,14 +146,20 @@ class EvaluationRunner(OpenStudy):
     def count_routing(self, cell: Cell) -> None:
         """Write the cell's routing.csv: its routing on the prompts of the documents that it is evaluated on.
 
-        Raises `MolaError` where the cell has no router or is not trained.
+        A training that diverged has no rows. Raises `MolaError` where the cell has no router or is not trained.
         """
-        from mola_core.evaluation.router_counts import routing_frame
+        import pandas as pd
+
+        from mola_core.evaluation.router_counts import COLUMNS, routing_frame
         from mola_core.models.loading import positions
         from mola_core.models.tokens import encode
 
         self._prepared(cell)
         self._training_record(cell)
+        if recovery.diverged(self.layout.weights(cell)):
+            with atomic_write(self.layout.cell(cell) / ROUTING) as temporary:
+                pd.DataFrame(columns=list(COLUMNS)).to_csv(temporary, index=False)
+            return
         settings, tokenizer = self.study.evaluation, self.base.tokenizer
         found = [
             example

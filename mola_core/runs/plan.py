@@ -130,8 +130,18 @@ def analysis_key(layout: Layout, known: Mapping[Cell, Standing] | None = None) -
             "study": study,
             "code": code_hash("mola_core.analysis"),
             "files": _analysis_files(),
+            "drawn": _adapter_figures(layout),
         }
     )
+
+
+def _adapter_figures(layout: Layout) -> dict[str, str]:
+    """The figures of trained adapters that are there, which the study's page shows."""
+    from mola_core.analysis.experts import knock_out, quality, redundancy, routing
+
+    names = (name for part in (knock_out, quality, redundancy, routing) for name in part.FIGURES)
+    files = [layout.folder / "figures" / f"{name}.svg" for name in names]
+    return {file.name: remembered_sha256(file) for file in files if file.is_file()}
 
 
 def _analysis_files() -> dict[str, str]:

@@ -84,27 +84,33 @@ def _locked(file: Path) -> bool:
 
 
 def claim(layout: Layout) -> None:
-    """Note in the results folder which study file it belongs to.
-
-    Raises `MolaError` where it belongs to another study of the same name: one in a file of another name, or another file
-    that is still there and says something else.
-    """
+    """Note in the results folder which study file it belongs to. Raises `MolaError` as `refuse_other` does."""
+    refuse_other(layout)
     if layout.file is None:
         return
+    owner, own = layout.folder / OWNER, _owner(layout.file)
+    if not owner.is_file() or read_json(owner) != own:
+        write_json(owner, own)
+
+
+def refuse_other(layout: Layout) -> None:
+    """Raise `MolaError` where the results folder belongs to another study of the same name: one in a file of another name, or
+    another file that is still there and says something else. A folder that is nobody's (a published one) passes."""
     owner = layout.folder / OWNER
-    own = {"file": str(layout.file.resolve()), "name": layout.file.name}
-    if owner.is_file():
-        other = read_json(owner)
-        file = Path(str(other.get("file")))
-        elsewhere = file.is_file() and file != layout.file.resolve()
-        if other.get("name") != own["name"] or (elsewhere and file.read_bytes() != layout.file.read_bytes()):
-            raise MolaError(
-                f"{layout.folder}: holds the study of {file}, which has the same name as {layout.file}; give one of them "
-                f"another `name`, or name another folder for results; if it is the same study, delete {owner}"
-            )
-        if other == own:
-            return
-    write_json(owner, own)
+    if layout.file is None or not owner.is_file():
+        return
+    other = read_json(owner)
+    file = Path(str(other.get("file")))
+    elsewhere = file.is_file() and file != layout.file.resolve()
+    if other.get("name") != layout.file.name or (elsewhere and file.read_bytes() != layout.file.read_bytes()):
+        raise MolaError(
+            f"{layout.folder}: holds the study of {file}, which has the same name as {layout.file}; give one of them "
+            f"another `name`, or name another folder for results; if it is the same study, delete {owner}"
+        )
+
+
+def _owner(file: Path) -> dict[str, str]:
+    return {"file": str(file.resolve()), "name": file.name}
 
 
 def as_json(cell: Cell, state: State, found: Keys) -> str:

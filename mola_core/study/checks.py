@@ -17,7 +17,7 @@ from mola_core.methods.registry import (
 )
 from mola_core.methods.settings import MethodSettings
 from mola_core.shapes import experts_per_layer
-from mola_core.study.sections import INSTRUCTION, TrainingSettings, TuningSettings
+from mola_core.study.sections import INSTRUCTION, TrainingSettings, TuningSettings, pinned_by
 
 if TYPE_CHECKING:
     from mola_core.study.study import Cell, Study
@@ -39,6 +39,8 @@ def problems(study: Study) -> Iterator[str]:
     listed: list[tuple[str, Sequence[object]]] = [
         ("tasks", study.tasks),
         ("continual.tasks", study.continual.tasks if study.continual else []),
+        ("continual.methods", (study.continual and study.continual.methods) or []),
+        ("training.report_to", study.training.report_to),
         ("methods", [method.label for method in study.methods]),
         ("seeds", study.seeds),
         *((f"tuning.{field}", getattr(study.tuning, field) or []) for field in TUNED if study.tuning),
@@ -53,9 +55,14 @@ def problems(study: Study) -> Iterator[str]:
     for name in dict.fromkeys(name for pair in study.verdict.pairs for name in pair):
         if name not in study.method_by_label:
             yield f"verdict.pairs: {name!r} is no method of the study; name one of {', '.join(study.method_by_label)}"
-    for task in study.tasks:
-        if task == INSTRUCTION or task.startswith("continual-"):
-            yield f"tasks: {task!r} is the name of a stage; use the sections instruction and continual"
+    for field, names in listed[:2]:
+        for task in map(str, names):
+            if task == INSTRUCTION or task.startswith("continual-"):
+                yield f"{field}: {task!r} is the name of a stage; use the sections instruction and continual"
+    yield from _impossible_questions(study)
+    yield from _unused_revisions(study)
+    if study.evaluation.every_epoch and not isinstance(study.training.epochs, list):
+        yield "evaluation.every_epoch: goes with a list of training.epochs to choose from; remove it"
     try:
         study.training.shared_by(max(1, study.compute.gpus))
     except ValueError as error:
@@ -76,6 +83,31 @@ def problems(study: Study) -> Iterator[str]:
         yield f"seeds: {cells} cells (tasks x methods x seeds), at most {MAX_CELLS}; list fewer"
     elif not strangers:
         yield from _stages(study)
+
+
+def _impossible_questions(study: Study) -> Iterator[str]:
+    """Hypotheses and questions of methods that the study does not have: after the run they could not be stated anew."""
+    from mola_core.analysis.statistics.questions import find_shapes, named_pair, possible_questions
+
+    stated = [("hypotheses", study.verdict.hypotheses or ()), ("questions", study.verdict.questions or ())]
+    methods = list(study.method_by_label)
+    own = dict.fromkeys(method.label for method in study.methods if method.own_settings)
+    standing = {question.id for question in possible_questions(methods, find_shapes(methods, own))}
+    # Experts that data choose, or that are listed, are known later; they may give a slope.
+    later = any(parse_method(method).allocation is not None or method.experts for method in study.methods)
+    for field, names in stated:
+        for name in names:
+            slope = "-vs-" not in name and not name.startswith("routing-")
+            if name not in standing and named_pair(name, methods) is None and not (slope and later):
+                needs = "three shapes of that budget" if slope else "methods that the study does not have"
+                yield f"verdict.{field}: {name!r} needs {needs}; the methods are {', '.join(methods)}"
+
+
+def _unused_revisions(study: Study) -> Iterator[str]:
+    pinned = {name for rows in study.rows() for name in pinned_by(rows)}
+    for name in getattr(study.data, "revisions", {}):
+        if name not in pinned:
+            yield f"data.revisions: {name!r} is no task of the study; name one of {', '.join(study.rows())}"
 
 
 def _same_adapters(study: Study) -> Iterator[str]:

@@ -56,6 +56,8 @@ def complaints(error: ValidationError, content: Any) -> Iterator[str]:
             yield f"{field}: unknown key{near}; remove it or correct it"
         elif each["type"] == "missing":
             yield f"{field}: missing; add it"
+        elif each["type"] == "invalid_key":
+            yield f"{field}: keys are text; write it in quotes or remove it"
         elif each["type"] == "union_tag_not_found":
             yield f"{field}.source: missing; add it"
         elif each["type"] == "union_tag_invalid":

@@ -51,7 +51,17 @@ def load_study(name_or_path: str | Path, data_root: str | Path | None = None) ->
             f"study {str(name_or_path)!r}: no such file{did_you_mean(path.stem, [*known, *here])}; shipped studies are "
             f"{', '.join(known)}"
         ) from None
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError, OSError) as error:
+    except (
+        yaml.YAMLError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        ValueError,
+        OverflowError,
+        RecursionError,
+        OSError,
+    ) as error:
+        # The reader lets a tag that does not go with its text (`!!bool maybe`) end in any of these.
         raise MolaError(
             f"study {path}: cannot be read as YAML: {' '.join(str(error).split())[:300]}"
         ) from None

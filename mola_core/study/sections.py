@@ -28,6 +28,12 @@ SCIENCEQA_TOPICS = {
 """Tasks that are parts of ScienceQA, in the order in which the paper's continual learning (its appendix C) learns them."""
 
 
+def pinned_by(task: str) -> list[str]:
+    """The names in `data.revisions` that pin a task's rows: its own, or that of the task with the same rows."""
+    plain = task.removesuffix("-cloze")
+    return list(dict.fromkeys((task, plain, "scienceqa" if task in SCIENCEQA_TOPICS else plain)))
+
+
 class BaseModelSettings(Closed):
     """What every source of a base model has."""
 
@@ -124,8 +130,8 @@ class HubData(Closed):
     source: Literal["hub"]
     """From the Hugging Face hub."""
     revisions: dict[Name, Annotated[str, Field(pattern="^[0-9a-f]{40}$")]] = {}
-    """Commit of each task's dataset repository; the newest where a task is not named. The rows' own fingerprint is
-    recorded either way."""
+    """Commit of each task's dataset repository; the newest where a task is not named. That of a task is also that of its
+    `-cloze` form, and scienceqa's that of its topics. The rows' own fingerprint is recorded either way."""
 
 
 class DirectoryData(Closed):

@@ -65,14 +65,18 @@ class VerdictSettings(Closed):
     @field_validator("hypotheses", "questions", "differences", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
+        if isinstance(value, str | int | float):
+            raise ValueError(f"must be a list; write [{str(value)[:60]}]")
         return tuple(value) if isinstance(value, list) else value  # YAML and JSON know lists only
 
     @field_validator("pairs", mode="before")
     @classmethod
     def _listed_pairs(cls, value: Any) -> Any:
-        if not isinstance(value, list | tuple):
-            return value
-        return tuple(tuple(pair) if isinstance(pair, list) else pair for pair in value)
+        if not isinstance(value, list | tuple) or any(
+            not isinstance(pair, list | tuple) or len(pair) != 2 for pair in value
+        ):
+            raise ValueError("must be a list of pairs; write [[method, other], ...]")
+        return tuple(tuple(pair) for pair in value)
 
     @field_validator("pairs")
     @classmethod

@@ -22,6 +22,7 @@ from mola_core.study.sections import (
     DataSource,
     DirectoryData,
     HubData,
+    pinned_by,
 )
 from mola_core.tasks import (
     CLOZE,
@@ -283,9 +284,7 @@ def _checked(task: str, table: pyarrow.Table, where: str) -> pyarrow.Table:
 
 
 def _revision(task: str, source: HubData) -> str | None:
-    return source.revisions.get(task) or (
-        source.revisions.get("scienceqa") if task in SCIENCEQA_TOPICS else None
-    )
+    return next((source.revisions[name] for name in pinned_by(task) if name in source.revisions), None)
 
 
 def _from_hub(task: str, source: HubData) -> tuple[dict[str, pyarrow.Table], dict[str, Any]]:

@@ -3,9 +3,10 @@ import os
 
 from mola_core.analysis.figures.study import FIGURES
 from mola_core.analysis.figures.verdict import FIGURES as VERDICT_FIGURES
-from mola_core.analysis.paper.catalogue import tables_of
+from mola_core.analysis.paper.catalogue import REANALYSIS, tables_of
 from mola_core.analysis.tables.accuracy import TABLES
-from mola_core.locations import snakefile
+from mola_core.analysis.statistics.continual import FILE as CONTINUAL
+from mola_core.locations import PACKAGE, snakefile
 from mola_core.runs.layout import EVALUATED
 
 evaluations = [
@@ -25,6 +26,7 @@ rule collect:
         folder("cells.parquet"),
         folder("curves.parquet"),
         folder("collected.json"),
+        [folder(CONTINUAL)] if study.continual_cells() else [],
     log:
         folder("logs/collect.log"),
     params:
@@ -49,6 +51,10 @@ rule tables:
             folder("tables/{table}.{kind}"),
             table=tables_of(study),
             kind=["md", "csv", "tex"],
+        ),
+        expand(
+            folder("figures/continual.{kind}"),
+            kind=["svg", "png"] if study.continual_cells() else [],
         ),
     log:
         folder("logs/tables.log"),
@@ -92,6 +98,7 @@ rule verdict:
             caption="../report/verdict.rst",
             category="4 Verdict",
         ),
+        expand(folder("figures/{figure}.png"), figure=VERDICT_FIGURES),
     log:
         folder("logs/verdict.log"),
     params:
@@ -101,10 +108,14 @@ rule verdict:
         "{params.mola} verdict {params.options} 2>&1 | tee -i {log:q}"
 
 
-# The published numbers, put to the same questions; needs no cell.
+# The published numbers, put to the same questions; needs no cell, and is made again where code or numbers are newer.
 rule reanalysis:
+    input:
+        sorted(map(str, (PACKAGE / "analysis").rglob("*.csv"))),
+        sorted(map(str, (PACKAGE / "analysis").rglob("*.py"))),
     output:
         layout.root / "reanalysis" / "reanalysis.md",
+        expand(str(layout.root / "reanalysis" / "{file}"), file=REANALYSIS),
     log:
         folder("logs/reanalysis.log"),
     params:
@@ -133,7 +144,7 @@ rule summary:
         mola=mola,
         options=options,
     shell:
-        "{params.mola} summary {params.options} > {log:q} 2>&1"
+        "{params.mola} summary {params.options} --all-made > {log:q} 2>&1"
 
 
 # The answer is the last thing that a run says, so the rule above says nothing; a run that has nothing to do says it too.

@@ -50,7 +50,15 @@ def losses(layout: Layout) -> tuple[pd.DataFrame, list[Cell]]:
         raise MolaError(
             f"study {layout.study.name}: no cell has {KNOCK_OUT}; make it with `mola knockout --task T --method M --seed S`"
         )
-    return pd.concat(frames, ignore_index=True), missing
+    together = pd.concat(frames, ignore_index=True)
+    cuts = together.groupby(["task", "method", "seed"])["part"].agg(tuple)
+    if cuts.nunique() > 1:
+        other = "/".join(map(str, cuts[cuts != cuts.iloc[0]].index[0][:2]))
+        raise MolaError(
+            f"study {layout.study.name}: {KNOCK_OUT} of {other} is by other parts of the depth than the first cell's; make all by "
+            "quarter or all by layer (`mola knockout --by`)"
+        )
+    return together, missing
 
 
 def write(layout: Layout) -> list[Cell]:
@@ -102,7 +110,8 @@ def draw(study: Study, frame: pd.DataFrame) -> Figure:
             )  # fmt: skip
         axis.axhline(0, color="black", linewidth=0.6)
         axis.set_xticks(range(len(parts)), parts)
-        axis.set_xlabel("quarter that is off, first layers first" if len(parts) == 4 else "layer that is off")
+        quarters = parts[:1] == ["1"]  # layers count from 0
+        axis.set_xlabel("quarter that is off, first layers first" if quarters else "layer that is off")
         axis.set_ylabel(f"{what} lost, points")
     shared_legend(figure, list(axes))
     return figure

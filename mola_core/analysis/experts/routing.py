@@ -49,6 +49,8 @@ def read(layout: Layout) -> tuple[pd.DataFrame, list[Cell]]:
         frame = pd.read_csv(path)
         if lacking := COLUMNS - set(frame.columns):
             raise MolaError(f"{path}: no column {min(lacking)}; remove the file and run `mola routing` again")
+        if frame.empty:
+            continue  # its training diverged
         frames.append(frame.assign(task=cell.task, method=cell.method, seed=cell.seed))
     if not frames:
         raise MolaError(

@@ -43,6 +43,11 @@ ACCURACY_TABLES = (
     PaperTable(8, "95 % intervals over seeds, LLaMA-2-7B", ("Llama-2-7b",), "direct", intervals=True),
     PaperTable(9, "PiSSA initialisation, LLaMA-2-7B", ("Llama-2-7b",), "direct-pissa"),
 )
+REANALYSIS = tuple(
+    [f"{name}.{kind}" for name in ("reanalysis", "training-losses") for kind in ("svg", "png")]
+    + ["reanalysis.csv", "combined.csv"]
+)
+"""What the re-analysis of the published numbers writes beside its page."""
 CONTINUAL_TABLES = {5: "continual learning, LLaMA-2-7B", 6: "continual learning in detail, LLaMA-2-7B"}
 ALL_PAPER_TABLES = tuple(f"paper-{number}" for number in range(1, 10))
 """Stems of every table that `write` may write, `tables/<stem>.{csv,md,tex}`."""

@@ -32,7 +32,13 @@ from mola_core.analysis.statistics.questions import (
     possible_questions,
 )
 from mola_core.analysis.statistics.records import Answer, Looks, Verdict
-from mola_core.analysis.statistics.runs import collapsed_runs, exchange_rate, unlearnt, unlearnt_notes, without_floor
+from mola_core.analysis.statistics.runs import (
+    collapsed_runs,
+    exchange_rate,
+    unlearnt,
+    unlearnt_notes,
+    without_floor,
+)
 from mola_core.analysis.statistics.summaries import (
     BASE,
     depth_lines,
@@ -116,7 +122,9 @@ def decide(
         ),
         "lines": depth_lines(asked, at_level, questions, found, endpoints, seeds_shared),
         "mcnemar": mcnemar_tests(asked, questions),
-        "notes": notes(matrix, ranked) + unlearnt_notes(gains, settings.least_gain, unknown) + _warnings(collapsed),
+        "notes": notes(matrix, ranked)
+        + unlearnt_notes(gains, settings.least_gain, unknown)
+        + _warnings(collapsed),
         "data": {
             "studies": list(matrix.studies),
             "models": list(matrix.models),

@@ -229,8 +229,8 @@ def seeds_shared(parts: Sequence[Components], runs: np.ndarray) -> tuple[np.ndar
     least, documents, terms = 0.0, 0.0, 0.0
     for part in parts:
         weight = 1 / (len(parts) ** 2 * part.seeds * part.documents)
-        documents = documents + weight * np.maximum(part.document - part.rest, 0)
-        least = least + weight * part.rest
+        documents = documents + weight * max(float(part.document - part.rest), 0.0)
+        least = least + weight * float(part.rest)
         terms = terms + weight**2 * (
             part.document**2 / part.document_df + part.rest**2 / ((part.seeds - 1) * part.document_df)
         )

@@ -158,7 +158,9 @@ def _slopes(shapes: Sequence[Shape]) -> list[Question]:
             if row.any():
                 weights = dict(zip(names, row.tolist(), strict=True))
                 reach, places = max(values) - min(values), dict(zip(names, values, strict=True))
-                found.append(Question(name + suffix, family, f"{claim} (budget {budget})", weights, reach, places))
+                found.append(
+                    Question(name + suffix, family, f"{claim} (budget {budget})", weights, reach, places)
+                )
     return found
 
 

@@ -45,7 +45,9 @@ def summarise_methods(
         if not blocks or any(len(block.common_seeds([method])) == 0 for block in blocks):
             continue
         parts = [components(block.contrast({method: 1.0}), block.clusters) for block in blocks]
-        estimate = combine(parts, shared_runs(blocks, {method: 1.0}) if seeds_shared and method != BASE else None)
+        estimate = combine(
+            parts, shared_runs(blocks, {method: 1.0}) if seeds_shared and method != BASE else None
+        )
         low, high = estimate.interval(settings.level)
         seen = method == BASE or all(part.seeds > 1 for part in parts)
         rows[method] = {

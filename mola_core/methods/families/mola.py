@@ -13,6 +13,11 @@ def _config(request: Request) -> dict[str, Any]:
     """`num_experts` of each layer; until data have chosen them, what they are chosen by."""
     adapter, method, experts = request.adapter, request.method, request.experts
     request.ranks()
+    if method.budget is not None and method.budget < 4 * adapter.top_k:
+        raise ValueError(
+            f"method {request.settings.label!r}: a budget of {method.budget} is {method.budget / 4:g} experts a layer, fewer than top_k"
+            f" {adapter.top_k}; raise it to {4 * adapter.top_k} or lower top_k"
+        )
     if experts:
         known = request.known_experts()
         least = min(known if isinstance(known, list) else map(min, known.values()))
