@@ -271,15 +271,17 @@ def test_balance_loss_can_join_a_loss_made_elsewhere(tiny_llama):
     )
 
 
-def test_the_balance_loss_is_shared_among_the_passes_of_a_batch(tiny_llama):
+@pytest.mark.parametrize("first", ["ignored", "labelled"])
+def test_the_balance_loss_is_shared_among_the_passes_of_a_batch(tiny_llama, first):
     """Gradient accumulation as the Trainer does it: two equal halves carry the coefficient together, not each."""
     model = mola(tiny_llama(), router_aux_loss_coef=0.5)
     inputs = batch()
     inputs["labels"] = inputs["labels"].clone()
-    inputs["labels"][:, 0] = -100  # the Trainer does not count it, no position predicts it
+    if first == "ignored":
+        inputs["labels"][:, 0] = -100  # no position predicts it, and the Trainer counts it in neither case
     loss, whole = gradients(model, **inputs)
     model.zero_grad()
-    items = 2 * (inputs["labels"] != -100).sum()
+    items = 2 * (inputs["labels"][:, 1:] != -100).sum()
     for _ in range(2):
         half = model(**inputs, num_items_in_batch=items).loss
         torch.testing.assert_close(half.detach(), loss / 2)

@@ -95,6 +95,15 @@ def test_shape_per_module_and_rank_per_layer_are_built_and_counted(tiny_llama, t
     assert [v for k, v in shape.items() if "q_proj" in k] == [(2, 1), (3, 2), (4, 3), (5, 4)]
     dims = {"q_proj": (32, 32), "down_proj": (48, 32)}
     assert model.get_nb_trainable_parameters()[0] == count_parameters(model.peft_config["default"], dims, 4)
+    some = adapted(tiny_llama(), target_modules=["q_proj"], layers_to_transform=[1, 3])
+    counted = count_parameters(some.peft_config["default"], {"q_proj": (32, 32)}, 4)
+    assert some.get_nb_trainable_parameters()[0] == counted
+    one = {"num_experts": {"q_proj": 2, "layers.3.self_attn.q_proj": 8}}
+    for other in (one, {"exclude_modules": ["layers.0.self_attn.q_proj"]}):
+        with pytest.raises(ValueError, match="no closed form; count the parameters"):
+            count_parameters(MolaConfig(target_modules=["q_proj"], **other), {"q_proj": (32, 32)}, 4)
+    with pytest.raises(ValueError, match="layers_to_transform is empty"):
+        MolaConfig(target_modules=["q_proj"], layers_to_transform=[])
     model.save_pretrained(tmp_path)
     loaded = MolaConfig.from_pretrained(tmp_path)
     assert loaded.num_experts == config["num_experts"] and loaded.r == config["r"]
@@ -486,3 +495,26 @@ def test_a_balance_loss_that_is_not_added_is_told(tiny_llama):
 def test_names_that_name_nothing_are_refused(tiny_llama, key):
     with pytest.raises(ValueError, match=f"{key}: 'v_porj' is no module"):
         adapted(tiny_llama(), **{key: ["v_porj"]})
+
+
+def test_another_adapter_leaves_the_balance_loss_of_layers_that_are_not_called(tiny_llama):
+    """Each module then counts for its share of the layer's: of the modules that its own adapter has."""
+
+    def balance(model):
+        total = 0.0
+        for layer in model.base_model.model.model.layers:
+            layer.forward = layer.forward  # keep the bound method
+        ids = torch.arange(8)[None]
+        hidden = model.base_model.model.model.embed_tokens(ids)
+        for module in model.modules():
+            if isinstance(module, MolaLinear) and "default" in module.mola_router:
+                module(hidden)
+        value = model.base_model.balance.here.last.value
+        return float(value) if value is not None else total
+
+    model = adapted(tiny_llama(), target_modules=["q_proj", "v_proj"], router_aux_loss_coef=0.5)
+    alone = balance(model)
+    model.add_adapter("other", MolaConfig(target_modules=["q_proj", "v_proj", "k_proj"], num_experts=4))
+    assert balance(model) == pytest.approx(alone)
+    model.delete_adapter("other")
+    assert balance(model) == pytest.approx(alone) and alone > 0

@@ -7,7 +7,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mola_core.errors import MolaError
 from mola_core.files import read_json, write_json
 from mola_core.methods.allocation import (
     Allocation,
@@ -151,9 +150,7 @@ def bench(tmp_path):
     from mola_core.models.loading import prepare_model
     from mola_core.tasks.rows import prepare_task
 
-    layout = Layout(
-        study("alphalora-20", "sensitivity-20", "fisher-20", "random-20-3", "alphalora-4"), tmp_path
-    )
+    layout = Layout(study("alphalora-20", "sensitivity-20", "fisher-20", "random-20-3"), tmp_path)
     prepare_model(layout.study.model, layout.model)
     prepare_task("cola", layout.study.data, layout.data("cola"))
     return CellRunner(layout)
@@ -189,12 +186,32 @@ def test_what_gradients_say_outlives_a_stopped_training(bench, tmp_path, method,
     assert isinstance(found, Allocation) and found.experts == [2, 4, 6, 8]
 
 
-def test_a_budget_too_small_for_top_k_is_refused(bench, tmp_path):
-    cell = bench.study.cell("cola", "alphalora-4", 0)
+def test_a_budget_too_small_for_top_k_is_refused():
+    with pytest.raises(ValueError, match="a budget of 4 is 1 experts a layer, fewer than top_k 2"):
+        study("alphalora-4")
     with pytest.raises(ValueError, match="4 experts are fewer than 2 for each of 4 layers"):
-        allocated(bench, cell, tmp_path)
-    with pytest.raises(MolaError, match="method alphalora-4: 4 experts are fewer"):
-        bench.train(cell)
+        apportion([1.0] * 4, 4, 2)
+
+
+def test_experts_are_chosen_by_the_same_batches_on_every_machine(bench, monkeypatch):
+    """A small memory, or several cards, cut the micro-batches of the training; the key says nothing of it."""
+    from mola_core.runs import recovery
+    from mola_core.training import allocate as module
+
+    seen, plain = [], module.allocate
+
+    def told(*arguments):
+        seen.append(arguments[4].micro_batch_size)
+        return plain(*arguments)
+
+    monkeypatch.setattr(module, "allocate", told)
+    cells = [bench.study.cell("cola", "sensitivity-20", seed) for seed in (0, 1)]
+    bench.train(cells[0])
+    monkeypatch.setattr(recovery, "fitting_micro_batch", lambda scratch, whole: 1)
+    bench.train(cells[1])
+    records = [read_json(bench.layout.cell(cell) / "training.json") for cell in cells]
+    assert [record["settings"]["micro_batch_size"] for record in records] == [4, 1]
+    assert seen == [4, 4]
 
 
 @pytest.mark.parametrize("name", ["random-20", "alphalora-20-1", "sensitivity-0", "alphalora"])

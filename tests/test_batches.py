@@ -13,6 +13,7 @@ from mola_core.training.batches import (
     Packer,
     left_pad,
     shared_length,
+    unasked,
 )
 
 
@@ -49,6 +50,19 @@ def test_an_epoch_has_every_document_once(count, batch):
     sampler.set_epoch(1)
     assert count < 10 or list(sampler) != first
     assert count < 10 or list(LengthGrouped([i % 13 for i in range(count)], batch, seed=4)) != first
+
+
+def test_what_fills_a_batch_of_several_processes_has_no_loss():
+    rows = [Encoded([1, 2, 3, 4], 2), Encoded([5, 6], 1)]
+    sampler = LengthGrouped([4] * 20, 16, seed=0, together=8)
+    order = list(sampler)
+    assert len(order) == len(sampler) == 24 and sorted(order) == list(range(24))
+    assert sorted(order[-4:]) == [20, 21, 22, 23], "behind the last batch"
+    for collate in (Collator(0, "answer"), Collator(0, "all"), Packer()):
+        alone = collate([unasked(rows)] * 4)
+        assert alone["input_ids"].numel() == 1 and (alone["labels"] == IGNORED).all()
+        beside, without = collate([*rows, unasked(rows)]), collate(rows)
+        assert beside["input_ids"].equal(without["input_ids"]) and beside["labels"].equal(without["labels"])
 
 
 def test_batches_have_little_padding_and_no_drift_of_length():

@@ -344,7 +344,6 @@ def test_a_config_that_peft_has_not_or_that_names_files_is_refused(config, words
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"peft_type": "LORA", "r": 0}, "should be a positive integer"),
         ({"peft_type": "MISS", "r": 64}, "must be less than or equal to in_features"),
         ({"peft_type": "OFT", "r": 8, "oft_block_size": 4}, "either r"),
         ({"peft_type": "LORA", "target_modules": ["nowhere"]}, "nowhere"),

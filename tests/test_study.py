@@ -325,6 +325,43 @@ def dumped(content):
             "a budget of 4 is 1 experts a layer, fewer than top_k 2; raise it to 8",
         ),
         (
+            {"methods": ["base", "dora-r4"], "adapter": {"initialisation": "pissa"}},
+            "adapter.initialisation: dora-r4 cannot start at pissa",
+        ),
+        (
+            {
+                "methods": [
+                    {
+                        "method": "peft",
+                        "name": "lora-r8",
+                        "config": {"peft_type": "LORA", "r": 8, "layers_to_transform": [0]},
+                    }
+                ]
+            },
+            "would be taken for another",
+        ),
+        (
+            {
+                "methods": [
+                    {"method": "peft", "name": "pissa-lora-r8", "config": {"peft_type": "LORA", "r": 8}}
+                ]
+            },
+            "name 'pissa-lora-r8': method 'peft' would be taken for another",
+        ),
+        (
+            {
+                "methods": [
+                    {
+                        "method": "peft",
+                        "name": "x",
+                        "target_modules": ["q_proj"],
+                        "config": {"peft_type": "LN_TUNING"},
+                    }
+                ]
+            },
+            "target_modules means nothing to LN_TUNING; remove it",
+        ),
+        (
             {"methods": [{"method": "peft", "name": "x", "config": {"peft_type": "LORA", "r": 0}}]},
             "config.r: must be at least 1, not 0",
         ),

@@ -12,6 +12,7 @@ from model_folders import directory, one_line
 
 from mola_core.errors import MolaError
 from mola_core.files import read_json
+from mola_core.methods.settings import AdapterSettings, MethodSettings
 from mola_core.models.check import (
     check_model,
     prepare_checked_model,
@@ -19,6 +20,7 @@ from mola_core.models.check import (
     refuse_tokens,
 )
 from mola_core.models.loading import load_model, load_tokenizer, stored_quantization
+from mola_core.models.weights import new_adapter
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
@@ -197,3 +199,19 @@ def test_weights_that_are_quantised_already_are_not_quantised_otherwise(tiny, tm
     say_quantised(tmp_path / "model")
     with pytest.raises(MolaError, match=r"model\.quantization: .*quantised already, as 4bit"):
         load_model(tmp_path / "model", quantization="8bit")
+
+
+@pytest.mark.parametrize("method", ["mola-2468", "lora-r4"])
+def test_a_module_that_the_model_reads_and_does_not_call_is_refused(method, tmp_path):
+    """Mamba takes the weight of `dt_proj` for a product of its own: an adapter there would never be trained."""
+    from transformers import MambaConfig, MambaForCausalLM
+
+    config = MambaConfig(hidden_size=32, num_hidden_layers=4, vocab_size=64, state_size=4)
+    for targets, words in ((["in_proj"], None), (["in_proj", "dt_proj"], "'dt_proj' would not be trained")):
+        settings = AdapterSettings(rank=2, target_modules=targets)
+        options = (MambaForCausalLM(config), MethodSettings(method=method), settings, tmp_path)
+        if words is None:
+            assert new_adapter(*options).get_nb_trainable_parameters()[0]
+        else:
+            with pytest.raises(MolaError, match=words):
+                new_adapter(*options)

@@ -51,6 +51,28 @@ def test_the_size_of_a_lora_is_what_its_matrices_give(tiny_llama, tmp_path):
     assert len(found) == 4
 
 
+@pytest.mark.parametrize("held", [torch.float32, torch.bfloat16], ids=["computed", "held"])
+@pytest.mark.parametrize("method", METHODS[:3], ids=lambda method: method.label)
+def test_small_sizes_are_seen_in_16_bits(tiny_llama, tmp_path, method, held):
+    """Of a first step nearly all is below the rounding of the output that it is added to."""
+    model = new_adapter(tiny_llama(), method, STUDY, tmp_path, steps=10)
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and ("_E" in name or ("_B" in name and method.label != "adalora-r3")):
+            parameter.data.normal_(std=1e-3 if "_E" in name else 1e-5)
+    wide = update_sizes(model, batch())
+    with torch.no_grad():
+        for module in model.modules():
+            if hasattr(module, "base_layer"):
+                module.base_layer.to(held)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert update_sizes(model, batch()) == pytest.approx(wide, rel=0.05)
+    assert {
+        module.base_layer.weight.dtype for module in model.modules() if hasattr(module, "base_layer")
+    } == {held}
+    assert 0 < max(wide) < 1e-3
+
+
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.label)
 def test_measuring_leaves_no_trace_in_the_training(tiny_llama, tmp_path, monkeypatch, method):
     def trained(name):
@@ -89,6 +111,22 @@ def test_a_first_step_of_a_matched_lora_is_as_large_as_mola_s_and_that_of_plain_
     assert first["lora-r10"] / first["lora-matched-5555"] == pytest.approx(5, rel=0.1), (
         "its scale is five times that"
     )
+
+
+def test_a_constant_rate_has_its_warm_up(tiny_llama, tmp_path):
+    """What transformers calls `constant` has none, and would move in the first step."""
+    rates = []
+
+    class Told(trainer.UpdateSize):
+        def on_step_end(self, args, state, control, **kwargs):
+            rates.append(kwargs["lr_scheduler"].get_last_lr()[0])
+
+    model = adapted(tiny_llama(), MethodSettings(method="lora-r4"), tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "UpdateSize", Told)
+        told = settings(warmup_steps=3, scheduler="constant", learning_rate=3e-3)
+        train(model, Words(), documents(), told, 0, tmp_path / "scratch")
+    assert rates[:4] == pytest.approx([1e-3, 2e-3, 3e-3, 3e-3])
 
 
 def test_the_first_step_of_a_warm_up_which_moves_nothing_is_not_the_first(tiny_llama, tmp_path):

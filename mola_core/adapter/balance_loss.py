@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
 from .routing import Layer, Pass
 
@@ -56,8 +57,8 @@ class BalanceLoss:
         self.here = _Here()
         self.configs: dict[str, Any] = {}
         """Of the model's adapters."""
-        self.members: dict[str, set[str]] = {}
-        """Names of the adapted modules of each layer."""
+        self.members: dict[tuple[str, str], set[str]] = {}
+        """Names of the modules of a layer that an adapter has."""
         self.called: set[str] = set()
         """Layers that were called as modules."""
 
@@ -84,6 +85,10 @@ class BalanceLoss:
             layer.register_forward_pre_hook(partial(self._enter_layer, name))
             layer.register_forward_hook(partial(self._leave_layer, name))
 
+    def forget(self, adapter: str) -> None:
+        """Modules of an adapter that was deleted; one of its name may have others."""
+        self.members = {key: names for key, names in self.members.items() if key[1] != adapter}
+
     def unwatch(self, model: nn.Module) -> None:
         """Take the hooks out of `model` and its modules."""
         for module in model.modules():
@@ -108,16 +113,16 @@ class BalanceLoss:
     def _leave_model(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
-        return self._end(_arguments(model, args, kwargs), output) if self.wanted else None
+        return self._end(model, _arguments(model, args, kwargs), output) if self.wanted else None
 
     @torch.compiler.disable
-    def _end(self, given: dict[str, Any], output: Any) -> Any:
+    def _end(self, model: nn.Module, given: dict[str, Any], output: Any) -> Any:
         """With `num_items_in_batch`, as the Trainer gives it where several passes make one batch, the balance loss is
-        weighted by the pass's share of the batch's loss tokens, as the loss itself is: the coefficient means the same
-        however a batch is cut."""
+        weighted by the pass's share of the batch's loss tokens, as the loss itself is, so that the coefficient means the same
+        however a batch is cut. (The loss itself pools the tokens of a pass: cut otherwise it differs a little.)"""
         this, self.here.current = self.here.current or Pass(), None
         labels, items = given.get("labels"), given.get("num_items_in_batch")
-        share = 1.0 if labels is None or items is None else (labels != IGNORED).sum() / items
+        share = 1.0 if labels is None or items is None else _loss_tokens(model, given) / items
         if isinstance(getattr(output, "loss", None), Tensor):
             output.loss = self.add(output.loss, share, this)
         elif isinstance(output, tuple) and labels is not None and isinstance(output[0], Tensor):
@@ -235,7 +240,8 @@ class BalanceLoss:
         ]
         if again:
             return _Carry.apply(y, torch.stack(again).sum(), this)
-        return self._carry(layer, y, 1 / len(self.members[module.block]))
+        adapter = next(iter(layer.pools))[0]
+        return self._carry(layer, y, 1 / len(self.members[module.block, adapter]))
 
     def _carry(self, layer: Layer, output: Any, weight: float = 1.0) -> Any:
         """`output`, whose gradient brings that of `weight` times the layer's loss."""
@@ -278,6 +284,20 @@ class _Carry(torch.autograd.Function):
                 "scaled by an unknown factor: add the balance loss to it with add_balance_loss, or use bfloat16"
             )
         return gradient, torch.ones((), dtype=dtype, device=device), None
+
+
+def _loss_tokens(model: nn.Module, given: dict[str, Any]) -> Tensor:
+    """Number of tokens with loss, counted as the Trainer counts `num_items_in_batch`: those of a causal model, which shifts
+    its labels itself, without the first of each row."""
+    labels = given["labels"] if given.get("shift_labels") is None else given["shift_labels"]
+    if given.get("shift_labels") is None and _shifts(model):
+        labels = labels[..., 1:]
+    return (labels != IGNORED).sum()
+
+
+def _shifts(model: nn.Module) -> bool:
+    causal = LOSS_MAPPING.get(str(getattr(model, "loss_type", None))) is ForCausalLMLoss
+    return causal and not getattr(getattr(model, "config", None), "is_encoder_decoder", False)
 
 
 def _owner(hook: Callable) -> object:

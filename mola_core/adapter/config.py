@@ -124,6 +124,8 @@ class MolaConfig(PeftConfig):
             isinstance(layer, bool) for layer in (layers if isinstance(layers, list | tuple) else [layers])
         ):
             raise ValueError(f"layers_to_transform is {layers!r}: give indices of layers")
+        if isinstance(layers, list | tuple) and not layers:
+            raise ValueError("layers_to_transform is empty: give indices of layers, or None for all")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout is {self.lora_dropout!r}: give a number from 0 to below 1")
         if not self.router_aux_loss_coef >= 0:

@@ -39,6 +39,7 @@ class MolaModel(BaseTuner):
         self.balance = next(found, None) or BalanceLoss()
         config = cast("MolaConfig", self.peft_config[adapter_name])
         self.balance.configs[adapter_name] = config
+        self.balance.forget(adapter_name)
         self.balance.watch_model(model)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         shape = built_shape(model, adapter_name)
@@ -100,7 +101,7 @@ class MolaModel(BaseTuner):
             raise ValueError(
                 "router_aux_loss_mask_padding cannot tell the padding of encoder and decoder apart: turn it off"
             )
-        self.balance.members.setdefault(block, set()).add(current_key)
+        self.balance.members.setdefault((block, adapter_name), set()).add(current_key)
         if layer is not None and block != current_key:
             self.balance.watch_layer(self.model.get_submodule(block), block)
         if isinstance(target, MolaLayer):

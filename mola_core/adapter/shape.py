@@ -66,10 +66,25 @@ def count_parameters(config: MolaConfig, modules: Mapping[str, tuple[int, int]],
         layers: Number of layers of the model.
 
     Raises:
-        ValueError: the config has no entry for a module or a layer.
+        ValueError: the config has no entry for a module or a layer, names single modules of layers, leaves modules out or
+            trains others whole: what it then has depends on the model's names; count what was built.
     """
+    named = [
+        key
+        for key in (config.num_experts if isinstance(config.num_experts, dict) else ())
+        if key not in modules
+    ]
+    if named or config.exclude_modules or config.modules_to_save or config.layers_pattern:
+        what = f"num_experts {named[0]}" if named else "exclude_modules, modules_to_save or layers_pattern"
+        raise ValueError(f"{what}: no closed form; count the parameters of the adapter that was built")
+    chosen = config.layers_to_transform
+    adapted = (
+        range(layers) if chosen is None else [chosen] if isinstance(chosen, int) else sorted(set(chosen))
+    )
+    if any(not 0 <= layer < layers for layer in adapted):
+        raise ValueError(f"layers_to_transform is {chosen!r}: the model has {layers} layers")
     total = 0
-    for layer in range(layers):
+    for layer in adapted:
         for name, (d_in, d_out) in modules.items():
             experts, rank = experts_and_rank(config, name, layer, layers)
             total += experts * (rank * (d_in + d_out) + d_in)

@@ -186,7 +186,14 @@ class MethodSettings(Closed):
         """Whether a config of PEFT's is the method whose name it bears: `dora-r8` for DoRA of rank 8."""
         if self.config is None:
             return False
-        named = adapter_config_without_model(MethodSettings(method=self.label), AdapterSettings())
+        try:
+            named = adapter_config_without_model(MethodSettings(method=self.label), AdapterSettings())
+        except ValueError:
+            return False  # a method that a name alone does not give
         told = ("peft_type", "r", "target_r", "use_dora", "use_rslora")
-        plain = not {LAYER_RANKS, "init_lora_weights"} & self.config.keys() and LAYER_RANKS not in named
+        free = {*named, "lora_alpha", "lora_dropout", "target_modules", "task_type"} - {
+            "init_lora_weights",
+            LAYER_RANKS,
+        }
+        plain = self.config.keys() <= free and LAYER_RANKS not in named
         return plain and all(self.config.get(key) == named.get(key) for key in told)

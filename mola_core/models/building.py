@@ -209,13 +209,31 @@ def _names(key: str, entry: str, name: str, expression: bool) -> bool:
 
 
 def try_out(model: PeftModel) -> None:
-    """One forward and backward pass on three tokens: what fails in it would fail in the first step of a training."""
+    """One forward and backward pass on three tokens: what fails in it would fail in the first step of a training.
+
+    Raises ValueError where the modules of a name get no gradient: code that reads a module's weight instead of calling it
+    (Mamba's `dt_proj`, the output of `nn.MultiheadAttention`) leaves an adapter there untrained.
+    """
     ids = torch.ones(1, 3, dtype=torch.long, device=next(model.parameters()).device)
     training = model.training
     model.train()
     model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids, use_cache=False).loss.backward()
+    reached: dict[str, bool] = {}
+    for name, module in model.named_modules():
+        trained = (
+            [p for p in module.parameters() if p.requires_grad] if isinstance(module, BaseTunerLayer) else []
+        )
+        if trained:
+            # By name: of a mixture's experts three tokens reach a few.
+            short = name.rpartition(".")[2]
+            reached[short] = reached.get(short, False) or any(p.grad is not None for p in trained)
     model.zero_grad(set_to_none=True)
     model.train(training)
+    idle = [short for short, any_gradient in reached.items() if not any_gradient]
+    if idle:
+        raise ValueError(
+            f"target_modules: {idle[0]!r} would not be trained: the model reads its weight and does not call it; leave it out"
+        )
 
 
 def _own_name(name: str) -> str:

@@ -55,8 +55,7 @@ def new_adapter(
         if config is None:
             raise ValueError("the base model is not trained")
         model = build(base, config, batches, steps)
-        if settings.config is not None:
-            try_out(model)
+        try_out(model)
     except (MolaError, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # PEFT raises what it likes where a method does not fit

@@ -33,6 +33,8 @@ class Training:
 
     cell: Cell
     settings: TrainingSettings
+    own_settings: TrainingSettings
+    """As the study says them: neither cut for a small memory nor shared by several processes."""
     documents: list[Encoded]
     seed: int
     scratch: Path
@@ -112,7 +114,8 @@ class TrainingRunner(OpenStudy):
         from mola_core.training.trainer import write_log
 
         seed = self.study.training_seed(cell)
-        training = Training(cell, settings, self._documents(cell, settings), seed, scratch)
+        own = effective_training(self.study, cell, method=self._method(cell))
+        training = Training(cell, settings, own, self._documents(cell, settings), seed, scratch)
         # Of the documents that were just read: examples may be made anew before the training ends.
         parts = from_main(lambda: training_parts(self.layout, cell))
         choice = chosen(self.layout, cell)
@@ -233,7 +236,7 @@ class TrainingRunner(OpenStudy):
                     adapter,
                     base,
                     training.documents,
-                    training.settings,
+                    training.own_settings,
                     training.seed,
                     self.layout.quality,
                     training.scratch,
@@ -298,7 +301,7 @@ class TrainingRunner(OpenStudy):
         from mola_core.models.starts import MICRO_BATCHES
         from mola_core.training.batches import first_micro_batches
 
-        settings, pad = training.settings, self.base.tokenizer.pad_token_id
+        settings, pad = training.own_settings, self.base.tokenizer.pad_token_id
         sizes = settings.batch_size, settings.micro_batch_size
         return first_micro_batches(
             training.documents, *sizes, training.seed, pad, settings.loss_on, MICRO_BATCHES

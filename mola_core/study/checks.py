@@ -74,6 +74,8 @@ def problems(study: Study) -> Iterator[str]:
             yield f"methods.{number}: {error}"
             return
     yield from _same_adapters(study)
+    if study.adapter.initialisation != "default":
+        yield from _without_start(study)
     if study.training.shared_prefix:
         yield from _shared_prefix(study)
     if study.tuning:
@@ -108,6 +110,17 @@ def _unused_revisions(study: Study) -> Iterator[str]:
     for name in getattr(study.data, "revisions", {}):
         if name not in pinned:
             yield f"data.revisions: {name!r} is no task of the study; name one of {', '.join(study.rows())}"
+
+
+def _without_start(study: Study) -> Iterator[str]:
+    """LoRAs that cannot begin as the study's adapters do."""
+    for method in study.methods:
+        kind = parse_method(method).kind
+        if kind in ("dora", "adalora"):
+            yield (
+                f"adapter.initialisation: {method.label} cannot start at {study.adapter.initialisation}; give the methods that can an "
+                "`initialisation` of their own"
+            )
 
 
 def _same_adapters(study: Study) -> Iterator[str]:

@@ -43,6 +43,7 @@ class Collator:
         self.whole = loss_on == "all"
 
     def __call__(self, documents: Sequence[Encoded]) -> dict[str, Any]:
+        documents = _asked(documents)
         batch: dict[str, Any] = left_pad([document.tokens for document in documents], self.pad)
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
         kept = labels.shape[1]
@@ -72,6 +73,7 @@ class Packer:
     """
 
     def __call__(self, documents: Sequence[Encoded]) -> dict[str, Any]:
+        documents = _asked(documents)
         shared = shared_length([document.tokens[: document.prompt_length] for document in documents])
         tokens = documents[0].tokens[:shared]
         owners, positions = [0] * shared, list(range(shared))
@@ -86,16 +88,26 @@ class Packer:
             owners += [owner] * (len(document.tokens) - shared)
         owner_of = torch.tensor(owners)
         seen = ((owner_of.unsqueeze(1) == owner_of) | (owner_of == 0)).tril()
-        targets = torch.tensor([answers])
+        targets = torch.tensor([answers], dtype=torch.long)
         return {
             "input_ids": torch.tensor([tokens]),
             "position_ids": torch.tensor([positions]),
             "attention_mask": seen[None, None],
             "packed": Packed(shared, tuple(len(document.tokens) - shared for document in documents)),
-            "logits_to_keep": torch.tensor(predicting),
+            "logits_to_keep": torch.tensor(predicting, dtype=torch.long),
             "labels": targets,
             "shift_labels": targets,  # already beside the logits that predict them
         }
+
+
+def unasked(documents: Sequence[Encoded]) -> Encoded:
+    """A document without an answer, and so without loss, which fills a batch that several processes share."""
+    return Encoded(documents[0].tokens[:1], 1)
+
+
+def _asked(documents: Sequence[Encoded]) -> Sequence[Encoded]:
+    """Those of a micro-batch that are trained on; one that is not where there are none, since a batch needs a row."""
+    return [one for one in documents if one.prompt_length < len(one.tokens)] or documents[:1]
 
 
 class LengthGrouped(torch.utils.data.Sampler[int]):
@@ -104,10 +116,15 @@ class LengthGrouped(torch.utils.data.Sampler[int]):
     Documents are shuffled, sorted by length within pools of `POOL` optimiser batches, cut into batches, and the
     batches shuffled: little padding, and no drift from long to short documents within an epoch (which the Trainer's
     own length grouping has). Seed and epoch decide the order, so a resumed training sees the same batches.
+
+    Where several processes share a batch, each takes a micro-batch of every `together` documents. A short last batch would
+    be filled with the epoch's first documents, which would then count twice: `filling` places behind the documents' are
+    for `unasked` ones instead.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, together: int = 1) -> None:
         self.lengths = torch.tensor(lengths)
+        self.filling = -len(lengths) % together
         self.batch_size = batch_size
         self.seed = seed
         self.epoch = 0
@@ -116,7 +133,7 @@ class LengthGrouped(torch.utils.data.Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.lengths) + self.filling
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
@@ -130,7 +147,8 @@ class LengthGrouped(torch.utils.data.Sampler[int]):
         whole = [batch for batch in batches if len(batch) == self.batch_size]
         rest = [batch for batch in batches if len(batch) < self.batch_size]
         shuffled = [whole[index] for index in torch.randperm(len(whole), generator=generator)]
-        return iter(torch.cat(shuffled + rest).tolist())
+        filling = torch.arange(len(self.lengths), len(self))
+        return iter(torch.cat([*shuffled, *rest, filling]).tolist())
 
 
 def first_micro_batches(

@@ -31,8 +31,9 @@ def check_trackers(trackers: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def tracked(trackers: Sequence[str], study: Path, cell: str) -> Iterator[None]:
-    """Give the trackers the place of the cell's run, unless the environment names others: their files below `study`, the
-    study's folder of results, and as W&B's project and MLflow's experiment its name. The run ends with the block."""
+    """Give the trackers the place of the cell's run, their files below `study`, the study's folder of results, and as
+    W&B's project and MLflow's experiment its name, unless the environment names others; TensorBoard's files are always there.
+    The run ends with the block."""
     check_trackers(trackers)
     if not trackers:
         yield

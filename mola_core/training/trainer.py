@@ -32,7 +32,7 @@ from mola_core.models.kernels import tell_slow_bf16
 from mola_core.models.memory import peak_memory
 from mola_core.models.precision import frozen_in
 from mola_core.models.tokens import Encoded
-from mola_core.training.batches import Collator, LengthGrouped, Packer, first_micro_batches
+from mola_core.training.batches import Collator, LengthGrouped, Packer, first_micro_batches, unasked
 from mola_core.training.update_size import UpdateSize
 from mola_core.training.variants import (
     RankAllocation,
@@ -228,7 +228,7 @@ def train(
     checkpoint = None if whole else from_main(lambda: last_checkpoint(checkpoints))
     seconds_before = read_json(checkpoint / MARKER)["seconds"] if checkpoint else 0.0
     lengths = [len(document.tokens) for document in documents]
-    sampler = LengthGrouped(lengths, settings.batch_size, seed)
+    sampler = LengthGrouped(lengths, settings.batch_size, seed, settings.micro_batch_size * world_size())
     growing = checkpoints / GROWING_LOG
     progress = Progress(settings, seconds_before, sampler, label, deadline, keep, growing, not whole)
     on_gpu = torch.cuda.is_available()
@@ -249,10 +249,11 @@ def train(
         output_dir=str(checkpoints),
         max_steps=steps,
         per_device_train_batch_size=settings.micro_batch_size,
-        # The batch, its documents and their order do not depend on the number of processes.
+        # The batch, its documents and their order do not depend on the number of processes (`LengthGrouped`).
         gradient_accumulation_steps=settings.batch_size // (settings.micro_batch_size * world_size()),
         learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.scheduler,
+        # What transformers calls `constant` knows no warm-up.
+        lr_scheduler_type="constant_with_warmup" if settings.scheduler == "constant" else settings.scheduler,
         warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay,
         optim="adamw_torch_fused",
@@ -299,7 +300,7 @@ def train(
         getattr(settings, "loraplus_ratio", None),
         model=model,
         args=arguments,
-        train_dataset=documents,
+        train_dataset=[*documents, *[unasked(documents)] * sampler.filling],
         data_collator=Packer() if packed else Collator(tokenizer.pad_token_id, settings.loss_on),
         callbacks=[progress, sizes, *([RankAllocation(model.base_model)] if whole else [])],
     )

@@ -5,9 +5,11 @@ Methods differ in it by factors at one learning rate, so that a comparison of me
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -28,7 +30,7 @@ FILE = "update_size.json"
 def update_sizes(model: Any, batch: Mapping[str, Any]) -> list[float]:
     """Of each layer of the model that is adapted, first layer first: the mean over its adapted modules.
 
-    `batch` is a micro-batch; dropout is off, and the random generators are left as they were. Empty where the method
+    `batch` is a micro-batch; sizes are computed in float32, whatever the model computes in. Dropout is off, and the random generators are left as they were. Empty where the method
     adapts no module (prompt tuning, full fine-tuning).
     """
     found: dict[int, list[float]] = defaultdict(list)
@@ -67,11 +69,35 @@ def _layer(model: Any, name: str) -> int:
 
 def _measure(sizes: list[float]) -> Any:
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        base = module.base_layer(*args, **kwargs)
-        if isinstance(output, torch.Tensor) and isinstance(base, torch.Tensor):
-            sizes.append(_rms(output - base) / max(_rms(base), 1e-30))
+        if not isinstance(output, torch.Tensor):
+            return
+        args = tuple(_wide(value) for value in args)
+        # In 16 bits what is added to an output is lost where it is small beside it: of first steps nearly all.
+        with torch.autocast(output.device.type, enabled=False), _wide_base(module):
+            base = module.base_layer(*args, **kwargs)
+            whole = module.forward(*args, **kwargs)
+        sizes.append(_rms(whole - base) / max(_rms(base), 1e-30))
 
     return hook
+
+
+def _wide(value: Any) -> Any:
+    return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+
+@contextlib.contextmanager
+def _wide_base(module: Any) -> Iterator[None]:
+    """During the block the module's base layer has its weights in float32, where it holds them in 16 bits."""
+    held = module.base_layer
+    weight = getattr(held, "weight", None)
+    if not isinstance(weight, torch.Tensor) or weight.dtype not in (torch.bfloat16, torch.float16):
+        yield
+        return
+    module.base_layer = copy.deepcopy(held).float()
+    try:
+        yield
+    finally:
+        module.base_layer = held
 
 
 def _rms(values: torch.Tensor) -> float:

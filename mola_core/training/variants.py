@@ -54,12 +54,18 @@ def regulariser_shared(model: Any) -> Iterator[None]:
         part = 1.0 if labels is None or items is None else float((labels != IGNORED).sum() / items)
         config.orth_reg_weight = weight * part
 
-    handle = model.base_model.register_forward_pre_hook(share, with_kwargs=True)
+    def restore(module: Any, args: tuple[Any, ...], output: Any) -> None:
+        config.orth_reg_weight = weight  # a config that is saved between two passes is the method's
+
+    handles = [
+        model.base_model.register_forward_pre_hook(share, with_kwargs=True),
+        model.base_model.register_forward_hook(restore, always_call=True),
+    ]
     try:
         yield
     finally:
-        handle.remove()
-        config.orth_reg_weight = weight
+        for handle in handles:
+            handle.remove()
 
 
 def loraplus_optimizer(trainer: Trainer, ratio: float) -> torch.optim.Optimizer:

@@ -226,7 +226,7 @@ def seeds_shared(parts: Sequence[Components], runs: np.ndarray) -> tuple[np.ndar
     seeds a task less one. What documents add is as in `variance_terms`.
     """
     between_runs, _, seeds = run_noise(runs)
-    least, documents, terms = 0.0, 0.0, 0.0
+    least, documents, terms = 0.0, 0.0, np.asarray(0.0)
     for part in parts:
         weight = 1 / (len(parts) ** 2 * part.seeds * part.documents)
         documents = documents + weight * max(float(part.document - part.rest), 0.0)

@@ -18,6 +18,10 @@ def _config(request: Request) -> dict[str, Any]:
     fields = fields_of(config["peft_type"]) or ()
     if "target_modules" in fields and config["peft_type"] not in OWN_TARGETS:
         config.setdefault("target_modules", list(request.adapter.target_modules))
+    elif request.settings.target_modules is not None:
+        raise ValueError(
+            f"method {request.settings.label!r}: target_modules means nothing to {config['peft_type']}; remove it"
+        )
     return {"task_type": "CAUSAL_LM", **config}
 
 
