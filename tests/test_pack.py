@@ -90,6 +90,8 @@ def test_parts_keep_to_their_size_and_hold_code_model_and_rows(packed):
 
 def test_a_pack_runs_and_what_it_made_is_finished_at_home(packed, tmp_path):
     study, results, pack = packed
+    stated = json.loads((results / load_study(study).name / "looks.jsonl").read_text())
+    assert stated["kind"] == "stated", "here, before any cell there"
     there = copied(pack, tmp_path)
     late = start(there, "--time-budget", "0")
     assert late.returncode == 143, late.stderr

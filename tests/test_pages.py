@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
+from drawn_scores import FAST, draw
 from simulated_study import make_study, simulate
 
 from mola_core.analysis import collect
@@ -16,8 +18,10 @@ from mola_core.analysis.pages.answer import answer_sentence, beside_sentences, c
 from mola_core.analysis.pages.html import markdown_html
 from mola_core.analysis.pages.verdict import write_verdict
 from mola_core.analysis.pages.verdict_text import verdict_page
+from mola_core.analysis.statistics.decide import decide
 from mola_core.analysis.tables.questions import write_questions
 from mola_core.analysis.tables.render import latex_text, markdown_text
+from mola_core.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +76,52 @@ def test_each_answer_in_plain_words(verdict, answer, estimate, low, high, words)
     assert change_sentence(changed)
     if not high:
         assert "would be missed" not in change_sentence(changed)
+
+
+def test_the_sentence_counts_what_is_in_it():
+    floors = {"task2": 0.7, "task0": 0.1, "task1": 0.1}
+    rows = draw(seed=9, depth=12)
+    rows = rows[(rows.method != "mola-2468") | (rows.seed > 0)]
+    left = decide(rows, FAST, floors=floors, least_gain=1.0)
+    assert "task0, task1; 700 documents, 2 seeds a task" in answer_sentence(left)
+    assert "the questions leave out task2" in verdict_page(left | {"stand_in": False})
+    assert "900 documents, 2 seeds a task" in answer_sentence(decide(rows, FAST))
+
+
+def test_a_slope_is_a_line_unless_it_is_a_pair():
+    rows = draw(seed=0, depth=12).replace({"method": {"mola-8228": "mola-4466", "mola-2882": "mola-6644"}})
+    stated = {"hypotheses": ("depth-slope",)}
+    line = answer_sentence(decide(rows, FAST, **stated))
+    assert line.startswith("Supported: the line through all shapes, from 8642 to 2468, rises by ")
+    three = rows[rows.method.isin(["mola-2468", "mola-5555", "mola-8642"])]
+    assert answer_sentence(decide(three, FAST, **stated)).startswith("Supported: 2468 beats 8642 by ")
+    # Of the shapes in the line, whichever of them lack a task.
+    less = rows[(rows.method != "mola-8642") | (rows.task != "task1")]
+    assert "from 8642 to 2468" in answer_sentence(decide(less, FAST, **stated))
+
+
+def test_equivalence_shows_the_interval_that_decides_it():
+    verdict = decide(draw(seed=2), FAST, margin=30.0)
+    inner = next(q for q in verdict["questions"] if q["id"] == verdict["headline"])["inner"]
+    sentence = answer_sentence(verdict)
+    assert "Equivalent" in sentence and f"90 % interval {inner['low']:+.2f}".replace("-", "−") in sentence
+
+
+def test_what_was_not_stated_is_called_exploratory():
+    rows = draw(seed=0, depth=12)
+    assert answer_sentence(decide(rows[rows.method != "mola-2468"], FAST)).startswith("Exploratory. ")
+
+
+def test_a_verdict_elsewhere_is_a_look_at_the_study(layout, tmp_path):
+    options = ["--study", str(layout.root / "study.yaml"), "--results", str(layout.root)]
+    content = layout.study.model_dump(mode="json", exclude_none=True)
+    (layout.root / "study.yaml").write_text(yaml.safe_dump(content))
+    before = (layout.folder / "looks.jsonl").read_text()
+    (layout.folder / "looks.jsonl").unlink()
+    assert main(["verdict", *options, "--out", str(tmp_path / "elsewhere")]) == 0
+    looked = layout.folder / "looks.jsonl"
+    assert '"look"' in looked.read_text() and not (tmp_path / "elsewhere/looks.jsonl").exists()
+    looked.write_text(before)
 
 
 def test_both_endpoints_are_shown_where_a_verdict_has_them(verdict, tmp_path):
