@@ -673,3 +673,9 @@ def test_a_task_of_one_document_leaves_methods_and_lines():
     single = single[single.document == single.document.iloc[0]]
     verdict = decide(pd.concat([rows, single]), FAST)
     assert set(verdict["methods"]) == set(rows.method) and verdict["lines"]
+
+
+def test_one_benchmark_in_two_forms_is_told():
+    rows = draw(seed=3).replace({"task": {"task0": "openbookqa", "task1": "openbookqa-cloze"}})
+    assert any("openbookqa-cloze ask the same documents" in note for note in decide(rows, FAST)["notes"])
+    assert not any("same documents in two" in note for note in decide(draw(seed=3), FAST)["notes"])

@@ -180,6 +180,13 @@ def notes(matrix: ScoreMatrix, ranked: Sequence[str]) -> list[str]:
             "Several studies or models: each of their tasks counts as a task of its own. Where they answered the same "
             "documents, intervals are too narrow and p too small, since these documents are no draws of their own."
         )
+    names = [block.name for block in matrix.blocks]
+    twice = [name for name in names if f"{name}-cloze" in names]
+    if twice:
+        told.append(
+            f"{twice[0]} and {twice[0]}-cloze ask the same documents in two forms, and are taken as independent: intervals over both are "
+            "too narrow."
+        )
     if len(matrix.blocks) == 1:
         told.append(f"One task ({matrix.blocks[0].name}): nothing can be concluded about other tasks.")
     single = [block.name for block in matrix.blocks if trained_seeds(block) == 1]
