@@ -187,7 +187,6 @@ def test_a_prompt_counts_for_its_own_task(world, tmp_path):
         ("a tiny study", "the same study", set()),
         ("epochs: 1", "checkpoint_minutes: 3, epochs: 1", set()),
         ("  - base\n", "", set()),
-        ("seeds: [0]", "seeds: [0]\nevaluation: {every_epoch: true}", set()),
     ],
 )  # fmt: skip
 def test_a_setting_counts_for_the_cells_that_it_touches(world, tmp_path, old, new, training):

@@ -11,6 +11,7 @@ from drawn_scores import FAST, draw
 from simulated_study import make_study, simulate
 
 from mola_core.analysis import collect
+from mola_core.analysis.experts import knock_out, quality, redundancy, routing
 from mola_core.analysis.figures import study as figures
 from mola_core.analysis.figures.verdict import draw_verdict
 from mola_core.analysis.pages import study_page, summary
@@ -22,6 +23,7 @@ from mola_core.analysis.statistics.decide import decide
 from mola_core.analysis.tables.questions import write_questions
 from mola_core.analysis.tables.render import latex_text, markdown_text
 from mola_core.cli import main
+from mola_core.runs.layout import ADAPTER_FIGURES
 
 
 @pytest.fixture(scope="module")
@@ -194,3 +196,8 @@ def test_questions_are_inert_in_a_spreadsheet(verdict, tmp_path):
     assert ",'=HYPERLINK" in (tmp_path / "questions.csv").read_text()
     latex = (tmp_path / "questions.tex").read_text()
     assert "siunitx" in latex and r"\toprule" in latex and "Limited run." in latex
+
+
+def test_the_page_and_the_plan_know_the_same_figures_of_adapters():
+    drawn = [name for part in (knock_out, quality, redundancy, routing) for name in part.FIGURES]
+    assert sorted(ADAPTER_FIGURES) == sorted(drawn) == sorted({*study_page.ADAPTERS} - {"continual"})

@@ -290,7 +290,7 @@ def dumped(content):
         ({"training__gradient_checkpointing": "yes"}, "must be true or false, not 'yes'"),
         (
             {"verdict": {"hypotheses": ["2468-vs-8462"]}},
-            "verdict.hypotheses: '2468-vs-8462' needs methods that the study does not have; the methods are base",
+            "verdict.hypotheses: '2468-vs-8462' needs mola-2468 and mola-8462; the methods are base",
         ),
         (
             {"verdict": {"questions": ["spread-16"]}},

@@ -16,7 +16,7 @@ from mola_core.files import read_json, remembered_sha256
 from mola_core.paths import given_path
 from mola_core.records import digest
 from mola_core.runs.key import choices, examples_identity, keys, tuning_key
-from mola_core.runs.layout import Layout
+from mola_core.runs.layout import ADAPTER_FIGURES, Layout
 from mola_core.runs.prepare import check_steps
 from mola_core.runs.state import Standing, claim, standing
 from mola_core.runs.tuning import cost
@@ -137,10 +137,7 @@ def analysis_key(layout: Layout, known: Mapping[Cell, Standing] | None = None) -
 
 def _adapter_figures(layout: Layout) -> dict[str, str]:
     """The figures of trained adapters that are there, which the study's page shows."""
-    from mola_core.analysis.experts import knock_out, quality, redundancy, routing
-
-    names = (name for part in (knock_out, quality, redundancy, routing) for name in part.FIGURES)
-    files = [layout.folder / "figures" / f"{name}.svg" for name in names]
+    files = [layout.folder / "figures" / f"{name}.svg" for name in ADAPTER_FIGURES]
     return {file.name: remembered_sha256(file) for file in files if file.is_file()}
 
 

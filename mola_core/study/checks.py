@@ -16,8 +16,9 @@ from mola_core.methods.registry import (
     takes_start_from_base,
 )
 from mola_core.methods.settings import MethodSettings
-from mola_core.shapes import experts_per_layer
+from mola_core.shapes import budget, experts_per_layer
 from mola_core.study.sections import INSTRUCTION, TrainingSettings, TuningSettings, pinned_by
+from mola_core.study.verdict import MAIN_BUDGET, compared
 
 if TYPE_CHECKING:
     from mola_core.study.study import Cell, Study
@@ -89,20 +90,25 @@ def problems(study: Study) -> Iterator[str]:
 
 def _impossible_questions(study: Study) -> Iterator[str]:
     """Hypotheses and questions of methods that the study does not have: after the run they could not be stated anew."""
-    from mola_core.analysis.statistics.questions import find_shapes, named_pair, possible_questions
-
-    stated = [("hypotheses", study.verdict.hypotheses or ()), ("questions", study.verdict.questions or ())]
+    parsed = [parse_method(method) for method in study.methods]
     methods = list(study.method_by_label)
-    own = dict.fromkeys(method.label for method in study.methods if method.own_settings)
-    standing = {question.id for question in possible_questions(methods, find_shapes(methods, own))}
-    # Experts that data choose, or that are listed, are known later; they may give a slope.
-    later = any(parse_method(method).allocation is not None or method.experts for method in study.methods)
-    for field, names in stated:
-        for name in names:
-            slope = "-vs-" not in name and not name.startswith("routing-")
-            if name not in standing and named_pair(name, methods) is None and not (slope and later):
-                needs = "three shapes of that budget" if slope else "methods that the study does not have"
-                yield f"verdict.{field}: {name!r} needs {needs}; the methods are {', '.join(methods)}"
+    # Experts that data choose, or that are listed, have their budget when the model is known.
+    later = any(method.experts for method in study.methods) or any(each.allocation for each in parsed)
+    shapes = [
+        budget(each.shape)
+        for each, method in zip(parsed, study.methods, strict=True)
+        if each.kind == "mola" and each.shape and not method.own_settings
+    ]
+    for field, names in (("hypotheses", study.verdict.hypotheses), ("questions", study.verdict.questions)):
+        for name in names or ():
+            pair = compared(name)
+            wanted = int(name.rpartition("-")[2]) if name[-1].isdigit() else MAIN_BUDGET
+            if pair is None and (later or shapes.count(wanted) >= 3):
+                continue
+            if pair is not None and {*pair} <= {*methods}:
+                continue
+            needs = "three shapes of that budget" if pair is None else " and ".join(pair)
+            yield f"verdict.{field}: {name!r} needs {needs}; the methods are {', '.join(methods)}"
 
 
 def _unused_revisions(study: Study) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What a study states about its verdict before it is run. Light: nothing but pydantic is imported here."""
+"""What a study states about its verdict before it is run. Light: of libraries only pydantic is imported here."""
 
 import re
 from typing import Annotated, Any, Literal
@@ -6,15 +6,32 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from mola_core.section import Closed, Seed
+from mola_core.shapes import SHAPE_PATTERN
 
 NAME = r"[A-Za-z0-9_.+-]+"
 QUESTION = re.compile(rf"(?:depth-slope|spread)(?:-\d+)?|routing-{NAME}|(?:placement-)?{NAME}-vs-{NAME}")
+MAIN_BUDGET = 20
+"""Of the paper's shapes: the budget of a slope that names none."""
 CLAIM = ("2468-vs-8642",)
 """The claim that is stated where a study states none."""
 
 QuestionId = Annotated[str, Field(min_length=1)]
 MethodName = Annotated[str, Field(min_length=1, max_length=200)]
 Endpoint = Literal["accuracy", "likelihood"]
+
+
+def compared(question: str) -> tuple[str, str] | None:
+    """The methods that a question id puts ahead and behind; None for a slope or spread."""
+    if question.startswith("routing-"):
+        shape = question.removeprefix("routing-")
+        return f"mola-{shape}", f"lora-matched-{shape}"
+    first, vs, second = question.removeprefix("placement-").partition("-vs-")
+    if not vs:
+        return None
+    if question.startswith("placement-"):
+        return f"lora-matched-{first}", f"lora-matched-{second}"
+    one, other = (f"mola-{part}" if re.fullmatch(SHAPE_PATTERN, part) else part for part in (first, second))
+    return one, other
 
 
 class VerdictSettings(Closed):

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from mola_core.analysis.statistics.estimates import slope_weights
 from mola_core.errors import MolaError
 from mola_core.shapes import SHAPE_PATTERN, centre_of_depth, experts_per_layer, quarters, spread
+from mola_core.study.verdict import MAIN_BUDGET, compared
 
 NOMINAL_DEPTH = 32
-MAIN_BUDGET = 20
 PAIRS = (("2468", "8642"), ("2468", "5555"), ("2882", "5555"))
 FAMILIES = {
     "depth": "Do higher layers need more experts?",
@@ -183,26 +183,19 @@ def free_pair(first: str, second: str, methods: Sequence[str]) -> Question | Non
 
 def named_pair(name: str, methods: Sequence[str]) -> Question | None:
     """The pair that a question id names, None where a method of it is not there."""
+    found = compared(name)
+    if found is None or found[0] == found[1] or not {*found} <= {*methods}:
+        return None
+    first, second = found
+    one, _, other = name.removeprefix("placement-").partition("-vs-")
+    claim = f"{one} beats {other}"
     if name.startswith("routing-"):
-        shape = name.removeprefix("routing-")
-        first, second, family = f"mola-{shape}", f"lora-matched-{shape}", "parts"
+        family, shape = "parts", name.removeprefix("routing-")
         claim = f"at {shape}, routing beats a plain LoRA with the same ranks in the same layers"
     elif name.startswith("placement-"):
-        one, _, other = name.removeprefix("placement-").partition("-vs-")
-        first, second, family = f"lora-matched-{one}", f"lora-matched-{other}", "parts"
-        claim = f"without routing, {one} beats {other}"
+        family, claim = "parts", f"without routing, {one} beats {other}"
+    elif first.startswith("mola-") and re.fullmatch(r"lora-r\d+", second):
+        family = "lora"
     else:
-        one, _, other = name.partition("-vs-")
-        first, second = (
-            f"mola-{part}" if re.fullmatch(SHAPE_PATTERN, part) else part for part in (one, other)
-        )
-        claim = f"{one} beats {other}"
-        if first.startswith("mola-") and re.fullmatch(r"lora-r\d+", second):
-            family = "lora"
-        elif (one, other) in PAIRS:
-            family = "shapes"
-        else:
-            family = "asked"
-    if first == second or first not in methods or second not in methods:
-        return None
+        family = "shapes" if (one, other) in PAIRS else "asked"
     return Question(name, family, claim, {first: 1.0, second: -1.0})
