@@ -12,6 +12,7 @@ from smoke_study import smoke
 
 from mola_core.cli import main
 from mola_core.errors import MolaError
+from mola_core.methods.settings import MethodSettings
 from mola_core.study import loading
 from mola_core.study.loading import STUDIES, load_study
 from mola_core.study.study import Cell, Study
@@ -566,6 +567,12 @@ def test_numbers_of_the_command_line_have_limits(arguments, message, capsys):
 def test_rows_that_a_study_has_not_are_named(capsys, tmp_path):
     assert main(["data", "--study", "smoke", "--task", "instruction", "--results", str(tmp_path)]) == 2
     assert "mola data: --task instruction: study smoke has cola, scienceqa" in capsys.readouterr().err
+
+
+def test_a_rank_of_none_is_for_methods_that_have_blocks_instead():
+    """OFT takes a size of its blocks, with r 0, or a number of them."""
+    config = {"peft_type": "OFT", "r": 0, "oft_block_size": 4}
+    assert MethodSettings(method="peft", name="oft", config=config).config == config
 
 
 def test_one_adapter_under_two_names_is_refused():

@@ -104,7 +104,7 @@ def check(config: Mapping[str, Any]) -> None:
             raise ValueError(f"config.{key}: {kind} has no such key{meant}; it has {', '.join(known)}")
         _check_value(f"config.{key}", value, key in PATTERNS)
         _check_type(key, value, fields[key])
-        if key in ("r", "init_r", "target_r") and isinstance(value, int) and value < 1:
+        if key in ("r", "init_r", "target_r") and kind != "OFT" and isinstance(value, int) and value < 1:
             raise ValueError(f"config.{key}: must be at least 1, not {value}")
     _check_together(kind, config)
     start = str(config.get("init_lora_weights", "")).lower()
