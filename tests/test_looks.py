@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from drawn_scores import FAST, draw, named, questions, with_likelihood
 
-from mola_core.analysis.looks import FILE, Record
+from mola_core.analysis.looks import FILE, Record, _asked
 from mola_core.analysis.pages.verdict import write_verdict
 from mola_core.cli import main
 from mola_core.errors import MolaError
@@ -125,6 +125,21 @@ def test_looks_are_counted_for_each_hypothesis(tmp_path):
     assert look(5, "2468-vs-8642", endpoint="likelihood") == 3
     assert look(6, "mola-8642-vs-mola-2468") == 4
     assert look(3, "2468-vs-8642") == 1, "what was seen is no new look"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("2468-vs-8642", "mola-8642-vs-mola-2468"),
+        ("2468-vs-8642", "2468-vs-8642:likelihood"),
+        ("routing-2468", "mola-2468-vs-lora-matched-2468"),
+        ("placement-2468-vs-8642", "lora-matched-8642-vs-lora-matched-2468"),
+        ("mine-vs-a-vs-b", "a-vs-b-vs-mine"),
+        ("depth-slope", "depth-slope:likelihood"),
+    ],
+)
+def test_one_comparison_under_two_names(one, other):
+    assert _asked(one) == _asked(other) != _asked("2468-vs-5555")
 
 
 def test_what_nothing_could_be_decided_from_is_no_look(tmp_path):

@@ -15,7 +15,7 @@ from typing import Any
 
 from mola_core.errors import MolaError
 from mola_core.records import digest
-from mola_core.study.verdict import VerdictSettings
+from mola_core.study.verdict import VerdictSettings, compared
 
 FILE = "looks.jsonl"
 FIELDS = {"stated": {"time", "settings"}, "look": {"time", "data", "p"}}
@@ -134,9 +134,12 @@ def _stated(verdict: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _asked(name: str) -> tuple[str, ...]:
-    """What a question is about, whichever its endpoint and whichever of two methods is claimed to be ahead."""
-    bare = name.partition(":")[0]
-    return tuple(sorted(part.removeprefix("mola-") for part in bare.split("-vs-")))
+    """What a question is about, whatever it is called, by whichever endpoint and whichever of two methods is claimed to be
+    ahead."""
+    bare = name.removesuffix(":likelihood")
+    methods = compared(bare)
+    # A method's own name may hold a `-vs-`: which side it stands on is no matter here.
+    return (bare,) if methods is None else tuple(sorted("-vs-".join(methods).split("-vs-")))
 
 
 def _identity(line: Mapping[str, Any], name: str) -> str:

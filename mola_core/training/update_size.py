@@ -30,8 +30,8 @@ FILE = "update_size.json"
 def update_sizes(model: Any, batch: Mapping[str, Any]) -> list[float]:
     """Of each layer of the model that is adapted, first layer first: the mean over its adapted modules.
 
-    `batch` is a micro-batch; sizes are computed in float32, whatever the model computes in. Dropout is off, and the random generators are left as they were. Empty where the method
-    adapts no module (prompt tuning, full fine-tuning).
+    `batch` is a micro-batch; sizes are computed in float32, whatever the model computes in. Dropout is off, and the random
+    generators are left as they were. Empty where the method adapts no module (prompt tuning, full fine-tuning).
     """
     found: dict[int, list[float]] = defaultdict(list)
     layers = [

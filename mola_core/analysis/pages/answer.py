@@ -39,9 +39,8 @@ def _sentence(verdict: Mapping[str, Any], question: fields.Question | None) -> s
     unit = fields.UNITS[question["endpoint"]]
     ahead, behind = fields.pair(question) or fields.outer_pair(question) or ("higher", "lower")
     # A line through more shapes than two is no comparison of the outermost: these may differ by less, or the other way.
-    line = fields.pair(question) is None and question["same_test_as"] is None
-    if line:
-        line_from = f"the line through all shapes, from {behind} to {ahead},"
+    compares_two = fields.pair(question) is not None or question["same_test_as"] is not None
+    line = "" if compares_two else f"the line through all shapes, from {behind} to {ahead},"
     size = f"{abs(row['estimate']):.2f} {unit}"
     span = f"{fields.confidence(verdict)} interval {signed(row['low'])} to {signed(row['high'])}"
     if is_identical(question):
@@ -51,21 +50,21 @@ def _sentence(verdict: Mapping[str, Any], question: fields.Question | None) -> s
             f"{', so nothing tells them apart' if shown else ', which are too few, or of one seed, to show that they are equivalent'}"
         )
     elif question["answer"] == "supported":
-        text = f"{line_from} rises by {size}" if line else f"{ahead} beats {behind} by {size}"
+        text = f"{line} rises by {size}" if line else f"{ahead} beats {behind} by {size}"
         text = f"Supported: {text} ({span})"
     elif question["answer"] == "contradicted":
-        text = f"{line_from} falls by {size}" if line else f"{ahead} is behind {behind} by {size}"
+        text = f"{line} falls by {size}" if line else f"{ahead} is behind {behind} by {size}"
         text = f"Contradicted: {text} ({span})"
     elif question["answer"] == "equivalent":
         units = unit.replace("points", "point") if question["margin"] == 1 else unit
         low, high = (signed(question["inner"][key] * question["reach"]) for key in ("low", "high"))
-        what = f"{line_from} changes" if line else f"{ahead} and {behind} differ"
+        what = f"{line} changes" if line else f"{ahead} and {behind} differ"
         text = (
             f"Equivalent: {what} by less than {question['margin']:g} {units} "
             f"({signed(row['estimate'])}, {100 * (1 - 2 * verdict['level']):g} % interval {low} to {high})"
         )
     else:
-        what = f"{line_from} changes by" if line else f"{ahead} − {behind} is"
+        what = f"{line} changes by" if line else f"{ahead} − {behind} is"
         text = f"Undecided: {what} {signed(row['estimate'])} {unit} ({span})"
         if question["p_adjusted"] is not None and question["p"] <= verdict["level"] < question["p_adjusted"]:
             text += ", outside zero but not after correction"
