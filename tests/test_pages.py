@@ -13,6 +13,7 @@ from simulated_study import make_study, simulate
 from mola_core.analysis import collect
 from mola_core.analysis.experts import knock_out, quality, redundancy, routing
 from mola_core.analysis.figures import study as figures
+from mola_core.analysis.figures.catalogue import verdict_depth, verdict_forest, verdict_likelihood
 from mola_core.analysis.figures.verdict import draw_verdict
 from mola_core.analysis.pages import study_page, summary
 from mola_core.analysis.pages.answer import answer_sentence, beside_sentences, change_sentence, told
@@ -87,6 +88,8 @@ def test_the_sentence_counts_what_is_in_it():
     left = decide(rows, FAST, floors=floors, least_gain=1.0)
     assert "task0, task1; 700 documents, 2 seeds a task" in answer_sentence(left)
     assert "the questions leave out task2" in verdict_page(left | {"stand_in": False})
+    for caption in (verdict_forest.caption, verdict_likelihood.caption, verdict_depth.caption):
+        assert "task0, task1; 700 documents" in caption(left) and "left out: task2" in caption(left)
     assert "900 documents, 2 seeds a task" in answer_sentence(decide(rows, FAST))
 
 

@@ -3,7 +3,7 @@
 A verdict is the dictionary that `decide` returns and `verdict.json` holds; its fields are in `statistics/records.py`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 ANSWERS = ("supported", "contradicted", "equivalent", "undecided")
@@ -85,6 +85,20 @@ def data_line(verdict: Verdict, question: Question | None = None) -> str:
     counts = [task["seeds"] for task in tasks.values()]
     if question is not None and question["estimate"] is not None:
         tasks, counts = {name: tasks[name] for name in question["tasks"]}, question["seeds"]
+    return _line(verdict, tasks, counts)
+
+
+def asked_line(verdict: Verdict) -> str:
+    """The same line for figures and tables of all questions: `verdict.least_gain` may leave tasks out of every one."""
+    left_out = verdict["left_out_tasks"]
+    tasks = {name: task for name, task in verdict["data"]["tasks"].items() if name not in left_out}
+    if not left_out or not tasks:
+        return data_line(verdict)
+    line = _line(verdict, tasks, [task["seeds"] for task in tasks.values()])
+    return f"{line}; left out: {', '.join(left_out)}"
+
+
+def _line(verdict: Verdict, tasks: Mapping[str, Any], counts: Sequence[int]) -> str:
     documents = sum(task["documents"] for task in tasks.values())
     seeds = sorted(set(counts))
     count = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"

@@ -94,7 +94,7 @@ def _seeds(needed: Mapping[str, int | None]) -> str:
 
 def questions_latex(verdict: Mapping[str, Any], notices: Sequence[str]) -> str:
     """A table environment for booktabs and siunitx: decimal points in line, the interval for these tasks (fixed)."""
-    caption = [*notices, f"Answers to the study's questions: {fields.data_line(verdict)}."]
+    caption = [*notices, f"Answers to the study's questions: {fields.asked_line(verdict)}."]
     caption.append(
         f"Differences in points with {fields.confidence(verdict)} intervals over seeds and documents for these tasks (fixed), a slope per unit of depth; "
         "p after correction for the questions asked."

@@ -85,7 +85,7 @@ def _style(method: str) -> Style:
 
 def caption(verdict: Mapping[str, Any]) -> str:
     return (
-        f"{fields.data_line(verdict)}. By the primary endpoint first. Bars and band are {fields.confidence(verdict)} intervals of the difference from the shapes' common mean, "
+        f"{fields.asked_line(verdict)}. By the primary endpoint first. Bars and band are {fields.confidence(verdict)} intervals of the difference from the shapes' common mean, "
         "not of the accuracy itself: hard documents are hard for every shape, and what all share cancels in the slope. So they are "
         "several times narrower than the bars of accuracy against parameters, which show each method by itself. The centre of depth is the mean "
         "place of the experts. Shapes at one centre stand side by side. The slope is in points per unit of depth."

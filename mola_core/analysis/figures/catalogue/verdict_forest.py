@@ -36,7 +36,7 @@ def draw(verdict: Mapping[str, Any]) -> Figure:
         rows,
         label=f"Difference in {endpoint} ({unit}), {fields.confidence(verdict)} interval",
         width=TEXT,
-        data=fields.data_line(verdict),
+        data=fields.asked_line(verdict),
         margin=verdict["settings"]["margin"],
     )
 
@@ -51,7 +51,7 @@ def _row(verdict: Mapping[str, Any], question: Mapping[str, Any]) -> dict[str, A
 
 def caption(verdict: Mapping[str, Any]) -> str:
     return (
-        f"{fields.data_line(verdict)}. Each line is the question's own {fields.confidence(verdict)} interval over seeds and "
+        f"{fields.asked_line(verdict)}. Each line is the question's own {fields.confidence(verdict)} interval over seeds and "
         "documents, paired, for these tasks (fixed); colour and marker are the answer, after correction among the "
         "hypotheses or among all exploratory questions. Right of zero favours the first name, left of it the second. A "
         "slope over depth is shown as the difference that it makes between the outermost shapes. Shaded: differences "

@@ -58,7 +58,7 @@ def draw(verdict: Mapping[str, Any]) -> Figure | None:
 
 def caption(verdict: Mapping[str, Any]) -> str:
     return (
-        f"{fields.data_line(verdict)}. Left: difference in accuracy. Right: difference in likelihood, the probability that the model gives the right "
+        f"{fields.asked_line(verdict)}. Left: difference in accuracy. Right: difference in likelihood, the probability that the model gives the right "
         f"option among a document's options. Lines are {fields.confidence(verdict)} intervals over seeds and documents, paired, for these tasks (fixed). "
         "The two are in different units: a point of probability is not worth a point of accuracy."
     )
