@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from drawn_scores import FAST, draw
+from drawn_scores import FAST, draw, with_likelihood
 from simulated_study import make_study, simulate
 
 from mola_core.analysis import collect
@@ -21,7 +21,7 @@ from mola_core.analysis.pages.html import markdown_html
 from mola_core.analysis.pages.verdict import write_verdict
 from mola_core.analysis.pages.verdict_text import verdict_page
 from mola_core.analysis.statistics.decide import decide
-from mola_core.analysis.tables.questions import write_questions
+from mola_core.analysis.tables.questions import shown_questions, write_questions
 from mola_core.analysis.tables.render import latex_text, markdown_text
 from mola_core.cli import main
 from mola_core.runs.layout import ADAPTER_FIGURES
@@ -161,12 +161,21 @@ def test_what_bears_on_the_answer_stands_beside_it(verdict):
     told_beside = " ".join(beside_sentences(changed))
     for words in (
         "−3.25 to +4.50",
-        "In 24 runs here so much goes with +2.50 points",
+        "Over the 24 runs here +0.50 points of probability go with +2.50 points",
         "Stated before the first cell",
         "look 2 of 1",
         "a hint, not a test",
     ):
         assert words in told_beside
+
+
+def test_stated_questions_come_first(tmp_path):
+    verdict = decide(with_likelihood(draw(seed=3, depth=6)), FAST, hypotheses=("2468-vs-8642",), endpoint="likelihood")
+    shown = shown_questions(verdict)
+    assert set(shown["Question"][:2]) == {"2468-vs-8642:likelihood", "depth-slope:likelihood"}
+    places = shown["Endpoint"].tolist()
+    assert places == sorted(places, reverse=True) and len(set(places)) == 2
+    assert sorted(shown["Question"]) == sorted(question["id"] for question in verdict["questions"])
 
 
 def test_names_of_others_are_text_in_the_verdict(verdict):

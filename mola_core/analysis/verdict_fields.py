@@ -17,6 +17,17 @@ def of_endpoint(verdict: Verdict, wanted: str) -> list[Question]:
     return [question for question in verdict["questions"] if question["endpoint"] == wanted]
 
 
+def in_order(verdict: Verdict) -> list[Question]:
+    """All questions, what was stated first, then the primary endpoint before the other."""
+    return sorted(
+        verdict["questions"],
+        key=lambda question: (
+            question["status"] != "stated",
+            question["endpoint"] != verdict["primary_endpoint"],
+        ),
+    )
+
+
 def headline(verdict: Verdict) -> Question | None:
     """The question that the study is about, on its primary endpoint; None where no hypothesis could be asked."""
     return next(

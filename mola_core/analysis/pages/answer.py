@@ -80,6 +80,7 @@ def beside_sentences(verdict: Mapping[str, Any]) -> list[str]:
     question = fields.headline(verdict)
     if question is None or question["estimate"] is None:
         return []
+    row = fields.scaled(question)
     found = ["The answer is about these tasks (fixed)."]
     drawn = fields.drawn(question)
     if drawn:
@@ -89,13 +90,16 @@ def beside_sentences(verdict: Mapping[str, Any]) -> list[str]:
         ]
     if question["worth"] is not None:
         worth, runs = signed(question["worth"] * question["reach"]), verdict["exchange"]["runs"]
-        found.append(f"In {runs} runs here so much goes with {worth} points of accuracy.")
+        found.append(
+            f"Over the {runs} runs here {signed(row['estimate'])} points of probability go with {worth} points of accuracy."
+        )
     other = "likelihood" if question["endpoint"] == "accuracy" else "accuracy"
     twin = fields.same_question(verdict, question, other)
     if twin is not None:
-        row = {key: signed(value) for key, value in fields.scaled(twin).items()}
+        other_row = {key: signed(value) for key, value in fields.scaled(twin).items()}
+        estimate, low, high = (other_row[key] for key in ("estimate", "low", "high"))
         found.append(
-            f"By {other} (exploratory): {row['estimate']} {fields.UNITS[other]} ({row['low']} to {row['high']}), {twin['answer']}."
+            f"By {other} (exploratory): {estimate} {fields.UNITS[other]} ({low} to {high}), {twin['answer']}."
         )
     looks = verdict["looks"]
     when = (

@@ -18,6 +18,8 @@ from mola_core.files import write_text
 KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
 PIXELS_PER_INCH = 128
 """Pixels of the page that an inch of a figure takes: 8 points become 14 pixels, about the text's size."""
+SENTENCE = 30
+"""Letters from which a cell of a table holds a sentence."""
 STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 SCRIPT = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
 
@@ -115,12 +117,16 @@ def table(frame: pd.DataFrame, left: Sequence[str] = ()) -> str:
         for name, side in zip(names, sides, strict=True)
     )
     rows = "".join(
-        "<tr>"
-        + "".join(f'<td class="{s}">{html.escape(str(v))}</td>' for v, s in zip(row, sides, strict=True))
-        + "</tr>\n"
+        "<tr>" + "".join(_cell(str(value), side) for value, side in zip(row, sides, strict=True)) + "</tr>\n"
         for row in frame.to_numpy().tolist()
     )
     return f'<div class="wide table"><table class="sort"><thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>'
+
+
+def _cell(text: str, side: str) -> str:
+    """A cell; one that holds a sentence gets room for it."""
+    long = " long" if side == "l" and len(text) > SENTENCE else ""
+    return f'<td class="{side}{long}">{html.escape(text)}</td>'
 
 
 def folded(title: str, body: str, opened: bool = False) -> str:

@@ -50,9 +50,9 @@ def question_rows(verdict: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def shown_questions(verdict: Mapping[str, Any]) -> pd.DataFrame:
-    """The same as it is read, texts only: an estimate and interval in points, p after correction."""
+    """The same as it is read, stated questions first, texts only: an estimate and interval in points, p after correction."""
     rows = []
-    for question in verdict["questions"]:
+    for question in fields.in_order(verdict):
         drawn = fields.drawn(question)
         p = question["p_adjusted"]
         rows.append(
@@ -110,7 +110,7 @@ def questions_latex(verdict: Mapping[str, Any], notices: Sequence[str]) -> str:
         "Question & Answer & {Estimate} & {Low} & {High} & {$p$} \\\\",
         "\\midrule",
     ]
-    for question in verdict["questions"]:
+    for question in fields.in_order(verdict):
         p = question["p_adjusted"]
         numbers = [question["estimate"], question["low"], question["high"]]
         cells = ["{--}" if value is None else f"{value:+.2f}" for value in numbers]
