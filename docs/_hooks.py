@@ -15,7 +15,7 @@ from mola_core.study.study import Study
 
 ROOT = Path(__file__).parent.parent
 FIGURES = {
-    "figures/verdict-forest.svg": ROOT / "results/published/smollm2-cpu/figures/verdict-forest.svg",
+    "figures/verdict-forest.svg": ROOT / "results/published/smollm2-cpu-2/figures/verdict-forest.svg",
     "figures/reanalysis.svg": ROOT / "results/published/reanalysis.svg",
 }
 
