@@ -170,7 +170,9 @@ def test_what_bears_on_the_answer_stands_beside_it(verdict):
 
 
 def test_stated_questions_come_first(tmp_path):
-    verdict = decide(with_likelihood(draw(seed=3, depth=6)), FAST, hypotheses=("2468-vs-8642",), endpoint="likelihood")
+    verdict = decide(
+        with_likelihood(draw(seed=3, depth=6)), FAST, hypotheses=("2468-vs-8642",), endpoint="likelihood"
+    )
     shown = shown_questions(verdict)
     assert set(shown["Question"][:2]) == {"2468-vs-8642:likelihood", "depth-slope:likelihood"}
     places = shown["Endpoint"].tolist()
