@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from drawn_scores import FAST, draw, with_likelihood
+from matplotlib.text import Text
 from simulated_study import make_study, simulate
 
 from mola_core.analysis import collect
@@ -21,7 +22,7 @@ from mola_core.analysis.pages.html import markdown_html
 from mola_core.analysis.pages.verdict import write_verdict
 from mola_core.analysis.pages.verdict_text import verdict_page
 from mola_core.analysis.statistics.decide import decide
-from mola_core.analysis.tables.questions import shown_questions, write_questions
+from mola_core.analysis.tables.questions import questions_latex, shown_questions, write_questions
 from mola_core.analysis.tables.render import latex_text, markdown_text
 from mola_core.cli import main
 from mola_core.runs.layout import ADAPTER_FIGURES
@@ -90,6 +91,9 @@ def test_the_sentence_counts_what_is_in_it():
     assert "the questions leave out task2" in verdict_page(left | {"stand_in": False})
     for caption in (verdict_forest.caption, verdict_likelihood.caption, verdict_depth.caption):
         assert "task0, task1; 700 documents" in caption(left) and "left out: task2" in caption(left)
+    title = verdict_forest.draw(left).findobj(Text)
+    assert any("700 documents" in text.get_text() and "left out: task2" in text.get_text() for text in title)
+    assert "700 documents" in questions_latex(left, ())
     assert "900 documents, 2 seeds a task" in answer_sentence(decide(rows, FAST))
 
 
@@ -169,7 +173,7 @@ def test_what_bears_on_the_answer_stands_beside_it(verdict):
         assert words in told_beside
 
 
-def test_stated_questions_come_first(tmp_path):
+def test_stated_questions_come_first():
     verdict = decide(
         with_likelihood(draw(seed=3, depth=6)), FAST, hypotheses=("2468-vs-8642",), endpoint="likelihood"
     )

@@ -80,7 +80,6 @@ def beside_sentences(verdict: Mapping[str, Any]) -> list[str]:
     question = fields.headline(verdict)
     if question is None or question["estimate"] is None:
         return []
-    row = fields.scaled(question)
     found = ["The answer is about these tasks (fixed)."]
     drawn = fields.drawn(question)
     if drawn:
@@ -89,15 +88,14 @@ def beside_sentences(verdict: Mapping[str, Any]) -> list[str]:
             f"These tasks (fixed): the interval above. Tasks like these (drawn): {signed(low)} to {signed(high)}."
         ]
     if question["worth"] is not None:
-        worth, runs = signed(question["worth"] * question["reach"]), verdict["exchange"]["runs"]
+        size, worth = (signed(question[key] * question["reach"]) for key in ("estimate", "worth"))
         found.append(
-            f"Over the {runs} runs here {signed(row['estimate'])} points of probability go with {worth} points of accuracy."
+            f"Over the {verdict['exchange']['runs']} runs here {size} points of probability go with {worth} points of accuracy."
         )
     other = "likelihood" if question["endpoint"] == "accuracy" else "accuracy"
     twin = fields.same_question(verdict, question, other)
     if twin is not None:
-        other_row = {key: signed(value) for key, value in fields.scaled(twin).items()}
-        estimate, low, high = (other_row[key] for key in ("estimate", "low", "high"))
+        estimate, low, high = map(signed, fields.scaled(twin).values())
         found.append(
             f"By {other} (exploratory): {estimate} {fields.UNITS[other]} ({low} to {high}), {twin['answer']}."
         )
