@@ -14,7 +14,12 @@ from simulated_study import make_study, simulate
 from mola_core.analysis import collect
 from mola_core.analysis.experts import knock_out, quality, redundancy, routing
 from mola_core.analysis.figures import study as figures
-from mola_core.analysis.figures.catalogue import verdict_depth, verdict_forest, verdict_likelihood
+from mola_core.analysis.figures.catalogue import (
+    verdict_depth,
+    verdict_forest,
+    verdict_likelihood,
+    verdict_ranks,
+)
 from mola_core.analysis.figures.verdict import draw_verdict
 from mola_core.analysis.pages import study_page, summary
 from mola_core.analysis.pages.answer import answer_sentence, beside_sentences, change_sentence, told
@@ -88,13 +93,19 @@ def test_the_sentence_counts_what_is_in_it():
     rows = rows[(rows.method != "mola-2468") | (rows.seed > 0)]
     left = decide(rows, FAST, floors=floors, least_gain=1.0)
     assert "task0, task1; 700 documents, 2 seeds a task" in answer_sentence(left)
-    assert "the questions leave out task2" in verdict_page(left | {"stand_in": False})
+    page = verdict_page(left | {"stand_in": False})
+    assert "the questions leave out task2" in page
     for caption in (verdict_forest.caption, verdict_likelihood.caption, verdict_depth.caption):
         assert "task0, task1; 700 documents" in caption(left) and "left out: task2" in caption(left)
     title = verdict_forest.draw(left).findobj(Text)
     assert any("700 documents" in text.get_text() and "left out: task2" in text.get_text() for text in title)
     assert "700 documents" in questions_latex(left, ())
-    assert "900 documents, 2 seeds a task" in answer_sentence(decide(rows, FAST))
+    every = decide(rows, FAST)
+    assert "900 documents, 2 seeds a task" in answer_sentence(every)
+    also = "over all tasks, task2 too, which the questions leave out"
+    assert also in verdict_ranks.caption(left) and also in page and also in study_page.methods_table(left)
+    for text in (verdict_ranks.caption(every), verdict_page(every), study_page.methods_table(every)):
+        assert "leave out" not in text
 
 
 def test_a_slope_is_a_line_unless_it_is_a_pair():

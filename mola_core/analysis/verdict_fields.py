@@ -109,6 +109,16 @@ def asked_line(verdict: Verdict) -> str:
     return f"{line}; left out: {', '.join(left_out)}"
 
 
+def also_counted(verdict: Verdict) -> str:
+    """Of what is over all tasks (ranks, methods): which of them the questions leave out; empty where they leave none."""
+    left_out = ", ".join(verdict["left_out_tasks"])
+    return (
+        f"Ranks and means are over all tasks, {left_out} too, which the questions leave out."
+        if left_out
+        else ""
+    )
+
+
 def _line(verdict: Verdict, tasks: Mapping[str, Any], counts: Sequence[int]) -> str:
     documents = sum(task["documents"] for task in tasks.values())
     seeds = sorted(set(counts))

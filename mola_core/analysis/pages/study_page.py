@@ -103,7 +103,7 @@ def write(layout: Layout, out_dir: Path | None = None) -> Path:
         folded("Did training help?", table(helped) + _notes([summary.HELPED_NOTE])),
         folded("Depth, ranks and likelihood", _verdict_figures(folder, verdict)),
         folded("Training and shapes", "\n".join(drawn.values())),
-        folded("Methods by rank and place", _methods(verdict)),
+        folded("Methods by rank and place", methods_table(verdict)),
         folded(
             "Trained parameters",
             table(shown_parameters(parameter_table(study, cells, layer_matrices(layout.model)))),
@@ -132,7 +132,7 @@ def write_verdict_page(folder: Path) -> Path:
         _change(verdict),
         folded("Every question", _questions(verdict), opened=True),
         folded("Depth, ranks and likelihood", _verdict_figures(folder, verdict), opened=True),
-        folded("Methods by rank and place", _methods(verdict)),
+        folded("Methods by rank and place", methods_table(verdict)),
         *_rest_of_verdict(folder, verdict),
     ]
     return _write(folder / "verdict.html", TITLE, body)
@@ -200,9 +200,12 @@ def _verdict_figures(folder: Path, verdict: Mapping[str, Any] | None) -> str:
     return "\n".join(figure(folder, entry.name, entry.title, entry.caption(verdict)) for entry in rest)
 
 
-def _methods(verdict: Mapping[str, Any] | None) -> str:
+def methods_table(verdict: Mapping[str, Any] | None) -> str:
+    """Each method's accuracy, rank and place as an HTML table; empty without a verdict."""
+    if verdict is None or not verdict["methods"]:
+        return ""
     rows = []
-    for method, row in (verdict or {"methods": {}})["methods"].items():
+    for method, row in verdict["methods"].items():
         best = row.get("ranks")
         rows.append(
             {
@@ -215,7 +218,8 @@ def _methods(verdict: Mapping[str, Any] | None) -> str:
                 "Spread": f"{row['spread']:.3f}" if "spread" in row else EMPTY,
             }
         )
-    return table(pd.DataFrame(rows), left=("Covers",)) if rows else ""
+    also = fields.also_counted(verdict)
+    return table(pd.DataFrame(rows), left=("Covers",)) + (_notes([also]) if also else "")
 
 
 def _rest_of_verdict(folder: Path, verdict: Mapping[str, Any] | None) -> list[str]:

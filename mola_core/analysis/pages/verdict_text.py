@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from mola_core.analysis import verdict_fields as fields
 from mola_core.analysis.pages.answer import answer_sentence, beside_sentences, change_sentence
 from mola_core.analysis.tables.render import markdown_text, p_value
 
@@ -134,7 +135,8 @@ def _methods(verdict: dict[str, Any]) -> str:
             f"| {markdown_text(method)} | {row['accuracy']:.2f} | {row['median']:.2f} | {row['low']:.2f} to {row['high']:.2f} | {row['covers']} "
             f"| {first} | {place} |"
         )
-    return "\n".join(lines)
+    also = fields.also_counted(verdict)
+    return "\n".join(lines + ["", markdown_text(also)] if also else lines)
 
 
 def _clusters(row: Mapping[str, Any]) -> str:

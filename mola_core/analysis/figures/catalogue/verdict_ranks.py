@@ -50,10 +50,11 @@ def one_seed(verdict: Mapping[str, Any]) -> bool:
 def caption(verdict: Mapping[str, Any]) -> str:
     resamples = verdict["settings"].get("resamples")
     drawn = f"{resamples:,} " if resamples else ""
-    return (
+    text = (
         f"{fields.data_line(verdict)}. Share of {drawn}bootstrap resamples of seeds and documents in which a method has each rank. "
         "The tasks are these (fixed). A likely rank is no decided difference: the questions are in the forest plot."
     )
+    return f"{text} {fields.also_counted(verdict)}".rstrip()
 
 
 FIGURE = FigureEntry("verdict-ranks", "verdict", 4, "Probability of each rank", draw, caption)
