@@ -420,6 +420,24 @@ def test_a_task_on_which_nothing_was_learnt_is_left_out_where_that_is_stated():
     assert list(questions(left)["2468-vs-8642"]["tasks"]) == ["task0", "task1"]
 
 
+def test_a_cell_that_costs_its_task_the_likelihood_is_named():
+    rows = with_likelihood(draw(seed=6))
+    assert not [note for note in decide(rows, FAST)["notes"] if "likelihood" in note]
+    lacks = (rows.method == "mola-8642") & (rows.seed == 1) & (rows.task == "task1")
+    rows.loc[rows.index[lacks][3], "likelihood"] = np.nan
+    verdict = decide(rows, FAST)
+    assert list(questions(verdict)["2468-vs-5555:likelihood"]["tasks"]) == ["task0", "task2"]
+    assert (
+        "task1 has no question by likelihood, since there are documents without one in mola-8642 seed 1:"
+        in " ".join(verdict["notes"])
+    )
+    rows.loc[lacks | (rows.seed == 0), "likelihood"] = np.nan
+    with pytest.raises(MolaError, match="as of task0, mola-2468 seed 0, "):
+        decide(rows, FAST, endpoint="likelihood")
+    without = decide(rows.drop(columns="likelihood"), FAST)
+    assert not [note for note in without["notes"] if "likelihood" in note]
+
+
 def test_a_collapsed_run_is_told_and_leaves_the_median_alone():
     rows = draw(seed=4, seeds=5)
     before = decide(rows, FAST)

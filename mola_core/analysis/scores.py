@@ -39,8 +39,8 @@ class Block:
 
     `correct` is (methods, seeds, documents), 0 or 1; `present` is (methods, seeds), false where the file has
     no such cell (its `correct` is then 0 and means nothing). `likelihood`, the probability of the right option, is
-    of the same shape, None where a row of the task has none. `clusters` (documents,) are codes of what documents
-    belong together, None where each stands for itself.
+    of the same shape, None where a row of the task has none; `no_likelihood` are then the cells of such rows, as (method,
+    seed). `clusters` (documents,) are codes of what documents belong together, None where each stands for itself.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Block:
     present: np.ndarray
     likelihood: np.ndarray | None = None
     clusters: np.ndarray | None = None
+    no_likelihood: tuple[tuple[str, int], ...] = ()
 
     @property
     def documents(self) -> int:
@@ -239,7 +240,8 @@ def _block(
     packed = np.zeros(shape, dtype=np.uint8)
     packed.reshape(-1)[key] = correct
     probability, clusters = None, None
-    if likelihood is not None and not np.isnan(likelihood).any():
+    without = np.ones(len(key), dtype=bool) if likelihood is None else np.isnan(likelihood)
+    if not without.any():
         probability = np.zeros(shape, dtype=np.float32)
         probability.reshape(-1)[key] = likelihood
     if cluster is not None:
@@ -251,4 +253,8 @@ def _block(
             )
         if len(np.unique(clusters)) == len(clusters):
             clusters = None
-    return Block(name, tuple(methods), tuple(map(int, seeds)), packed, present, probability, clusters)
+    lacking = np.bincount((m * shape[1] + s)[without], minlength=shape[0] * shape[1]).reshape(shape[:2])
+    no_likelihood = tuple((methods[row], int(seeds[column])) for row, column in np.argwhere(lacking))
+    return Block(
+        name, tuple(methods), tuple(map(int, seeds)), packed, present, probability, clusters, no_likelihood
+    )

@@ -142,9 +142,14 @@ def decide(
 def _endpoints(matrix: ScoreMatrix, settings: VerdictSettings) -> list[str]:
     there = [block.name for block in matrix.blocks if block.likelihood is not None]
     if settings.endpoint == "likelihood" and not there:
+        lacking = [
+            f"{block.name}, {method} seed {seed}"
+            for block in matrix.blocks
+            for method, seed in block.no_likelihood
+        ][:3]
         raise MolaError(
-            "verdict.endpoint is likelihood, but no task has a likelihood in every row; evaluate with options (protocol "
-            "choice) or state accuracy"
+            "verdict.endpoint is likelihood, but no task has a likelihood in every row (as of "
+            f"{', '.join(lacking)}); evaluate with options (protocol choice) or state accuracy"
         )
     return ["accuracy", "likelihood"] if there else ["accuracy"]
 

@@ -202,6 +202,12 @@ def notes(matrix: ScoreMatrix, ranked: Sequence[str]) -> list[str]:
                 f"No scores in {block.name} of {', '.join(gaps)}: a training that diverged is a result of its method, which "
                 "a mean over the others hides; its seed is left out of the questions that need it."
             )
+        if 0 < len(block.no_likelihood) < block.present.sum():
+            lacking = ", ".join(f"{method} seed {seed}" for method, seed in block.no_likelihood[:5])
+            told.append(
+                f"{block.name} has no question by likelihood, since there are documents without one in {lacking}"
+                f"{' and others' * (len(block.no_likelihood) > 5)}: evaluate these cells again, or leave them out."
+            )
     told += [note for block in matrix.blocks for note in _repeated_runs(block)]
     missing = [method for method in matrix.methods if method not in ranked and method != BASE]
     if missing:
