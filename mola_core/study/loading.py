@@ -18,7 +18,7 @@ from mola_core.study.yaml_file import read_yaml
 
 
 def study_file(name_or_path: str | Path) -> Path:
-    """The file of a study: the path as given, or for a name the one in `workflow/studies/`.
+    """The file of a study: the path as given, or for a name the one that comes with the package (`mola where --studies`).
 
     A text without a folder is the name of a study that comes with the package (`.yaml` may follow), else a file here,
     whose `.yaml` may be left out.
@@ -38,7 +38,7 @@ def study_file(name_or_path: str | Path) -> Path:
 def load_study(name_or_path: str | Path, data_root: str | Path | None = None) -> Study:
     """Read and check a study.
 
-    `name_or_path` is a file, or the name of one in `workflow/studies/`. `data_root` reads the tasks from a folder
+    `name_or_path` is as in `study_file`. `data_root` reads the tasks from a folder
     of parquet files instead of the study's own source. Raises `MolaError`, one line, naming every field that is wrong.
     """
     path = study_file(name_or_path)

@@ -64,8 +64,9 @@ class VerdictSettings(Closed):
     """How many times the verdict is to be looked at as seeds are added; each look has its share of the level."""
 
     least_gain: float | None = Field(None, ge=0, le=100)
-    """Points of accuracy that the trained methods, on average, must gain over knowing nothing (the base model, or always
-    giving the most frequent answer) in a task for it to be in the questions. By default every task is in them."""
+    """Points of accuracy by which the trained methods, on average, must exceed knowing nothing in a task for it to be in the
+    questions: the base model or, if that is higher, always giving the most frequent answer (where options differ between documents,
+    one in their number). By default every task is in them."""
 
     power: float = Field(0.8, gt=0.5, le=0.999)
     """Power that the minimum detectable effect and the planner aim at."""

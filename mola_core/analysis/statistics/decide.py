@@ -66,7 +66,7 @@ def decide(
 
     `stated` overrides fields of `settings` (level, questions, resamples, seed, ...); `shapes` gives the experts per
     layer of methods whose name does not tell, None for those to keep out of the slopes; `floors` the accuracy
-    (fraction) in each task of always giving the most frequent answer; `look` counts the looks at this study so far,
+    (fraction) in each task of knowing nothing (see `least_gain`); `look` counts the looks at this study so far,
     this one included; `seeds_shared` says that one training may have answered all tasks, which is not so in studies whose
     tasks have trainings of their own. Raises `MolaError` for rows that cannot be paired and a primary endpoint that is not there.
     """
