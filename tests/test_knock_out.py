@@ -8,6 +8,8 @@ import torch
 from test_peft_methods import STUDY, peft
 
 from mola_core.analysis.experts import knock_out as gathered
+from mola_core.analysis.experts import redundancy, routing
+from mola_core.analysis.experts.left_out import told
 from mola_core.errors import MolaError
 from mola_core.evaluation.knock_out import parts, switched_off
 from mola_core.methods.settings import MethodSettings
@@ -95,11 +97,31 @@ def test_a_cells_table_and_the_studys(bench):
         ]
         assert rows.loc[part, "likelihood"] == pytest.approx(sum(chosen) / len(chosen), abs=1e-5)
     assert rows["likelihood"].nunique() == 6, "each part changes the answers in its own way"
-    assert gathered.write(runner.layout) == []
+    assert not told(gathered.write(runner.layout))
+    file = runner.layout.cell(cells["mola-2468"]) / "knockout.csv"
+    whole = file.read_text()
+    for wrong, message in [
+        (table.drop(columns="accuracy"), "no column accuracy"),
+        (table[table["part"] != "none"], "no row `none`"),
+    ]:
+        wrong.to_csv(file, index=False)
+        with pytest.raises(MolaError, match=rf"knockout.csv: {message}; remove"):
+            gathered.write(runner.layout)
+    file.write_text(whole)
     study = pd.read_csv(runner.layout.folder / "knockout.csv")
     lost = 100 * (rows.loc["none", "likelihood"] - rows.loc["2", "likelihood"])
     assert study[study["part"] == "2"]["likelihood_lost"].tolist() == pytest.approx([lost])
     assert (runner.layout.folder / "figures" / "knock_out.svg").is_file()
+    # Of another adapter than the study would have now: not drawn as if it were of today's.
+    slower = runner.study.training.model_copy(update={"learning_rate": 0.01})
+    changed = dataclasses.replace(runner.layout, study=runner.study.model_copy(update={"training": slower}))
+    said = "1 cell trained otherwise than the study says now, the first is cola/mola-2468/seed0"
+    for verb in (gathered.write, redundancy.write):
+        with pytest.raises(MolaError, match=said):
+            verb(changed)
+    runner.count_routing(cells["mola-2468"])
+    with pytest.raises(MolaError, match=said):
+        routing.write(changed)
     other = runner.layout.cell(cells["mola-2468"]).parent / "seed1"
     other.mkdir()
     layers = table.assign(part=["none", "0", "1", "2", "3", "all"])

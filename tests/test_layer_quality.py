@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mola_core.errors import MolaError
 from mola_core.files import write_json
@@ -102,6 +103,23 @@ def test_the_measurement_is_kept_until_the_model_changes(saved, tmp_path):
     assert layer_quality(saved, file)["fitted"][0] == 99.0
     write_json(saved / "model.json", {"files": {"model.safetensors": "two"}})
     assert layer_quality(saved, file)["fitted"].tolist() == first["fitted"].tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+def test_codes_of_a_quantised_model_are_no_weights(saved, dtype):
+    file = saved / "model.safetensors"
+    tensors = load_file(file)
+    name = "model.layers.1.mlp.up_proj.weight"
+    save_file(tensors | {name: (100 * tensors[name]).to(dtype)}, file)
+    with pytest.raises(
+        MolaError, match=r"layer 1, mlp.up_proj: is stored as \w+; use the unquantised"
+    ) as error:
+        measure(saved)
+    assert "\n" not in str(error.value)
+    config = json.loads((saved / "config.json").read_text())
+    write_json(saved / "config.json", config | {"quantization_config": {"load_in_8bit": True}})
+    with pytest.raises(MolaError, match=r"stored quantised \(8bit\)"):
+        measure(saved)
 
 
 def test_a_folder_without_layers_is_refused(tmp_path):

@@ -214,6 +214,13 @@ def test_packages_that_only_another_python_needs(monkeypatch):
     there = needed_packages([], "3.99")
     assert there == {"later-only": "later-only>=2", "pyarrow": f"pyarrow=={real('pyarrow').version}"}
     assert needed_packages(["later-only"], "3.99").keys() == {"pyarrow"}
+    real_version = real("pyarrow").version
+    monkeypatch.setattr(real("pyarrow").__class__, "version", f"{real_version}+cpu")
+    assert needed_packages(["pyarrow"], "3.99").keys() == {"later-only"}
+    with pytest.raises(
+        MolaError, match=r"package pyarrow: the build \+cpu .* --without pyarrow and install it there"
+    ):
+        needed_packages([], "3.99")
     if sys.version_info < (3, 12):
         with pytest.raises(MolaError, match="package older-only: is not installed"):
             needed_packages([])

@@ -108,6 +108,19 @@ def test_logits_are_not_rounded_in_evaluation(tiny_llama, tied):
         assert model(ids).logits.dtype == torch.bfloat16, "as it was"
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_nor_are_those_of_a_base_that_is_held_in_16_bits(tiny_llama, tied, dtype, precision):
+    model = tiny_llama(tie_word_embeddings=tied).requires_grad_(False).to(dtype)
+    head, ids, inside = model.get_output_embeddings(), torch.arange(12).unsqueeze(0), {}
+    head.register_forward_pre_hook(lambda module, args: inside.update(hidden=args[0]))
+    with computed_in(model, precision):
+        logits = model(ids).logits
+    assert torch.equal(logits, inside["hidden"].float() @ head.weight.float().T)
+    assert model(ids).logits.dtype == head.weight.dtype == dtype, "as it was"
+
+
 def test_evaluation_in_bf16_is_another_key_and_other_likelihoods(bench):
     import pandas as pd
 

@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from mola_core.analysis.experts import redundancy
+from mola_core.analysis.experts.left_out import told
 from mola_core.analysis.experts.redundancy import (
     adapter_redundancy,
     expert_differences,
@@ -110,8 +111,11 @@ def test_a_study_is_measured_where_its_adapters_are(layout):
     assert {cell.method for cell in cells} == {"mola-2468", "random-20-1"}
     for place, cell in enumerate(cells[:-1]):
         save_adapter(layout.weights(cell), [2, 4, 6, 8], seed=100 * place)
-    frame, missing = measure(layout)
-    assert missing == cells[-1:]
+    frame, left_out = measure(layout)
+    assert left_out[redundancy.WITHOUT] == cells[-1:]
+    assert told(left_out) == [
+        f"Incomplete: without 1 cell without an adapter here, the first is {cells[-1].path}."
+    ]
     assert frame.columns.tolist()[:4] == ["task", "method", "seed", "layer"]
     assert len(frame) == (len(cells) - 1) * 4 * 2 * 3
 
@@ -119,7 +123,7 @@ def test_a_study_is_measured_where_its_adapters_are(layout):
 def test_files_and_figures_are_written_and_the_same_each_time(layout):
     for cell in mola_cells(layout.study):
         save_adapter(layout.weights(cell), [2, 4, 6, 8])
-    assert write(layout) == []
+    assert not told(write(layout))
     names = [f"figures/{name}.{kind}" for name in redundancy.FIGURES for kind in ("svg", "png")]
     first = {name: (layout.folder / name).read_bytes() for name in names}
     write(layout)

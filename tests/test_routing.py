@@ -9,6 +9,7 @@ from scipy import stats
 
 from mola_core.adapter import MolaConfig
 from mola_core.analysis.experts import quality, routing
+from mola_core.analysis.experts.left_out import told
 from mola_core.cli import main
 from mola_core.errors import MolaError
 from mola_core.evaluation.router_counts import Counts, Watch, routing_frame
@@ -144,7 +145,7 @@ def test_layers_stand_at_their_own_numbers(counted):
 
 
 def test_a_summary_has_a_row_for_each_module(counted):
-    assert routing.write(counted) == []
+    assert not told(routing.write(counted))
     summary = pd.read_csv(counted.folder / "routing.csv")
     own = cell_frame(0)
     own = own[(own["layer"] == 3) & (own["module"] == "q_proj")]
@@ -162,8 +163,13 @@ def test_a_summary_has_a_row_for_each_module(counted):
 
 def test_cells_without_statistics_are_named_and_broken_files_refused(counted):
     first, second = routing.routed_cells(counted.study)
+    cell_frame(0).head(0).to_csv(counted.cell(second) / ROUTING, index=False)
+    assert told(routing.write(counted)) == [
+        f"Incomplete: without 1 cell whose training diverged, the first is {second.path}."
+    ]
+    assert "Incomplete: without 1 cell" in (counted.folder / "figures/routing.svg").read_text()
     (counted.cell(second) / ROUTING).unlink()
-    assert routing.write(counted) == [second]
+    assert routing.write(counted)[routing.WITHOUT] == [second]
     cell_frame(0).drop(columns="chosen").to_csv(counted.cell(first) / ROUTING)
     with pytest.raises(MolaError, match="no column chosen"):
         routing.read(counted)

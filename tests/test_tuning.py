@@ -234,6 +234,21 @@ def test_validation_documents_are_not_trained_on(bench):
     assert record["evaluation"]["documents"] == 3
 
 
+def test_a_flat_shape_is_no_method_of_other_settings():
+    other = {"method": "mola-5555", "rank": 4}
+    study = smoke(methods=["mola-2468", "mola-8642", other], tuning=tuned(by="kind"))
+    assert candidates(study) == {
+        "mola-2468": "flat-mola-2468", "mola-8642": "flat-mola-2468", "mola-5555": "mola-5555"
+    }  # fmt: skip
+    own = tries_study(study)
+    ranks = {attempt.candidate: own.method_by_label[label].rank for label, attempt in tries(study).items()}
+    assert ranks == {"flat-mola-2468": None, "mola-5555": 4}
+    assert len(own.method_by_label) == len(own.methods)
+    taken = {"method": "mola-2222", "name": "flat-mola-2468", "rank": 2}
+    with pytest.raises(MolaError, match="two tries are called flat-mola-2468.lr"):
+        tries_study(smoke(methods=["mola-2468", other, taken], tuning=tuned(by="kind")))
+
+
 def test_kinds_share_the_rate_of_their_flat_shape():
     study = smoke(methods=[*SHAPES, "sensitivity-20", "mola-2222"], tuning=tuned(by="kind"))
     assert candidates(study) == {
@@ -384,4 +399,11 @@ def test_the_figure_has_a_line_a_method_and_marks_what_was_chosen():
         # What is tried for all shapes is no method of the study: it looks like itself, not like the first shape.
         assert lines["mola-5555"].get_color() == method_style(MethodSettings(method="mola-5555")).colour
     assert "At the edge of the rates tried: mola-5555;" in caption and "2 of 18 tries diverged" in caption
+    assert "2 of 18 tries diverged; rates with one have no point" in caption
+    half = tried.astype({"score": float})
+    half["seed"] = 100
+    twice = pd.concat([half, half.assign(seed=101, score=half["score"].where(half["learning_rate"] > 1e-4))])
+    axis = drawn(study, twice)[0].axes[0]
+    points = [line.get_ydata()[0] for line in axis.lines if not line.get_label().startswith("_")]
+    assert pd.isna(points).all(), "a rate at which one of two tries diverged has no point"
     assert drawn(smoke(), None) == (None, "")

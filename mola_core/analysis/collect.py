@@ -180,8 +180,10 @@ def _is_base(layout: Layout, cell: Cell) -> bool:
 
 
 def _usable_cells(layout: Layout, partial: bool, taken: Collection[str]) -> list[Cell]:
-    states = {cell: evaluation_state(layout, cell) for cell in layout.study.cells()}
-    usable = [cell for cell, state in states.items() if state in taken]
+    """The complete cells of the score matrix. Raises `MolaError` where one of them, or of continual learning, is not."""
+    own = layout.study.cells()
+    states = {cell: evaluation_state(layout, cell) for cell in [*own, *layout.study.continual_cells()]}
+    usable = [cell for cell in own if states[cell] in taken]
     rest = [f"{cell.path} ({state})" for cell, state in states.items() if state not in taken]
     command = f"`snakemake --config study={layout.study.name}`"
     if rest and not partial:

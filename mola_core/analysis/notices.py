@@ -31,6 +31,20 @@ def notices(study: Study, missing: Sequence[Cell] = ()) -> list[str]:
     return found
 
 
+def missing_chains(study: Study, frame: pd.DataFrame) -> list[str]:
+    """What to say of the chains of continual learning that have no row in `frame` (columns method, seed)."""
+    chains = dict.fromkeys((cell.method, cell.seed) for cell in study.continual_cells())
+    there = set(zip(frame["method"], frame["seed"], strict=True))
+    missing = [chain for chain in chains if chain not in there]
+    if not missing:
+        return []
+    method, seed = missing[0]
+    return [
+        f"Incomplete: {len(missing)} of {len(chains)} chains of continual learning are missing, the first is"
+        f" {method} seed {seed}; means are over the seeds that are there."
+    ]
+
+
 def missing_cells(study: Study, cells: pd.DataFrame) -> list[Cell]:
     """The study's cells that have no row in `cells` (columns task, method, seed)."""
     there = set(zip(cells["task"], cells["method"], cells["seed"], strict=True))

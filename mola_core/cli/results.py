@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mola_core.cli.options import Verbs, named_cell, results_layout, study_layout, study_options
@@ -12,6 +12,7 @@ from mola_core.errors import MolaError
 from mola_core.files import write_json
 
 if TYPE_CHECKING:
+    from mola_core.analysis.experts.left_out import LeftOut
     from mola_core.runs.cell import CellRunner
     from mola_core.study.study import Cell
 
@@ -60,7 +61,7 @@ def routing(arguments: argparse.Namespace) -> None:
         return
     from mola_core.analysis.experts import routing as statistics
 
-    _tell_missing("router statistics", statistics.write(results_layout(arguments)))
+    _tell_left_out(statistics.write(results_layout(arguments)))
 
 
 def knockout(arguments: argparse.Namespace) -> None:
@@ -76,7 +77,7 @@ def knockout(arguments: argparse.Namespace) -> None:
         )
     from mola_core.analysis.experts import knock_out as statistics
 
-    _tell_missing("knock-out", statistics.write(results_layout(arguments)))
+    _tell_left_out(statistics.write(results_layout(arguments)))
 
 
 def _of_one_cell(arguments: argparse.Namespace, measure: Callable[[CellRunner, Cell], None]) -> bool:
@@ -102,7 +103,7 @@ def redundancy(arguments: argparse.Namespace) -> None:
     """
     from mola_core.analysis.experts import redundancy as own_redundancy
 
-    _tell_missing("adapters", own_redundancy.write(results_layout(arguments)))
+    _tell_left_out(own_redundancy.write(results_layout(arguments)))
 
 
 def layers(arguments: argparse.Namespace) -> None:
@@ -121,9 +122,11 @@ def layers(arguments: argparse.Namespace) -> None:
         quality.write(layout)
 
 
-def _tell_missing(what: str, missing: Sequence[Cell]) -> None:
-    if missing:
-        print(f"no {what} here of {len(missing)} cells, the first is {missing[0].path}", file=sys.stderr)
+def _tell_left_out(left_out: LeftOut) -> None:
+    from mola_core.analysis.experts.left_out import told
+
+    for line in told(left_out):
+        print(line, file=sys.stderr)
 
 
 def summary(arguments: argparse.Namespace) -> None:

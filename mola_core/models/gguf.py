@@ -10,6 +10,10 @@ if TYPE_CHECKING:
 
 SAMPLE = "Question: is 1234 x 5 = 6170?\n  Answer: The answer is A\tpeut-être, 漢字."
 """A text whose tokens are compared after the tokenizer was saved."""
+DIGITS_FIRST = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone")
+"""Rules of splitting text (`tokenizer.ggml.pre`) that take digits one by one before GPT-2's. Source: llama.cpp, llm_tokenizer_bpe."""
+AS_GPT2 = ("gpt-2", "phi-2", "mpt", "olmo", "jais")
+"""Those that are GPT-2's, by the same source."""
 
 
 def dequantise(gguf: Path, target: Path) -> None:
@@ -29,11 +33,11 @@ def dequantise(gguf: Path, target: Path) -> None:
             dtype=torch.float32,
             output_loading_info=True,
         )
-        _split_digits(tokenizer, gguf)
     except Exception as error:  # a damaged file fails anywhere in the reader, with any type
         raise MolaError(f"model.file: transformers cannot read this GGUF file ({one_line(error)})") from error
     if info["missing_keys"]:
         raise MolaError(f"model.file: the GGUF file lacks the tensor {min(info['missing_keys'])}")
+    _split_as_named(tokenizer, gguf)
     tokenizer.save_pretrained(target)
     save_plain(model, target)
     _compare(model, tokenizer, target)
@@ -76,15 +80,22 @@ def _compare(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", tar
         )
 
 
-def _split_digits(tokenizer: "PreTrainedTokenizerFast", gguf: Path) -> None:
-    """SmolLM's tokenizer takes digits one by one before its byte-level rule; transformers drops that rule.
+def _split_as_named(tokenizer: "PreTrainedTokenizerFast", gguf: Path) -> None:
+    """Let a byte-level tokenizer split text by the rule that the file names.
 
-    It shows where digits follow several blanks. Source: llama.cpp, `LLAMA_VOCAB_PRE_TYPE_SMOLLM`.
+    transformers splits by GPT-2's rule where it does not know the name, so that digits, say, become other tokens than the
+    model was trained on. Raises `MolaError` for such a name.
     """
     from gguf import GGUFReader
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
-    rule = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
-    if rule is not None and rule.contents() == "smollm":
+    field = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
+    rule = None if field is None else field.contents()
+    if rule in DIGITS_FIRST:
         digits_first = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
         tokenizer.backend_tokenizer.pre_tokenizer = Sequence(digits_first)
+    elif isinstance(tokenizer.backend_tokenizer.pre_tokenizer, ByteLevel) and rule not in AS_GPT2:
+        raise MolaError(
+            f"model.file: its tokenizer splits text by the rule {rule or 'of no name'}, which transformers does not know; use a"
+            " folder of the model with its tokenizer.json"
+        )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mola_core.code_hash import code_hash
 from mola_core.errors import MolaError
 from mola_core.files import read_json, write_json
-from mola_core.models.loading import stored_depth
+from mola_core.models.loading import stored_depth, stored_quantization
 from mola_core.module_names import places_in_stack
 from mola_core.records import digest
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 ESTIMATES = ("fitted", "median")
 """Where the tail begins, see `hill_fitted` and `hill_median`."""
 BINS = 100
+UNQUANTISED = "use the unquantised model, or methods that do not look at its layers"
 NO_TAIL = "its eigenvalues have no tail, most are zero or all are the same"
 
 
@@ -100,14 +101,22 @@ def measure(folder: Path) -> pd.DataFrame:
     """PL_Alpha_Hill of every weight matrix of the layers of the model in `folder`.
 
     Columns: layer (from 0), module (its name within the layer), fitted, median. On a GPU where there is one.
-    Raises `MolaError` where there are no layers or a matrix has no tail.
+    Raises `MolaError` where there are no layers, a matrix has no tail, or weights are stored quantised: their codes have
+    another spectrum.
     """
     import pandas as pd
     import torch
 
+    config = folder / "config.json"
+    if config.is_file() and (kind := stored_quantization(folder)):
+        raise MolaError(f"{folder}: its weights are stored quantised ({kind}); {UNQUANTISED}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows = []
     for layer, module, weight in _matrices(folder):
+        if weight.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+            raise MolaError(
+                f"{folder}: layer {layer}, {module}: is stored as {str(weight.dtype).removeprefix('torch.')}; {UNQUANTISED}"
+            )
         eigenvalues = spectrum(weight.to(device))
         try:
             rows.append((layer, module, hill_fitted(eigenvalues), hill_median(eigenvalues)))

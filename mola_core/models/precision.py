@@ -72,32 +72,38 @@ def autocast(device: str, precision: Precision) -> contextlib.AbstractContextMan
 
 @contextlib.contextmanager
 def computed_in(model: nn.Module, precision: Precision) -> Iterator[None]:
-    """Forward passes in the block are computed in `precision`, all but an output layer that is held in float32.
+    """Forward passes in the block are computed in `precision`, all but the output layer, which is computed in float32
+    whatever type its weights are held in.
 
     Two options are compared by their logits, which bf16 rounds to an eighth (between 16 and 32): it would often call them equal.
     """
     device = next(model.parameters()).device.type
-    head = _output_layer(model) if precision in TYPES else None
+    head = _output_layer(model)
     with frozen_in(model, precision, head), autocast(device, precision), _in_float32(head, device):
         yield
 
 
-def _output_layer(model: nn.Module) -> nn.Module | None:
+def _output_layer(model: nn.Module) -> nn.Linear | None:
     find = getattr(model, "get_output_embeddings", None)
     head = find() if find else None
-    return head if type(head) is nn.Linear and head.weight.dtype == torch.float32 else None
+    return head if type(head) is nn.Linear and head.weight.is_floating_point() else None
 
 
 @contextlib.contextmanager
-def _in_float32(module: nn.Module | None, device: str) -> Iterator[None]:
+def _in_float32(module: nn.Linear | None, device: str) -> Iterator[None]:
     if module is None:
         yield
         return
     forward = module.forward
+    # Once, not in every pass; of float32 weights no copy is made.
+    weight, bias = (
+        module.weight.detach().float(),
+        None if module.bias is None else module.bias.detach().float(),
+    )
 
     def exact(hidden: torch.Tensor) -> torch.Tensor:
         with torch.autocast(device, enabled=False):
-            return forward(hidden.float())  # type: ignore[no-any-return]
+            return nn.functional.linear(hidden.float(), weight, bias)
 
     own = "forward" in vars(module)
     module.forward = exact  # type: ignore[method-assign]

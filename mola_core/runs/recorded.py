@@ -68,6 +68,15 @@ def check_recorded(layout: Layout, cells: Sequence[Cell]) -> str:
     return next(iter(versions))
 
 
+def trained_otherwise(layout: Layout, cell: Cell) -> bool:
+    """Whether a cell's record of training differs from today's study in more than code; not where nothing can be compared:
+    no record is there (the adapter alone was brought), or no model and rows are."""
+    try:
+        return any(_told(differing(layout, cell, "training")))
+    except (MolaError, KeyError, TypeError):
+        return False
+
+
 def _checked(layout: Layout, cell: Cell) -> tuple[list[str], list[Maker]]:
     """What differs in a cell, and who made it. Raises `MolaError` where a record is missing or lacks something."""
     study, folder = layout.study, layout.cell(cell)

@@ -23,7 +23,8 @@ def needed_packages(without: Collection[str], python_version: str | None = None)
     """What `pip` is to fetch of everything that training and evaluation need, by name, dependencies included: the version
     that is installed here, or where only that `python_version` needs a package, what asks for it allows.
 
-    Raises `MolaError` where `without` names what is not among them, or where one is not installed.
+    Raises `MolaError` where `without` names what is not among them, where one is not installed, and for another Python where
+    what is installed is a build of its own (2.13.0+cpu).
     """
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
@@ -49,9 +50,14 @@ def needed_packages(without: Collection[str], python_version: str | None = None)
                 raise MolaError(f"package {name}: is not installed; install {ROOT} whole") from None
             found[name] = f"{name}{requirement.specifier}"
             continue
-        # A version's local part (2.13.0+cpu) names a build of this machine.
-        version = distribution.version.split("+")[0] if python_version else distribution.version
-        found[name] = f"{name}=={version}"
+        version, _, build = distribution.version.partition("+")
+        if build and python_version and name != own:
+            # Of the build that an index has (of PyTorch: for CUDA) what it needs would be missing there.
+            raise MolaError(
+                f"package {name}: the build +{build} that is installed is for this machine; leave it out with --without {name}"
+                " and install it there"
+            )
+        found[name] = f"{name}=={distribution.version}"
         for text in distribution.requires or ():
             wanted = Requirement(text)
             if name == own and canonicalize_name(wanted.name) in NOT_NEEDED:

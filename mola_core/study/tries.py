@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import ClassVar, Literal
 
+from mola_core.errors import MolaError
 from mola_core.methods.registry import family_of, parse_method
 from mola_core.methods.settings import MethodSettings
 from mola_core.shapes import budget
@@ -52,6 +53,9 @@ def tries_study(study: Study) -> TriesStudy | None:
     tuning = study.tuning
     if tuning is None:
         return None
+    labels = Counter(label for _, label, _ in _tried(study))
+    if twice := [label for label, times in labels.items() if times > 1]:
+        raise MolaError(f"tuning: two tries are called {twice[0]}; give the methods other names")
     training = study.training.model_copy(
         update={
             "epochs": study.training.last_epoch,
@@ -117,5 +121,7 @@ def _flat(study: Study, methods: list[MethodSettings]) -> MethodSettings:
     kind = "mola" if family_of(first).role == "routed" else "lora-matched"
     name = f"{kind}-" + (str(each) * 4 if each < 10 else "-".join([str(each)] * 4))
     known = next((method for method in methods if method.method == name), None)
-    label = f"flat-{first.label}" if first.own_settings else None
+    # Its usual label may be that of a method of other settings, which has tries of its own.
+    taken = name in study.method_by_label
+    label = f"flat-{first.label}" if first.own_settings or taken else None
     return known or first.model_copy(update={"method": name, "name": label, "experts": None})

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from mola_core.analysis.experts.left_out import DIVERGED, OTHERWISE, LeftOut, told
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write
 from mola_core.methods.registry import adapter_config_without_model
 from mola_core.runs.layout import KNOCK_OUT, Layout
+from mola_core.runs.recorded import trained_otherwise
 from mola_core.study.study import Cell, Study
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 FIGURES = ("knock_out",)
 """`figures/<name>.{svg,png}`."""
+WITHOUT = "without knock-out"
 
 
 def knocked_out_cells(study: Study) -> list[Cell]:
@@ -30,25 +33,34 @@ def knocked_out_cells(study: Study) -> list[Cell]:
     return [cell for cell in study.cells() if cell.method in methods]
 
 
-def losses(layout: Layout) -> tuple[pd.DataFrame, list[Cell]]:
+def losses(layout: Layout) -> tuple[pd.DataFrame, LeftOut]:
     """A row for each cell and part: `accuracy_lost` and `likelihood_lost`, in points, against nothing switched off; and
-    the cells that have no table yet. Raises `MolaError` where none has."""
-    frames, missing = [], []
+    the cells that are left out. Raises `MolaError` where no table counts, and for one that lacks a column or row."""
+    frames: list[pd.DataFrame] = []
+    left_out: dict[str, list[Cell]] = {WITHOUT: [], OTHERWISE: [], DIVERGED: []}
     for cell in knocked_out_cells(layout.study):
         file = layout.cell(cell) / KNOCK_OUT
-        if not file.is_file():
-            missing.append(cell)
+        if not file.is_file() or trained_otherwise(layout, cell):
+            left_out[OTHERWISE if file.is_file() else WITHOUT].append(cell)
             continue
         frame = pd.read_csv(file, dtype={"part": str}, keep_default_na=False, na_values=[""])
+        if lacking := {"part", "accuracy", "likelihood"} - set(frame.columns):
+            raise MolaError(
+                f"{file}: no column {min(lacking)}; remove the file and run `mola knockout` again"
+            )
         if frame.empty:
-            continue  # its training diverged
+            left_out[DIVERGED].append(cell)
+            continue
+        if "none" not in set(frame["part"]):
+            raise MolaError(f"{file}: no row `none`; remove the file and run `mola knockout` again")
         whole = frame[frame["part"] == "none"].iloc[0]
         for name in ("accuracy", "likelihood"):
             frame[f"{name}_lost"] = 100 * (whole[name] - frame[name])
         frames.append(frame.assign(task=cell.task, method=cell.method, seed=cell.seed))
     if not frames:
         raise MolaError(
-            f"study {layout.study.name}: no cell has {KNOCK_OUT}; make it with `mola knockout --task T --method M --seed S`"
+            f"study {layout.study.name}: no cell has {KNOCK_OUT} that counts; make it with `mola knockout --task T --method M --seed S`. "
+            + " ".join(told(left_out))
         )
     together = pd.concat(frames, ignore_index=True)
     cuts = together.groupby(["task", "method", "seed"])["part"].agg(tuple)
@@ -58,22 +70,20 @@ def losses(layout: Layout) -> tuple[pd.DataFrame, list[Cell]]:
             f"study {layout.study.name}: {KNOCK_OUT} of {other} is by other parts of the depth than the first cell's; make all by "
             "quarter or all by layer (`mola knockout --by`)"
         )
-    return together, missing
+    return together, left_out
 
 
-def write(layout: Layout) -> list[Cell]:
-    """Write the study's knockout.csv and draw its figure; returns the cells that have no table yet."""
+def write(layout: Layout) -> LeftOut:
+    """Write the study's knockout.csv and draw its figure; returns the cells that are left out."""
     from mola_core.analysis.figures.drawing import heading, save_figure
     from mola_core.analysis.figures.style import figure_style
     from mola_core.analysis.notices import notices
 
-    frame, missing = losses(layout)
+    frame, left_out = losses(layout)
     order = ["task", "method", "seed", *(name for name in frame if name not in ("task", "method", "seed"))]
     with atomic_write(layout.folder / KNOCK_OUT) as temporary:
         frame[order].to_csv(temporary, index=False)
-    said = notices(layout.study)
-    if missing:
-        said.append(f"Incomplete: {len(missing)} cells are left out.")
+    said = notices(layout.study) + told(left_out)
     with figure_style():
         figure = draw(layout.study, frame)
         heading(figure, said)
@@ -83,7 +93,7 @@ def write(layout: Layout) -> list[Cell]:
             " adapter."
         )
         save_figure(figure, Path(layout.folder) / "figures" / FIGURES[0], "Knock-out by depth", caption)
-    return missing
+    return left_out
 
 
 def draw(study: Study, frame: pd.DataFrame) -> Figure:

@@ -16,15 +16,19 @@ import numpy as np
 import pandas as pd
 from safetensors import safe_open
 
+from mola_core.analysis.experts.left_out import DIVERGED, OTHERWISE, LeftOut, told
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write
 from mola_core.methods.registry import family_of
 from mola_core.module_names import short_names
 from mola_core.runs.layout import Layout
+from mola_core.runs.recorded import trained_otherwise
+from mola_core.runs.recovery import diverged
 from mola_core.study.study import Cell, Study
 
 FIGURES = ("redundancy", "redundancy_relative")
 """Figures of a study's adapters: `figures/<name>.{svg,png}`."""
+WITHOUT = "without an adapter here"
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MATRICES = ("A", "B", "BA")
 TENSOR = re.compile(r".*?\.(\d+)\.(.+)\.mola_(A|B|router)(?:\.weight)?$")
@@ -95,15 +99,20 @@ def mola_cells(study: Study) -> list[Cell]:
     ]
 
 
-def measure(layout: Layout) -> tuple[pd.DataFrame, list[Cell]]:
-    """Redundancy of every adapter of the study that is here, and the cells whose adapters are not.
+def measure(layout: Layout) -> tuple[pd.DataFrame, LeftOut]:
+    """Redundancy of every adapter of the study that is here, and the cells that are left out.
 
     Columns: task, method, seed and those of `adapter_redundancy`. Raises `MolaError` where there is no adapter.
     """
-    frames, missing = [], []
+    frames: list[pd.DataFrame] = []
+    left_out: dict[str, list[Cell]] = {WITHOUT: [], OTHERWISE: [], DIVERGED: []}
     for cell in mola_cells(layout.study):
-        if not (layout.weights(cell) / "adapter_model.safetensors").is_file():
-            missing.append(cell)
+        if diverged(layout.weights(cell)):
+            left_out[DIVERGED].append(cell)
+            continue
+        there = (layout.weights(cell) / "adapter_model.safetensors").is_file()
+        if not there or trained_otherwise(layout, cell):
+            left_out[OTHERWISE if there else WITHOUT].append(cell)
             continue
         frame = adapter_redundancy(layout.weights(cell))
         for position, (name, value) in enumerate(
@@ -113,35 +122,34 @@ def measure(layout: Layout) -> tuple[pd.DataFrame, list[Cell]]:
         frames.append(frame)
     if not frames:
         raise MolaError(
-            f"study {layout.study.name}: no MoLA adapter here; train its cells, keeping the adapters"
+            f"study {layout.study.name}: no MoLA adapter here that counts; train its cells, keeping the adapters. "
+            + " ".join(told(left_out))
         )
-    return pd.concat(frames, ignore_index=True), missing
+    return pd.concat(frames, ignore_index=True), left_out
 
 
-def write(layout: Layout, out_dir: Path | None = None) -> list[Cell]:
+def write(layout: Layout, out_dir: Path | None = None) -> LeftOut:
     """Write redundancy.csv and .parquet and draw `FIGURES` into `out_dir` (default: the study's folder).
 
-    Returns the cells whose adapters are not here. Raises `MolaError` as `measure` does.
+    Returns the cells that are left out. Raises `MolaError` as `measure` does.
     """
     from mola_core.analysis.figures.drawing import heading, save_figure
     from mola_core.analysis.figures.style import figure_style
     from mola_core.analysis.notices import notices
 
     out = Path(out_dir or layout.folder)
-    frame, missing = measure(layout)
+    frame, left_out = measure(layout)
     with atomic_write(out / "redundancy.csv") as temporary:
         frame.to_csv(temporary, index=False)
     with atomic_write(out / "redundancy.parquet") as temporary:
         frame.to_parquet(temporary, index=False)
-    said = notices(layout.study)
-    if missing:
-        said.append(f"Incomplete: the adapters of {len(missing)} cells are not here.")
+    said = notices(layout.study) + told(left_out)
     with figure_style():
         for name, column in zip(FIGURES, ("raw", "relative"), strict=True):
             figure = draw(layout.study, frame, column)
             heading(figure, said)
             save_figure(figure, out / "figures" / name)
-    return missing
+    return left_out
 
 
 def _curves(frame: pd.DataFrame, column: str) -> Iterator[tuple[str, pd.Series]]:

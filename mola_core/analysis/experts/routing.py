@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from mola_core.analysis.experts.left_out import DIVERGED, OTHERWISE, LeftOut, told
 from mola_core.analysis.experts.redundancy import mola_cells
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write
 from mola_core.runs.layout import ROUTING, Layout
+from mola_core.runs.recorded import trained_otherwise
 from mola_core.study.study import Cell, Study
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 FIGURES = ("routing", "routing_load")
 """Figures of a study's routers: `figures/<name>.{svg,png}`."""
+WITHOUT = "without router statistics"
 KEYS = ["task", "method", "seed", "layer", "module"]
 COLUMNS = {"layer", "module", "expert", "tokens", "chosen", "mean_weight"}
 
@@ -34,32 +37,34 @@ def routed_cells(study: Study) -> list[Cell]:
     return [cell for cell in mola_cells(study) if study.evaluated_on(cell)]
 
 
-def read(layout: Layout) -> tuple[pd.DataFrame, list[Cell]]:
-    """The experts of all cells that have statistics (task, method, seed and the cell file's columns), and the rest.
+def read(layout: Layout) -> tuple[pd.DataFrame, LeftOut]:
+    """The experts of all cells that have statistics (task, method, seed and the cell file's columns), and what is left out.
 
     Adds `load`, how often the expert is chosen relative to an even use of all experts (1 is even). Raises `MolaError`
     where no cell has them or a file lacks a column.
     """
-    frames, missing = [], []
+    frames: list[pd.DataFrame] = []
+    left_out: dict[str, list[Cell]] = {WITHOUT: [], OTHERWISE: [], DIVERGED: []}
     for cell in routed_cells(layout.study):
         path = layout.cell(cell) / ROUTING
-        if not path.is_file():
-            missing.append(cell)
+        if not path.is_file() or trained_otherwise(layout, cell):
+            left_out[OTHERWISE if path.is_file() else WITHOUT].append(cell)
             continue
         frame = pd.read_csv(path)
         if lacking := COLUMNS - set(frame.columns):
             raise MolaError(f"{path}: no column {min(lacking)}; remove the file and run `mola routing` again")
         if frame.empty:
-            continue  # its training diverged
+            left_out[DIVERGED].append(cell)
+            continue
         frames.append(frame.assign(task=cell.task, method=cell.method, seed=cell.seed))
     if not frames:
         raise MolaError(
-            f"study {layout.study.name}: no cell has {ROUTING}; make it with"
-            " `mola routing --task T --method M --seed S`"
+            f"study {layout.study.name}: no cell has {ROUTING} that counts; make it with"
+            " `mola routing --task T --method M --seed S`. " + " ".join(told(left_out))
         )
     experts = pd.concat(frames, ignore_index=True)
     experts["load"] = experts["chosen"] / experts.groupby(KEYS)["chosen"].transform("mean")
-    return experts, missing
+    return experts, left_out
 
 
 def load_entropy(chosen: Sequence[float]) -> float:
@@ -94,32 +99,30 @@ def summarise(experts: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*KEYS, *names])
 
 
-def write(layout: Layout, out_dir: Path | None = None) -> list[Cell]:
+def write(layout: Layout, out_dir: Path | None = None) -> LeftOut:
     """Write routing.csv and .parquet (`summarise`) and draw `FIGURES` into `out_dir` (default: the study's folder).
 
-    Returns the cells that have no statistics yet. Raises `MolaError` as `read` does.
+    Returns the cells that are left out. Raises `MolaError` as `read` does.
     """
     from mola_core.analysis.figures.drawing import heading, save_figure
     from mola_core.analysis.figures.style import figure_style
     from mola_core.analysis.notices import notices
 
     out = Path(out_dir or layout.folder)
-    experts, missing = read(layout)
+    experts, left_out = read(layout)
     summary = summarise(experts)
     with atomic_write(out / "routing.csv") as temporary:
         summary.to_csv(temporary, index=False)
     with atomic_write(out / "routing.parquet") as temporary:
         summary.to_parquet(temporary, index=False)
-    said = notices(layout.study)
-    if missing:
-        said.append(f"Incomplete: {len(missing)} cells have no router statistics.")
+    said = notices(layout.study) + told(left_out)
     with figure_style():
         for name, figure in zip(
             FIGURES, (histograms(layout.study, experts), heat_map(layout.study, experts)), strict=True
         ):
             heading(figure, said)
             save_figure(figure, out / "figures" / name)
-    return missing
+    return left_out
 
 
 def _methods(study: Study, experts: pd.DataFrame) -> list[str]:

@@ -109,10 +109,11 @@ def _table(layout: Layout, table: PaperTable, states: dict[Cell, str]) -> tuple[
 
 def _continual_methods(layout: Layout) -> set[str]:
     frame = continual.read(layout.folder) if continues_as_the_paper(layout.study) else None
-    names = reference.paper_names(layout.study)
-    return (
-        set() if frame is None else {names[method] for method in frame["method"].unique() if method in names}
-    )
+    if frame is None:
+        return set()
+    names, seeds = reference.paper_names(layout.study), set(layout.study.seeds)
+    complete = [method for method, own in frame.groupby("method") if seeds <= {*own["seed"]}]
+    return {names[method] for method in complete if method in names}
 
 
 def _methods_in(layout: Layout, file: str) -> set[str]:

@@ -73,7 +73,10 @@ def _lines(axis: Axes, tried: pd.DataFrame, candidate: str, look: Style) -> None
     alphas = sorted(tried["alpha"].dropna().unique()) or [None]
     for place, alpha in enumerate(alphas):
         part = tried if alpha is None else tried[tried["alpha"] == alpha]
-        means = part.groupby("learning_rate").agg(score=("score", "mean"), chosen=("chosen", "any"))
+        # A rate at which one try diverged is no choice, so its others make no point either.
+        means = part.groupby("learning_rate").agg(
+            score=("score", lambda scores: scores.mean(skipna=False)), chosen=("chosen", "any")
+        )
         label = candidate if place == 0 else None
         style = ("-", "--", "-.", ":")[min(place, 3)]
         axis.plot(means.index, means["score"], linestyle=style, label=label, **look.marker_options())  # type: ignore[arg-type]
@@ -98,7 +101,7 @@ def caption(data: StudyData) -> str:
         f" was chosen, {'for each task' if tuning.per_task else 'by the mean over tasks'}. No interval is drawn."
     )
     if diverged:
-        told += f" {diverged} of {len(tried)} tries diverged and have no point."
+        told += f" {diverged} of {len(tried)} tries diverged; rates with one have no point."
     if at_edge:
         told += f" At the edge of the rates tried: {', '.join(at_edge)}; a better rate may lie beyond."
     return told
