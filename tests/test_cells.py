@@ -12,11 +12,13 @@ import torch
 from safetensors.torch import load_file
 from smoke_study import smoke
 
+from mola_core.analysis import collect
 from mola_core.errors import MolaError, OutOfTime
 from mola_core.files import read_json
 from mola_core.models.tokens import encode
 from mola_core.records import read_record
 from mola_core.runs.cell import CellRunner
+from mola_core.runs.export import export_adapter
 from mola_core.runs.key import keys
 from mola_core.runs.layout import Layout
 from mola_core.runs.local import results_of, run
@@ -286,6 +288,27 @@ def test_an_altered_or_untrained_adapter_is_refused(bench):
     frozen.train(cell)
     with pytest.raises(MolaError, match="does not change the model's logits"):
         frozen.evaluate(cell)
+
+
+def test_scores_are_those_of_the_weights_that_are_there(bench):
+    """Weights that were lost and made again may be others: on a GPU, or by another kind of processor."""
+    runner = bench(tasks=["cola"], methods=["base", "mola-2468"], seeds=[0], evaluation={"documents": 8})
+    layout, cell = runner.layout, runner.study.cell("cola", "mola-2468", 0)
+    for each in runner.study.cells():
+        runner.run(each)
+    shutil.rmtree(layout.weights(cell))
+    assert cell_state(layout, cell) == "complete", "nothing needs them"
+    runner.train(cell)
+    assert cell_state(layout, cell) == "trained" and collect.evaluation_state(layout, cell) == "out of date"
+    with pytest.raises(MolaError, match="not complete"):
+        export_adapter(layout, "cola/mola-2468/seed0", layout.folder / "exported")
+    runner.evaluate(cell)
+    assert cell_state(layout, cell) == "complete"
+    manifest, training = (
+        read_record(layout.cell(cell) / name) for name in ("manifest.json", "training.json")
+    )
+    assert manifest["training"] == training
+    assert len(collect.write(layout)) == 2
 
 
 def test_seeds_of_two_tasks_are_independent_and_those_of_two_methods_paired(bench):

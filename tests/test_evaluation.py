@@ -9,7 +9,15 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoModelForCausalLM, JambaConfig, Lfm2Config, MambaConfig, MistralConfig, RwkvConfig
+from transformers import (
+    AutoModelForCausalLM,
+    JambaConfig,
+    Lfm2Config,
+    MambaConfig,
+    MistralConfig,
+    MptConfig,
+    RwkvConfig,
+)
 
 from mola_core.errors import MolaError
 from mola_core.evaluation.harness import AnswerLM, evaluate
@@ -51,6 +59,7 @@ def test_an_option_that_begins_another_is_scored_at_its_own_place(prepared_bench
         (MistralConfig, {"sliding_window": 12}, 12),
         (MistralConfig, {"sliding_window": None}, sys.maxsize),
         (Lfm2Config, {"layer_types": ["conv", "full_attention"]}, 0),
+        (MptConfig, {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 128}, 0),
         (
             JambaConfig,
             {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False, "mamba_d_state": 4},

@@ -4,6 +4,7 @@ import itertools
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from simulated_study import make_study, simulate
 
@@ -14,8 +15,11 @@ from mola_core.analysis.figures.catalogue import accuracy_parameters, experts_pe
 from mola_core.analysis.figures.drawing import KINDS
 from mola_core.analysis.figures.style import figure_style, method_style, profile, study_styles
 from mola_core.analysis.reference import numbers as reference
+from mola_core.analysis.scores import score_matrix
+from mola_core.analysis.statistics.summaries import summarise_methods
 from mola_core.methods.settings import MethodSettings
 from mola_core.study.loading import load_study
+from mola_core.study.verdict import VerdictSettings
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +89,28 @@ def test_an_interval_holds_documents_and_seeds(layout):
     error = one_seed.std(ddof=1) / np.sqrt(one_seed.size)
     assert (high - low) / 2 == pytest.approx(1.99 * error, rel=0.01)
     assert (high + low) / 2 == pytest.approx(mean)
+
+
+def test_noise_that_tasks_share_is_in_the_interval_of_their_mean():
+    """One training that answers four tasks: the interval is that of the verdict's table of methods."""
+    rng = np.random.default_rng(3)
+    run = rng.normal(0, 0.08, 5)
+    rows = [
+        ("study", "model", task, "mola-2468", seed, str(document), rng.random() < 0.6 + run[seed])
+        for task in "abcd"
+        for seed in range(5)
+        for document in range(100)
+    ]
+    names = ["study", "model", "task", "method", "seed", "document", "correct"]
+    matrix = score_matrix(pd.DataFrame(rows, columns=names).astype({"correct": int}))
+    blocks = [block.name for block in matrix.blocks]
+    shared = accuracy_parameters.accuracies(matrix, "mola-2468", blocks, seeds_shared=True)
+    alone = accuracy_parameters.accuracies(matrix, "mola-2468", blocks, seeds_shared=False)
+    table = summarise_methods(matrix, VerdictSettings(), None, (), (), seeds_shared=True)["mola-2468"]
+    assert [table["accuracy"], table["low"], table["high"]] == pytest.approx(
+        [100 * value for value in shared]
+    )
+    assert shared[2] - shared[1] > 1.5 * (alone[2] - alone[1])
 
 
 def test_methods_of_one_size_share_a_group():

@@ -115,7 +115,7 @@ def test_a_cells_table_and_the_studys(bench):
     # Of another adapter than the study would have now: not drawn as if it were of today's.
     slower = runner.study.training.model_copy(update={"learning_rate": 0.01})
     changed = dataclasses.replace(runner.layout, study=runner.study.model_copy(update={"training": slower}))
-    said = "1 cell trained otherwise than the study says now, the first is cola/mola-2468/seed0"
+    said = "1 cell made otherwise than the study says now, the first is cola/mola-2468/seed0"
     for verb in (gathered.write, redundancy.write):
         with pytest.raises(MolaError, match=said):
             verb(changed)
@@ -129,6 +129,15 @@ def test_a_cells_table_and_the_studys(bench):
     both = runner.layout.study.model_copy(update={"seeds": [0, 1]})
     with pytest.raises(MolaError, match="knockout.csv of cola/mola-2468 is by other parts"):
         gathered.write(dataclasses.replace(runner.layout, study=both))
+    table.assign(documents=9).to_csv(other / "knockout.csv", index=False)
+    with pytest.raises(MolaError, match="knockout.csv of cola is of other numbers of documents in some"):
+        gathered.write(dataclasses.replace(runner.layout, study=both))
+    fewer = runner.study.evaluation.model_copy(update={"documents": 4})
+    changed = dataclasses.replace(runner.layout, study=runner.study.model_copy(update={"evaluation": fewer}))
+    for verb in (gathered.write, routing.write):
+        with pytest.raises(MolaError, match="1 cell made otherwise than the study says now"):
+            verb(changed)
+    redundancy.write(changed)  # the adapter is what it was
     (runner.layout.cell(cells["mola-2468"]) / "samples.parquet").unlink()
     runner.evaluate(cells["mola-2468"])
     assert not (runner.layout.cell(cells["mola-2468"]) / "knockout.csv").exists(), "it was of other scores"

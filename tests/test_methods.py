@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from peft import PeftModel
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from mola_core.analysis.reference import numbers as reference
 from mola_core.errors import MolaError
@@ -306,3 +306,30 @@ def test_an_output_layer_that_is_tied_is_no_target(tiny_llama, tmp_path):
     adapter = ADAPTER.model_copy(update={"target_modules": ["q_proj", "lm_head"]})
     with pytest.raises(MolaError, match="target_modules: the output layer shares its weights"):
         new_adapter(tiny_llama(tie_word_embeddings=True), settings("lora-r4"), adapter, tmp_path)
+
+
+@pytest.mark.parametrize("saved", [["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"]])
+def test_nor_is_it_saved_whole(tiny_llama, tmp_path, saved):
+    """lm-evaluation-harness ties it again, and would evaluate another model than was trained."""
+    config = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"], "modules_to_save": saved}
+    method = MethodSettings(method="peft", name="mine", config=config)
+    with pytest.raises(MolaError, match="mine: .*modules_to_save: the output layer shares its weights"):
+        new_adapter(tiny_llama(tie_word_embeddings=True), method, ADAPTER, tmp_path)
+    new_adapter(tiny_llama(tie_word_embeddings=False), method, ADAPTER, tmp_path)
+
+
+def test_lora_on_the_experts_of_a_mixture_is_not_compared_with_mola_beside_them(tmp_path):
+    """PEFT moves a LoRA on `up_proj` to the fused experts, also where a dense layer has an `up_proj` of its own."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
+    config = Qwen3MoeConfig(
+        **sizes, num_key_value_heads=2, head_dim=8, vocab_size=64, num_experts=2, num_experts_per_tok=1,
+        moe_intermediate_size=16, mlp_only_layers=[0],
+    )  # fmt: skip
+    plain = ADAPTER.model_copy(update={"dropout": 0.0})
+    with pytest.raises(
+        MolaError,
+        match=r"lora-r4: .*target_modules: PEFT adapts .* instead of .*layers\.0\.mlp\..* for all methods$",
+    ):
+        new_adapter(Qwen3MoeForCausalLM(config), settings("lora-r4"), plain, tmp_path)
+    attention = plain.model_copy(update={"target_modules": ["q_proj", "v_proj"]})
+    new_adapter(Qwen3MoeForCausalLM(config), settings("lora-r4"), attention, tmp_path)

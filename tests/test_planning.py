@@ -9,11 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from simulated_study import make_study
 
 from mola_core.cli import main
 from mola_core.errors import MolaError
 from mola_core.runs import gpus
-from mola_core.runs.plan import plan
+from mola_core.runs.key import Keys
+from mola_core.runs.layout import Layout
+from mola_core.runs.plan import Plan, plan
+from mola_core.runs.state import Standing
 
 ROOT = Path(__file__).parent.parent
 STUDY = """
@@ -163,6 +167,24 @@ def test_weights_that_are_gone_are_made_again_where_they_are_needed(copied):
     assert found["cell"] == 1
 
 
+def test_parents_whose_weights_are_gone_are_made_again_for_their_children(tmp_path):
+    study = make_study(tasks=["cola"], methods=["mola-2468"], seeds=[0], instruction={})
+    parent, child = study.all_cells()
+
+    def trained(evaluated):
+        planned = Plan(Layout(study, tmp_path), [], True)
+        planned.__dict__["standings"] = {
+            parent: Standing(Keys("parent", None), True, False),
+            child: Standing(Keys("child", "scores"), True, evaluated),
+        }
+        return planned.trained(parent), planned.trained(child)
+
+    assert trained(evaluated=True) == (True, True)
+    assert trained(evaluated=False) == (False, False)
+    Layout(study, tmp_path).weights(child).mkdir(parents=True)
+    assert trained(evaluated=False) == (True, True), "nothing goes on from the parent any more"
+
+
 def test_another_study_of_the_same_name_is_refused(finished, tmp_path):
     results, _ = finished
     other = tmp_path / "copy.yaml"
@@ -196,6 +218,32 @@ def test_a_page_by_itself_says_nothing_of_tables_and_verdict(copied):
     assert {"verdict", "tables", "figures", "summary"} <= set(planned(results, study))
 
 
+def test_what_was_collected_of_other_settings_is_nothing_to_draw(copied, capsys):
+    results, study = copied
+    verbs = ("tables", "figures", "verdict", "summary")
+    options = ["--study", str(study), "--results", str(results)]
+    before = {file: file.read_bytes() for file in (results / "planned").rglob("*") if file.is_file()}
+    for old, new, said in [
+        ("1.0e-2", "2.0e-2", r"cola/lora-r4/seed0: training.training: learning_rate: 0.01 -> 0.02"),
+        ("name: tiny", "name: other", r"cola/base/seed0: model: tiny -> other"),
+        ("seeds: [0]", "seeds: [0]\nevaluation: {documents: 4}", r"cola/base/seed0: evaluation.+documents"),
+        ("methods: [base, ", "methods: [", r"cola/base/seed0: is no cell of the study"),
+    ]:
+        study.write_text(STUDY.replace(old, new))
+        for verb in verbs:
+            assert main([verb, *options]) == 2
+            line = capsys.readouterr().err
+            assert re.search(
+                f"what was collected is not what the study says now.*{said}.*mola collect", line
+            ), line
+    assert {file: file.read_bytes() for file in before} == before
+    # Of what may be changed, a verb by hand makes files that are not those of the study before.
+    study.write_text(STUDY + "verdict: {margin: 7}\n")
+    assert main(["verdict", *options]) == 0
+    study.write_text(STUDY)
+    assert {"verdict", "summary"} <= set(planned(results, study))
+
+
 def test_figures_of_adapters_come_into_the_page(copied):
     results, study = copied
     drawn = results / "planned/figures/knock_out.svg"
@@ -225,6 +273,8 @@ def flip(file: Path, place: int) -> None:
         "models/*/tokenizer.json",
         "data/*/cola/train.parquet",
         "planned/scores.parquet",
+        "planned/cells.parquet",
+        "planned/curves.parquet",
     ],
 )
 def test_verify_names_what_is_damaged(copied, capsys, name):

@@ -121,6 +121,15 @@ def test_nor_are_those_of_a_base_that_is_held_in_16_bits(tiny_llama, tied, dtype
     assert model(ids).logits.dtype == head.weight.dtype == dtype, "as it was"
 
 
+def test_nor_are_those_of_an_output_layer_that_is_trained_whole(tiny_llama):
+    config = {"peft_type": "LORA", "r": 2, "modules_to_save": ["lm_head"]}
+    model = adapted(tiny_llama(), config).requires_grad_(False)
+    with computed_in(model, "bf16"):
+        logits = model(torch.arange(12).unsqueeze(0)).logits
+    assert logits.dtype == torch.float32
+    assert not torch.equal(logits, logits.bfloat16().float())
+
+
 def test_evaluation_in_bf16_is_another_key_and_other_likelihoods(bench):
     import pandas as pd
 

@@ -1,5 +1,6 @@
 """Cells that continue others, instruction rows, continual learning, and the choice of an epoch."""
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -23,6 +24,7 @@ from mola_core.runs.cell import CellRunner
 from mola_core.runs.key import keys
 from mola_core.runs.layout import Layout
 from mola_core.runs.local import open_cells, run
+from mola_core.runs.recorded import made_otherwise
 from mola_core.runs.state import cell_state, standing
 from mola_core.study.loading import load_study
 from mola_core.study.sections import INSTRUCTION
@@ -185,6 +187,12 @@ def test_a_cell_continues_from_its_parent(bench):
 
     trained, start = adapter(child), adapter(parent)
     assert any(not trained[name].equal(start[name]) for name in start)
+    assert not made_otherwise(bench.layout, child)
+    slower = bench.study.instruction.model_copy(update={"learning_rate": 7e-4})
+    layout = dataclasses.replace(bench.layout, study=bench.study.model_copy(update={"instruction": slower}))
+    for cell in (parent, child):
+        [said] = made_otherwise(layout, cell)
+        assert "learning_rate" in said and said.endswith("-> 0.0007")
 
 
 def test_a_child_starts_with_what_its_parent_learnt(bench):

@@ -479,6 +479,7 @@ def test_cells_of_two_sizes_are_refused(layout):
     manifest = read_record(path)
     manifest["training"]["trainable_parameters"] += 5
     write_record(path, manifest)
+    write_record(path.with_name("training.json"), manifest["training"])
     collect.write(layout)
     with pytest.raises(MolaError, match="mola-2468: trainable parameters: the cells differ"):
         tables.write(layout)

@@ -17,6 +17,7 @@ from mola_core.models.check import (
     check_model,
     prepare_checked_model,
     refuse_looking_ahead,
+    refuse_padded,
     refuse_tokens,
 )
 from mola_core.models.loading import load_model, load_tokenizer, stored_quantization
@@ -55,6 +56,36 @@ def test_a_model_that_looks_ahead_is_refused(causal):
     else:
         with pytest.raises(MolaError, match="model b: a later token changes .* no causal language model"):
             refuse_looking_ahead(model, "model b")
+
+
+@pytest.mark.parametrize("kind", ["llama", "rwkv"])
+def test_a_model_that_sees_padding_is_refused(tiny_llama, kind):
+    from transformers import RwkvConfig, RwkvForCausalLM
+
+    torch.manual_seed(0)
+    if kind == "llama":
+        refuse_padded(tiny_llama(), "model b")
+        refuse_padded(tiny_llama().to(torch.bfloat16), "model b")
+        return
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32, "vocab_size": 64}
+    model = RwkvForCausalLM(RwkvConfig(**sizes)).eval()
+    with pytest.raises(MolaError, match="model b: padding before a text changes what it says of it"):
+        refuse_padded(model, "model b")
+
+
+def test_a_mixture_s_own_balance_loss_is_off(tmp_path):
+    """It would be added once a micro-batch, to the loss of routers that are frozen."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = MixtralConfig(
+        **sizes, num_key_value_heads=2, vocab_size=64, num_local_experts=2, output_router_logits=True
+    )
+    MixtralForCausalLM(config).save_pretrained(tmp_path)
+    ids = torch.arange(8).unsqueeze(0)
+    output = load_model(tmp_path)(input_ids=ids, labels=ids)
+    own = torch.nn.functional.cross_entropy(output.logits[0, :-1], ids[0, 1:])
+    assert output.loss.item() == pytest.approx(own.item(), abs=1e-5)
 
 
 def test_tokens_of_every_batch_have_embeddings(tiny_llama):

@@ -18,12 +18,13 @@ import pyarrow.parquet as pq
 from mola_core.analysis.score_writer import CLUSTERED, clusters, likelihood_columns, repeat, write_scores
 from mola_core.analysis.statistics import continual
 from mola_core.errors import MolaError
-from mola_core.files import atomic_write, sha256_file, write_json
+from mola_core.files import atomic_write, read_json, sha256_file, write_json
 from mola_core.records import read_record
 from mola_core.runs.key import keys
 from mola_core.runs.layout import Layout
 from mola_core.runs.plan import COLLECTED, scores_key
-from mola_core.runs.recorded import check_recorded
+from mola_core.runs.recorded import check_recorded, made_otherwise
+from mola_core.runs.state import scored_as_trained
 from mola_core.study.study import Cell
 from mola_core.tasks.examples import remarks
 
@@ -43,7 +44,31 @@ def evaluation_state(layout: Layout, cell: Cell) -> str:
     if not path.is_file():
         return "missing"
     current = keys(layout, cell).evaluation
-    return "complete" if current and read_record(path).get("evaluation_key") == current else "out of date"
+    made = read_record(path).get("evaluation_key")
+    return "complete" if current and made == current and scored_as_trained(path.parent) else "out of date"
+
+
+def check_collected(layout: Layout) -> None:
+    """Raise `MolaError` where what was collected is of another model or of other settings or rows than the study has now
+    (code aside), or of cells that were run again since."""
+    known = set(layout.study.cells())
+    found = []
+    for row in read_cells(layout.folder).itertuples():
+        cell = Cell(row.task, row.method, row.seed)
+        record = layout.cell(cell) / "manifest.json"
+        if row.model != layout.study.model.name:
+            found.append(f"{cell.path}: model: {row.model} -> {layout.study.model.name}")
+        elif cell not in known:
+            found.append(f"{cell.path}: is no cell of the study")
+        elif record.is_file() and read_record(record)["evaluation_key"] != row.evaluation_key:
+            found.append(f"{cell.path}: was run again")
+        else:
+            found += [f"{cell.path}: {line}" for line in made_otherwise(layout, cell)[:1]]
+    if found:
+        raise MolaError(
+            f"study {layout.study.name}: what was collected is not what the study says now: {len(found)} cells, the first is "
+            f"{found[0]}; run `mola collect` again"
+        )
 
 
 def write(
@@ -91,6 +116,9 @@ def write(
             "key": None if partial or as_recorded else scores_key(layout),
             **({"as_recorded": version} if version else {}),
             "scores_sha256": sha256_file(out / "scores.parquet"),
+            "sha256": {
+                name: sha256_file(out / name) for name in (*FILES, continual.FILE) if (out / name).is_file()
+            },
         },
     )
     return table
@@ -162,7 +190,16 @@ def read_curves(folder: Path) -> pd.DataFrame:
     return _read(folder / "curves.parquet")
 
 
+def check_unaltered(path: Path) -> None:
+    """Raise `MolaError` where a file that `write` wrote is not as it was written; nothing where its hash is not known."""
+    record = path.with_name(COLLECTED)
+    known = (read_json(record).get("sha256") or {}) if record.is_file() else {}
+    if path.is_file() and path.name in known and sha256_file(path) != known[path.name]:
+        raise MolaError(f"{path}: altered since it was collected; run `mola collect` again")
+
+
 def _read(path: Path) -> pd.DataFrame:
+    check_unaltered(path)
     try:
         return pd.read_parquet(path)
     except FileNotFoundError:

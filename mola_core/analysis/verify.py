@@ -30,7 +30,9 @@ def damaged(layout: Layout) -> tuple[int, list[str]]:
 
 
 def _checks(layout: Layout) -> Iterator[Callable[[], object]]:
+    from mola_core.analysis.collect import FILES, check_unaltered
     from mola_core.analysis.score_files import load_scores
+    from mola_core.analysis.statistics import continual
     from mola_core.models.loading import verify_model
     from mola_core.tasks import examples
     from mola_core.tasks.rows import verify_data
@@ -52,6 +54,9 @@ def _checks(layout: Layout) -> Iterator[Callable[[], object]]:
     if (layout.folder / "scores.parquet").is_file():
         yield partial(load_scores, layout.folder / "scores.parquet")
         yield partial(_check_scores, layout.folder)
+        for name in (*FILES, continual.FILE):
+            if (layout.folder / name).is_file():
+                yield partial(check_unaltered, layout.folder / name)
 
 
 def _check_training(folder: Path, weights: Path) -> None:

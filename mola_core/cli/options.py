@@ -53,6 +53,21 @@ def results_layout(arguments: argparse.Namespace) -> Layout:
     return layout
 
 
+def collected_layout(arguments: argparse.Namespace) -> Layout:
+    """The layout of a study that was collected, before a verb makes something of it.
+
+    What Snakemake made of it no longer counts as current then: a verb by hand may make it of a study that is edited again.
+    Raises `MolaError` where the results are another study's or were collected of other settings.
+    """
+    from mola_core.analysis.collect import check_collected
+    from mola_core.runs.plan import ANALYSED
+
+    layout = results_layout(arguments)
+    check_collected(layout)
+    (layout.folder / ANALYSED).unlink(missing_ok=True)
+    return layout
+
+
 def owned(layout: Layout) -> Layout:
     """The layout, after its folder was noted to belong to this study's file, and what the study states was recorded.
 

@@ -7,7 +7,14 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from mola_core.cli.options import Verbs, named_cell, results_layout, study_layout, study_options
+from mola_core.cli.options import (
+    Verbs,
+    collected_layout,
+    named_cell,
+    results_layout,
+    study_layout,
+    study_options,
+)
 from mola_core.errors import MolaError
 from mola_core.files import write_json
 
@@ -36,7 +43,7 @@ def tables(arguments: argparse.Namespace) -> None:
     from mola_core.analysis.paper import tables as paper_tables
     from mola_core.analysis.tables import accuracy as own_tables
 
-    layout = results_layout(arguments)
+    layout = collected_layout(arguments)
     own_tables.write(layout, layout.folder)
     paper_tables.write(layout, layout.folder)
 
@@ -48,7 +55,7 @@ def figures(arguments: argparse.Namespace) -> None:
     """
     from mola_core.analysis.figures import study as own_figures
 
-    layout = results_layout(arguments)
+    layout = collected_layout(arguments)
     own_figures.write(layout, layout.folder)
 
 
@@ -139,7 +146,7 @@ def summary(arguments: argparse.Namespace) -> None:
     from mola_core.analysis.pages.answer import told
     from mola_core.runs.plan import ANALYSED, analysis_key
 
-    layout = results_layout(arguments)
+    layout = collected_layout(arguments)
     own_summary.write(layout, layout.folder)
     study_page.write(layout, layout.folder)
     if arguments.all_made:

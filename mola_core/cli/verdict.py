@@ -11,6 +11,7 @@ from mola_core.cli.options import (
     STUDY,
     Verbs,
     at_least,
+    collected_layout,
     path,
     results_layout,
     study_layout,
@@ -67,6 +68,7 @@ def verdict(arguments: argparse.Namespace) -> None:
         claim(layout)
         Record(layout.folder).state(layout.study.verdict, layout.study.tasks, layout.study.seeds)
         return
+    collected_layout(arguments)
     every = read_cells(layout.folder)
     cells = every.drop_duplicates("method").set_index("method")
     variants = [method.label for method in layout.study.methods if method.own_settings]

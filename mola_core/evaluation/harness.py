@@ -18,7 +18,7 @@ from mola_core.errors import MolaError
 from mola_core.evaluation.unanswered import numbered
 from mola_core.models.attention import window
 from mola_core.models.precision import computed_in
-from mola_core.models.tokens import adds_bos, encode, split
+from mola_core.models.tokens import adds_bos, split
 from mola_core.tasks.check import chance
 from mola_core.training.batches import left_pad
 from mola_core.training.trainer import TOLD_EVERY
@@ -253,11 +253,11 @@ def _document(sample: dict[str, Any], example: Example) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def check_adapter_acts(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str) -> None:
-    """Raise `MolaError` where the adapter leaves the logits as they are: then the base model would be evaluated."""
+def check_adapter_acts(model: Any, tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+    """Raise `MolaError` where the adapter leaves the logits of a text as they are: then the base model would be evaluated."""
     model.eval()
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 256
-    tokens = encode(tokenizer, prompt, " ", max_length=min(256, limit)).tokens
+    tokens = tokenizer(text, add_special_tokens=False).input_ids[: min(256, limit)]
     batch = {
         name: tensor.to(model.device) for name, tensor in left_pad([tokens], tokenizer.pad_token_id).items()
     }

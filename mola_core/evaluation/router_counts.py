@@ -48,11 +48,15 @@ class Watch:
         self.counts: dict[str, Counts] = {}
 
     def see(self, name: str, layer: MolaLayer, x: torch.Tensor) -> None:
-        """Count the routing of `layer` on its input, shape (batch, length, d_in)."""
+        """Count the routing of `layer` on its input, shape (batch, length, d_in) or (batch * length, d_in)."""
         adapter = layer.active_adapters[0]
         router = layer.mola_router[adapter]
         assert self.mask is not None
-        tokens = x[self.mask.bool()].to(router.dtype)
+        if x.shape[:-1].numel() != self.mask.numel():
+            raise MolaError(
+                f"{name}: sees {x.shape[:-1].numel()} of {self.mask.numel()} tokens, so its routing cannot be counted"
+            )
+        tokens = x.flatten(0, -2)[self.mask.flatten().bool()].to(router.dtype)
         logits = (tokens @ router.T).float()
         self.counts.setdefault(name, Counts(len(router))).add(logits, layer.config[adapter].top_k)
 

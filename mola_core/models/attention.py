@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import statistics
 import sys
 import time
@@ -106,9 +107,13 @@ def products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sca
 def window(model: Any) -> int:
     """Positions that every layer of a model sees back at least, itself included; `sys.maxsize` where all see everything.
 
-    0 where a layer is no attention (a convolution, a recurrence): padding in the middle would change its state.
+    0 where a layer is no attention (a convolution, a recurrence), whose state padding in the middle would change, and where
+    the model takes no positions (MPT), so that padding counts as distance.
     """
     config = model.config.get_text_config()
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if "position_ids" not in inspect.signature(base.forward).parameters:
+        return 0
     kinds = set(getattr(config, "layer_types", None) or ())
     if model._is_stateful or kinds - {"full_attention", "sliding_attention", "chunked_attention"}:
         return 0

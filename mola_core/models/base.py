@@ -13,7 +13,7 @@ import torch
 from mola_core.distributed import from_main, is_main, world_size
 from mola_core.errors import MolaError
 from mola_core.files import read_json
-from mola_core.models.check import refuse_looking_ahead
+from mola_core.models.check import refuse_looking_ahead, refuse_padded
 from mola_core.models.kernels import Setting, attention_heads, choose, follow, linear_sizes
 from mola_core.models.loading import (
     load_model,
@@ -49,6 +49,7 @@ class Base:
             )
         model = self.load(self.folder)
         refuse_looking_ahead(model, f"model {self.source.name}")
+        refuse_padded(model, f"model {self.source.name}")
         return model
 
     @cached_property

@@ -15,7 +15,7 @@ import torch
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
-from peft.utils.other import get_pattern_key
+from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
 from torch import nn
 
 import mola_core.adapter  # noqa: F401 - makes MoLA known to PEFT
@@ -136,12 +136,29 @@ def check_built(model: nn.Module, config: Mapping[str, Any]) -> None:
         built = getattr(model, "peft_config", {}).get(ADAPTER)
         kept = built.target_modules if getattr(built, "target_parameters", None) else targets
         _check_targets(model, list(adapted), [target for target in targets if target in kept])
+        moved = [target for target in targets if target not in kept]
+        beside = [
+            _own_name(name)
+            for name, module in model.named_modules()
+            if hasattr(module, "in_features")
+            and not isinstance(module, BaseTunerLayer)
+            and any(is_named(name, target) for target in moved)
+        ]
+        if beside:
+            raise ValueError(
+                f"target_modules: PEFT adapts the mixture's experts instead of {beside[0]}; leave {', '.join(moved)} out for all methods"
+            )
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
     tied = getattr(base.config.get_text_config(), "tie_word_embeddings", False) if head is not None else False
-    if tied and isinstance(head, BaseTunerLayer):
+    copied = [
+        module
+        for module in (head, base.get_input_embeddings() if tied else None)
+        if isinstance(module, AuxiliaryTrainingWrapper)
+    ]
+    if tied and (copied or isinstance(head, BaseTunerLayer)):
         raise ValueError(
-            "target_modules: the output layer shares its weights with the embeddings, to which lm-evaluation-harness ties it "
+            f"{'modules_to_save' if copied else 'target_modules'}: the output layer shares its weights with the embeddings, to which lm-evaluation-harness ties it "
             "again; leave it out"
         )
     _check_names(model, adapted, config)

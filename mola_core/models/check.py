@@ -150,6 +150,34 @@ def refuse_looking_ahead(model: Any, name: str) -> None:
         )
 
 
+def refuse_padded(model: Any, name: str) -> None:
+    """Raise `MolaError` where padding before a row changes what the model says of it, as in RWKV, which ignores the mask:
+    training and answers would depend on the rows beside it. `model` has its weights."""
+    import torch
+
+    vocabulary = model.get_input_embeddings().num_embeddings
+    row = [(vocabulary // 2 + place) % vocabulary for place in range(4)]
+
+    def last(tokens: list[int], padding: int = 0) -> torch.Tensor:
+        batch = {
+            "input_ids": [vocabulary // 3] * padding + tokens,
+            "attention_mask": [0] * padding + [1] * len(tokens),
+            "position_ids": [0] * padding + list(range(len(tokens))),
+        }
+        given = {key: torch.tensor([value], device=model.device) for key, value in batch.items()}
+        return model(**given, use_cache=False).logits[0, -1].float()  # type: ignore[no-any-return]
+
+    with torch.inference_mode():
+        alone, padded = last(row), last(row, padding=5)
+        change = (alone - last([*row[:-1], (row[-1] + 1) % vocabulary])).abs().max()
+    rounding = 1e-3 if model.dtype == torch.float32 else 0.05
+    if bool((alone - padded).abs().max() > rounding * change):
+        raise MolaError(
+            f"{name}: padding before a text changes what it says of it, so that training and answers would depend on the texts "
+            "beside it; use another model"
+        )
+
+
 def refuse_kernels(config: Any, name: str) -> None:
     """Raise `MolaError` where a config asks for attention that would fetch native code from the hub."""
     parts = [config] if isinstance(config, dict) else []

@@ -177,6 +177,10 @@ def load_model(
             f"{folder}: the weights lack {missing}; use a whole model (transformers would invent it)"
         )
     refuse_dropped_weights(model, info["unexpected_keys"], folder)
+    text = model.config.get_text_config()
+    if getattr(text, "output_router_logits", False):
+        # A mixture of experts would add the balance loss of its own routers, which are frozen, once a micro-batch.
+        text.output_router_logits = False
     output = model.get_output_embeddings()
     if output is not None:
         output.register_forward_pre_hook(_in_one_piece)

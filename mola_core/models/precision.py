@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from mola_core.adapter.layer import MolaLayer
@@ -86,6 +87,8 @@ def computed_in(model: nn.Module, precision: Precision) -> Iterator[None]:
 def _output_layer(model: nn.Module) -> nn.Linear | None:
     find = getattr(model, "get_output_embeddings", None)
     head = find() if find else None
+    if isinstance(head, ModulesToSaveWrapper) and head.active_adapters:
+        head = head.modules_to_save[head.active_adapters[0]]
     return head if type(head) is nn.Linear and head.weight.is_floating_point() else None
 
 

@@ -116,7 +116,7 @@ class EvaluationRunner(OpenStudy):
             check_model_differs(self.layout.weights(cell), self.layout.model)
         elif not self._is_base(cell):
             [example] = self._examples(self.study.trained_on(cell), "train", 1)
-            check_adapter_acts(model, self.base.tokenizer, example.prompt)
+            check_adapter_acts(model, self.base.tokenizer, example.prompt + example.completion)
 
     def knock_out(self, cell: Cell, by: str = "quarter") -> None:
         """Write the cell's knockout.csv: its scores with the adapter off in no layer, in each quarter (or layer), in all.

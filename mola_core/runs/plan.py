@@ -70,7 +70,11 @@ class Plan:
         )
 
     def evaluated(self, cell: Cell) -> bool:
-        return not self.fresh or self.standings[cell].evaluated
+        """Whether the cell's scores are there and current, and its training is not to be made again."""
+        if not self.fresh:
+            return True
+        trained = self.standings[cell].keys.training is None or self.trained(cell)
+        return self.standings[cell].evaluated and trained
 
     def tried(self, cell: Cell) -> bool:
         """Whether a try's score is there and current."""
@@ -86,11 +90,12 @@ class Plan:
     def _needed(self) -> set[Cell]:
         """Cells whose weights are still to be read: by their own evaluation, or by a cell that goes on from them."""
         study, found = self.layout.study, set[Cell]()
-        for cell, found_of in self.standings.items():
+        for cell, found_of in reversed(self.standings.items()):  # children before their parents
             if study.evaluated_on(cell) and not found_of.evaluated:
                 found.add(cell)
             parent = study.parent(cell)
-            if parent and not found_of.trained:
+            again = not found_of.trained or (cell in found and not self.layout.weights(cell).is_dir())
+            if parent and again:
                 found.add(parent)
         return found
 

@@ -5,6 +5,7 @@ Rows, examples, model, settings, rates and parents are compared by content; of c
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -68,13 +69,16 @@ def check_recorded(layout: Layout, cells: Sequence[Cell]) -> str:
     return next(iter(versions))
 
 
-def trained_otherwise(layout: Layout, cell: Cell) -> bool:
-    """Whether a cell's record of training differs from today's study in more than code; not where nothing can be compared:
-    no record is there (the adapter alone was brought), or no model and rows are."""
-    try:
-        return any(_told(differing(layout, cell, "training")))
-    except (MolaError, KeyError, TypeError):
-        return False
+def made_otherwise(layout: Layout, cell: Cell, scores: bool = True) -> list[str]:
+    """What differs, code aside, between today's study and the records of a cell's training, of those that it goes on from
+    and, with `scores`, of its evaluation. Nothing where no record is there (the adapter alone was brought), or no model and
+    rows to compare with."""
+    lines: list[str] = []
+    stages = [(each, "training") for each in _with_parents(layout, [cell])]
+    for each, stage in [*stages, *([(cell, "evaluation")] if scores else [])]:
+        with contextlib.suppress(MolaError, KeyError, TypeError):
+            lines += _told(differing(layout, each, stage))
+    return lines
 
 
 def _checked(layout: Layout, cell: Cell) -> tuple[list[str], list[Maker]]:

@@ -46,6 +46,8 @@ def run_in_turn(runner: CellRunner, cells: Sequence[Cell]) -> None:
 
 def told(layout: Layout, cell: Cell) -> str:
     """One line on a cell that has just been completed, and on how far the study is."""
+    from mola_core.runs.state import standing
+
     scored = [each for each in layout.study.all_cells() if layout.study.evaluated_on(each)]
     if cell not in scored:  # instruction tuning, from which others go on
         seconds = read_json(layout.cell(cell) / "training.json")["seconds"]
@@ -54,7 +56,7 @@ def told(layout: Layout, cell: Cell) -> str:
     training, evaluation = manifest["training"] or {}, manifest["evaluation"]
     seconds = training.get("seconds", 0.0) + evaluation.get("seconds", 0.0)
     accuracy = f", accuracy {100 * evaluation['accuracy']:.2f} %" if "accuracy" in evaluation else ""
-    done = sum((layout.cell(each) / "manifest.json").is_file() for each in scored)
+    done = sum(standing(layout, each).evaluated for each in scored)
     left = (
         f", the others at this pace {(len(scored) - done) * seconds / 60:.0f} min"
         if done < len(scored)

@@ -33,6 +33,9 @@ class Standing:
 def standing(layout: Layout, cell: Cell) -> Standing:
     """Whether the cell's training and evaluation have today's keys, and the files that their records name are unaltered.
 
+    Scores are those of one training: of another one under the same key (an adapter that was lost and made again) they are
+    made again too.
+
     Weights, which are large and may be gone, are compared where they are used and by `mola verify`.
     """
     today = keys(layout, cell)
@@ -43,7 +46,19 @@ def standing(layout: Layout, cell: Cell) -> Standing:
     evaluation = today.evaluation is not None and _current(
         folder, "manifest.json", "evaluation_key", today.evaluation, {"samples.parquet": "samples_sha256"}
     )
-    return Standing(today, training, evaluation)
+    return Standing(today, training, evaluation and scored_as_trained(folder))
+
+
+def scored_as_trained(folder: Path) -> bool:
+    """Whether a cell's scores are those of the training whose record is there."""
+    if not (folder / "training.json").is_file():
+        return True
+    try:
+        return bool(
+            read_record(folder / "manifest.json")["training"] == read_record(folder / "training.json")
+        )
+    except (MolaError, KeyError, TypeError):
+        return False
 
 
 def _current(folder: Path, record: str, name: str, key: str, files: dict[str, str]) -> bool:

@@ -17,7 +17,7 @@ rule routing:
         ancient(layout.model / "model.json"),
         evaluated_on,
         training_of,
-        needed=lambda wildcards: unless(planned.trained(named_cell(wildcards))),
+        needed=lambda wildcards: unless(current(named_cell(wildcards))),
     output:
         folder("cells/{task}/{method}/seed{seed}/routing.csv"),
     log:
@@ -61,7 +61,7 @@ rule knockout:
         ancient(layout.model / "model.json"),
         evaluated_on,
         training_of,
-        needed=lambda wildcards: unless(planned.trained(named_cell(wildcards))),
+        needed=lambda wildcards: unless(current(named_cell(wildcards))),
     output:
         folder("cells/{task}/{method}/seed{seed}/knockout.csv"),
     log:

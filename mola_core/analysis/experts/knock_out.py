@@ -12,7 +12,7 @@ from mola_core.errors import MolaError
 from mola_core.files import atomic_write
 from mola_core.methods.registry import adapter_config_without_model
 from mola_core.runs.layout import KNOCK_OUT, Layout
-from mola_core.runs.recorded import trained_otherwise
+from mola_core.runs.recorded import made_otherwise
 from mola_core.study.study import Cell, Study
 
 if TYPE_CHECKING:
@@ -40,11 +40,11 @@ def losses(layout: Layout) -> tuple[pd.DataFrame, LeftOut]:
     left_out: dict[str, list[Cell]] = {WITHOUT: [], OTHERWISE: [], DIVERGED: []}
     for cell in knocked_out_cells(layout.study):
         file = layout.cell(cell) / KNOCK_OUT
-        if not file.is_file() or trained_otherwise(layout, cell):
+        if not file.is_file() or made_otherwise(layout, cell):
             left_out[OTHERWISE if file.is_file() else WITHOUT].append(cell)
             continue
         frame = pd.read_csv(file, dtype={"part": str}, keep_default_na=False, na_values=[""])
-        if lacking := {"part", "accuracy", "likelihood"} - set(frame.columns):
+        if lacking := {"part", "documents", "accuracy", "likelihood"} - set(frame.columns):
             raise MolaError(
                 f"{file}: no column {min(lacking)}; remove the file and run `mola knockout` again"
             )
@@ -63,6 +63,12 @@ def losses(layout: Layout) -> tuple[pd.DataFrame, LeftOut]:
             + " ".join(told(left_out))
         )
     together = pd.concat(frames, ignore_index=True)
+    asked = together.groupby("task")["documents"].nunique()
+    if (asked > 1).any():
+        raise MolaError(
+            f"study {layout.study.name}: {KNOCK_OUT} of {asked.idxmax()} is of other numbers of documents in some cells than in "
+            "others; remove the older ones and run `mola knockout` again"
+        )
     cuts = together.groupby(["task", "method", "seed"])["part"].agg(tuple)
     if cuts.nunique() > 1:
         other = "/".join(map(str, cuts[cuts != cuts.iloc[0]].index[0][:2]))

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from mola_core.study.study import Cell
 
-OTHERWISE = "trained otherwise than the study says now"
+OTHERWISE = "made otherwise than the study says now"
 DIVERGED = "whose training diverged"
 
 LeftOut = Mapping[str, Sequence[Cell]]

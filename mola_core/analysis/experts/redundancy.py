@@ -22,7 +22,7 @@ from mola_core.files import atomic_write
 from mola_core.methods.registry import family_of
 from mola_core.module_names import short_names
 from mola_core.runs.layout import Layout
-from mola_core.runs.recorded import trained_otherwise
+from mola_core.runs.recorded import made_otherwise
 from mola_core.runs.recovery import diverged
 from mola_core.study.study import Cell, Study
 
@@ -111,7 +111,7 @@ def measure(layout: Layout) -> tuple[pd.DataFrame, LeftOut]:
             left_out[DIVERGED].append(cell)
             continue
         there = (layout.weights(cell) / "adapter_model.safetensors").is_file()
-        if not there or trained_otherwise(layout, cell):
+        if not there or made_otherwise(layout, cell, scores=False):
             left_out[OTHERWISE if there else WITHOUT].append(cell)
             continue
         frame = adapter_redundancy(layout.weights(cell))

@@ -19,7 +19,7 @@ from mola_core.analysis.experts.redundancy import mola_cells
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write
 from mola_core.runs.layout import ROUTING, Layout
-from mola_core.runs.recorded import trained_otherwise
+from mola_core.runs.recorded import made_otherwise
 from mola_core.study.study import Cell, Study
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def read(layout: Layout) -> tuple[pd.DataFrame, LeftOut]:
     left_out: dict[str, list[Cell]] = {WITHOUT: [], OTHERWISE: [], DIVERGED: []}
     for cell in routed_cells(layout.study):
         path = layout.cell(cell) / ROUTING
-        if not path.is_file() or trained_otherwise(layout, cell):
+        if not path.is_file() or made_otherwise(layout, cell):
             left_out[OTHERWISE if path.is_file() else WITHOUT].append(cell)
             continue
         frame = pd.read_csv(path)

@@ -1,7 +1,7 @@
 """How far a study has reproduced the paper: every table and figure with its state and what is missing."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -63,17 +63,23 @@ def reproduce(layout: Layout) -> pd.DataFrame:
     `state` is `done`, `partly` or `not started`; `missing` names what the study lacks for it: cells that it has but
     that are not complete, and what it does not have at all.
     """
-    states = {cell: evaluation_state(layout, cell) for cell in layout.study.cells()}
+    every = [*layout.study.cells(), *layout.study.continual_cells()]
+    states = {cell: evaluation_state(layout, cell) for cell in every}
     rows = [
         (table.number, f"Table {table.number}", table.title, *_table(layout, table, states))
         for table in ACCURACY_TABLES
     ]
-    done = _continual_methods(layout)
+    complete = {
+        label
+        for label in layout.study.method_by_label
+        if all(state == "complete" for cell, state in states.items() if cell.method == label)
+    }
+    done = _continual_methods(layout, complete)
     wanted = list(dict.fromkeys(reference.continual()["method"]))
     for number, title in CONTINUAL_TABLES.items():
         rows.append((number, f"Table {number}", title, *_state(wanted, done, "continual learning of ")))
     for position, figure in enumerate(PAPER_FIGURES, start=10):
-        there = _methods_in(layout, figure.file)
+        there = _methods_in(layout, figure.file, complete)
         rows.append((position, figure.name, figure.title, *_state(figure.methods, there, f"{figure.file}: ")))
     return pd.DataFrame([row[1:] for row in sorted(rows)], columns=["item", "title", "state", "missing"])
 
@@ -107,18 +113,17 @@ def _table(layout: Layout, table: PaperTable, states: dict[Cell, str]) -> tuple[
     return _word(bool(done), bool(missing)), "; ".join(missing)
 
 
-def _continual_methods(layout: Layout) -> set[str]:
-    frame = continual.read(layout.folder) if continues_as_the_paper(layout.study) else None
-    if frame is None:
+def _continual_methods(layout: Layout, complete: Collection[str]) -> set[str]:
+    return _methods_in(layout, continual.FILE, complete) if continues_as_the_paper(layout.study) else set()
+
+
+def _methods_in(layout: Layout, file: str, complete: Collection[str]) -> set[str]:
+    """The paper's names of the `complete` methods that a file has rows of."""
+    path, names = layout.folder / file, reference.paper_names(layout.study)
+    if not path.is_file():
         return set()
-    names, seeds = reference.paper_names(layout.study), set(layout.study.seeds)
-    complete = [method for method, own in frame.groupby("method") if seeds <= {*own["seed"]}]
-    return {names[method] for method in complete if method in names}
-
-
-def _methods_in(layout: Layout, file: str) -> set[str]:
-    path = layout.folder / file
-    return set(pq.read_table(path, columns=["method"])["method"].to_pylist()) if path.is_file() else set()
+    there = set(pq.read_table(path, columns=["method"])["method"].to_pylist())
+    return {names[label] for label in there & {*complete} & names.keys()}
 
 
 def _state(wanted: Iterable[str], there: set[str], what: str) -> tuple[str, str]:

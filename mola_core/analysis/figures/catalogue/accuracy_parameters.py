@@ -16,7 +16,7 @@ from mola_core.analysis.collect import chance_label, chance_levels
 from mola_core.analysis.figures.drawing import grid, legend_height, outer_labels, plain, shared_legend, words
 from mola_core.analysis.figures.registry import FigureEntry, StudyData
 from mola_core.analysis.reference.numbers import task_title
-from mola_core.analysis.scores import ScoreMatrix
+from mola_core.analysis.scores import ScoreMatrix, shared_runs
 from mola_core.analysis.statistics.estimates import combine, components
 from mola_core.study.study import Study
 
@@ -31,16 +31,19 @@ GROUP_GAP = 1.0
 """Between groups of methods of one size, in the distance of two methods."""
 
 
-def accuracies(matrix: ScoreMatrix, method: str, tasks: Sequence[str]) -> tuple[float, float, float] | None:
+def accuracies(
+    matrix: ScoreMatrix, method: str, tasks: Sequence[str], seeds_shared: bool = True
+) -> tuple[float, float, float] | None:
     """Mean accuracy over seeds, then tasks, and its 95 % interval over seeds and documents (`statistics`), shares.
 
-    None where the method lacks one of the tasks.
+    With `seeds_shared` a seed of all tasks may be one training, as in `decide`. None where the method lacks one of the tasks.
     """
     blocks = [block for block in matrix.blocks if block.name in tasks]
     there = [block for block in blocks if method in block.methods]
     if not there or len(there) < len(tasks):
         return None
-    estimate = combine([components(block.contrast({method: 1.0}), block.clusters) for block in there])
+    runs = shared_runs(there, {method: 1.0}) if seeds_shared else None
+    estimate = combine([components(block.contrast({method: 1.0}), block.clusters) for block in there], runs)
     low, high = estimate.interval(LEVEL)
     return float(estimate.value), float(low), float(high)
 
@@ -65,7 +68,13 @@ def draw(data: StudyData) -> Figure:
         ticks = []
         for group in groups:
             for offset, label in enumerate(group.methods):
-                _point(axis, place + offset, accuracies(matrix, label, tasks), styles[label], label)
+                _point(
+                    axis,
+                    place + offset,
+                    accuracies(matrix, label, tasks, not study.seeds_by_task),
+                    styles[label],
+                    label,
+                )
             ticks.append(place + (len(group.methods) - 1) / 2)
             place += len(group.methods) + GROUP_GAP
         _size_axis(axis, groups, ticks, place)
@@ -149,7 +158,7 @@ def _without_training(
 ) -> None:
     """What no training gives, in words below and as lines where the axis reaches so far."""
     base = next((label for label, method in study.method_by_label.items() if method.method == "base"), None)
-    found = accuracies(matrix, base, tasks) if base else None
+    found = accuracies(matrix, base, tasks, seeds_shared=False) if base else None
     own = cells[cells["task"].isin(tasks)]
     levels = {chance_label(own): chance_levels(own).mean()}
     if found:
