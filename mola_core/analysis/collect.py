@@ -56,11 +56,12 @@ def check_collected(layout: Layout) -> None:
     for row in read_cells(layout.folder).itertuples():
         cell = Cell(row.task, row.method, row.seed)
         record = layout.cell(cell) / "manifest.json"
+        made = read_record(record).get("evaluation_key") if record.is_file() else None
         if row.model != layout.study.model.name:
             found.append(f"{cell.path}: model: {row.model} -> {layout.study.model.name}")
         elif cell not in known:
             found.append(f"{cell.path}: is no cell of the study")
-        elif record.is_file() and read_record(record)["evaluation_key"] != row.evaluation_key:
+        elif made and made != getattr(row, "evaluation_key", made):  # the first versions recorded none
             found.append(f"{cell.path}: was run again")
         else:
             found += [f"{cell.path}: {line}" for line in made_otherwise(layout, cell)[:1]]
