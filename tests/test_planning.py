@@ -226,7 +226,11 @@ def test_what_was_collected_of_other_settings_is_nothing_to_draw(copied, capsys)
     for old, new, said in [
         ("1.0e-2", "2.0e-2", r"cola/lora-r4/seed0: training.training: learning_rate: 0.01 -> 0.02"),
         ("name: tiny", "name: other", r"cola/base/seed0: model: tiny -> other"),
-        ("seeds: [0]", "seeds: [0]\nevaluation: {documents: 4}", r"cola/base/seed0: evaluation.+documents"),
+        (
+            "seeds: [0]",
+            "seeds: [0]\nevaluation: {documents: 4}",
+            r"cola/base/seed0: evaluation\.examples: cola",
+        ),
         ("methods: [base, ", "methods: [", r"cola/base/seed0: is no cell of the study"),
     ]:
         study.write_text(STUDY.replace(old, new))

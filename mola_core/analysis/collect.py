@@ -53,7 +53,8 @@ def check_collected(layout: Layout) -> None:
     (code aside), or of cells that were run again since."""
     known = set(layout.study.cells())
     found = []
-    for row in read_cells(layout.folder).itertuples():
+    table = read_cells(layout.folder)
+    for row in table.itertuples():
         cell = Cell(row.task, row.method, row.seed)
         record = layout.cell(cell) / "manifest.json"
         made = read_record(record).get("evaluation_key") if record.is_file() else None
@@ -67,8 +68,8 @@ def check_collected(layout: Layout) -> None:
             found += [f"{cell.path}: {line}" for line in made_otherwise(layout, cell)[:1]]
     if found:
         raise MolaError(
-            f"study {layout.study.name}: what was collected is not what the study says now: {len(found)} cells, the first is "
-            f"{found[0]}; run `mola collect` again"
+            f"study {layout.study.name}: what was collected is not what the study says now in {len(found)} of {len(table)} cells, "
+            f"the first is {found[0]}; run `mola collect` again"
         )
 
 
