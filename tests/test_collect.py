@@ -179,7 +179,6 @@ def test_cells_of_an_earlier_version_are_taken_as_recorded(layout):
     assert read_json(layout.folder / "collected.json") == {
         "key": None,
         "sha256": {name: sha256_file(layout.folder / name) for name in collect.FILES},
-        "scores_sha256": sha256_file(layout.folder / "scores.parquet"),
         "as_recorded": "0" * 40,
     }
     (layout.cell(layout.study.cell("cola", "mola-2468", 1)) / "manifest.json").unlink()

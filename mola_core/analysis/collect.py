@@ -117,7 +117,6 @@ def write(
         {
             "key": None if partial or as_recorded else scores_key(layout),
             **({"as_recorded": version} if version else {}),
-            "scores_sha256": sha256_file(out / "scores.parquet"),
             "sha256": {
                 name: sha256_file(out / name) for name in (*FILES, continual.FILE) if (out / name).is_file()
             },

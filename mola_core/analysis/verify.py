@@ -7,10 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from mola_core.errors import MolaError
-from mola_core.files import read_json, sha256_file
+from mola_core.files import sha256_file
 from mola_core.records import read_record
 from mola_core.runs.layout import Layout
-from mola_core.runs.plan import COLLECTED
 from mola_core.runs.recovery import check_weights
 
 
@@ -53,10 +52,9 @@ def _checks(layout: Layout) -> Iterator[Callable[[], object]]:
                 yield partial(_check_evaluation, folder)
     if (layout.folder / "scores.parquet").is_file():
         yield partial(load_scores, layout.folder / "scores.parquet")
-        yield partial(_check_scores, layout.folder)
-        for name in (*FILES, continual.FILE):
-            if (layout.folder / name).is_file():
-                yield partial(check_unaltered, layout.folder / name)
+    for name in (*FILES, continual.FILE):
+        if (layout.folder / name).is_file():
+            yield partial(check_unaltered, layout.folder / name)
 
 
 def _check_training(folder: Path, weights: Path) -> None:
@@ -64,14 +62,6 @@ def _check_training(folder: Path, weights: Path) -> None:
     _same(folder / "train.jsonl", record["log_sha256"])
     if weights.is_dir():
         check_weights(weights, record)
-
-
-def _check_scores(folder: Path) -> None:
-    record = folder / COLLECTED
-    if record.is_file() and read_json(record)["scores_sha256"] != sha256_file(folder / "scores.parquet"):
-        raise MolaError(
-            f"{folder / 'scores.parquet'}: altered since it was collected; run `mola collect` again"
-        )
 
 
 def _check_evaluation(folder: Path) -> None:

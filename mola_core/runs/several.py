@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mola_core.errors import MolaError, OutOfTime
 from mola_core.files import read_json, storage_problem
+from mola_core.runs.layout import EVALUATED
 
 if TYPE_CHECKING:
     from mola_core.runs.cell import CellRunner
@@ -46,8 +47,6 @@ def run_in_turn(runner: CellRunner, cells: Sequence[Cell]) -> None:
 
 def told(layout: Layout, cell: Cell) -> str:
     """One line on a cell that has just been completed, and on how far the study is."""
-    from mola_core.runs.state import standing
-
     scored = [each for each in layout.study.all_cells() if layout.study.evaluated_on(each)]
     if cell not in scored:  # instruction tuning, from which others go on
         seconds = read_json(layout.cell(cell) / "training.json")["seconds"]
@@ -56,10 +55,18 @@ def told(layout: Layout, cell: Cell) -> str:
     training, evaluation = manifest["training"] or {}, manifest["evaluation"]
     seconds = training.get("seconds", 0.0) + evaluation.get("seconds", 0.0)
     accuracy = f", accuracy {100 * evaluation['accuracy']:.2f} %" if "accuracy" in evaluation else ""
-    done = sum(standing(layout, each).evaluated for each in scored)
+    done = sum(_evaluated(layout, each) for each in scored)
     left = (
         f", the others at this pace {(len(scored) - done) * seconds / 60:.0f} min"
         if done < len(scored)
         else ""
     )
     return f"{cell.path}: {seconds:.0f} s{accuracy}; {done} of {len(scored)} cells are complete{left}"
+
+
+def _evaluated(layout: Layout, cell: Cell) -> bool:
+    """Whether the last evaluation of the cell was of today's key; its files are not read, of which a study has thousands."""
+    from mola_core.runs.key import keys
+
+    file = layout.cell(cell) / EVALUATED
+    return file.is_file() and file.read_text().strip() == keys(layout, cell).evaluation

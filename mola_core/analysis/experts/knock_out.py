@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from mola_core.analysis.experts.left_out import DIVERGED, OTHERWISE, LeftOut, told
+from mola_core.analysis.experts.left_out import DIVERGED, LeftOut, told, with_file
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write
 from mola_core.methods.registry import adapter_config_without_model
 from mola_core.runs.layout import KNOCK_OUT, Layout
-from mola_core.runs.recorded import made_otherwise
 from mola_core.study.study import Cell, Study
 
 if TYPE_CHECKING:
@@ -36,13 +35,12 @@ def knocked_out_cells(study: Study) -> list[Cell]:
 def losses(layout: Layout) -> tuple[pd.DataFrame, LeftOut]:
     """A row for each cell and part: `accuracy_lost` and `likelihood_lost`, in points, against nothing switched off; and
     the cells that are left out. Raises `MolaError` where no table counts, and for one that lacks a column or row."""
-    frames: list[pd.DataFrame] = []
-    left_out: dict[str, list[Cell]] = {WITHOUT: [], OTHERWISE: [], DIVERGED: []}
-    for cell in knocked_out_cells(layout.study):
+    frames = []
+    cells, left_out = with_file(
+        layout, knocked_out_cells(layout.study), lambda cell: layout.cell(cell) / KNOCK_OUT, WITHOUT
+    )
+    for cell in cells:
         file = layout.cell(cell) / KNOCK_OUT
-        if not file.is_file() or made_otherwise(layout, cell):
-            left_out[OTHERWISE if file.is_file() else WITHOUT].append(cell)
-            continue
         frame = pd.read_csv(file, dtype={"part": str}, keep_default_na=False, na_values=[""])
         if lacking := {"part", "documents", "accuracy", "likelihood"} - set(frame.columns):
             raise MolaError(

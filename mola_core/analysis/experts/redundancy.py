@@ -16,13 +16,12 @@ import numpy as np
 import pandas as pd
 from safetensors import safe_open
 
-from mola_core.analysis.experts.left_out import DIVERGED, OTHERWISE, LeftOut, told
+from mola_core.analysis.experts.left_out import DIVERGED, LeftOut, told, with_file
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write
 from mola_core.methods.registry import family_of
 from mola_core.module_names import short_names
 from mola_core.runs.layout import Layout
-from mola_core.runs.recorded import made_otherwise
 from mola_core.runs.recovery import diverged
 from mola_core.study.study import Cell, Study
 
@@ -104,16 +103,17 @@ def measure(layout: Layout) -> tuple[pd.DataFrame, LeftOut]:
 
     Columns: task, method, seed and those of `adapter_redundancy`. Raises `MolaError` where there is no adapter.
     """
-    frames: list[pd.DataFrame] = []
-    left_out: dict[str, list[Cell]] = {WITHOUT: [], OTHERWISE: [], DIVERGED: []}
-    for cell in mola_cells(layout.study):
-        if diverged(layout.weights(cell)):
-            left_out[DIVERGED].append(cell)
-            continue
-        there = (layout.weights(cell) / "adapter_model.safetensors").is_file()
-        if not there or made_otherwise(layout, cell, scores=False):
-            left_out[OTHERWISE if there else WITHOUT].append(cell)
-            continue
+    frames = []
+    trained = [cell for cell in mola_cells(layout.study) if not diverged(layout.weights(cell))]
+    cells, left_out = with_file(
+        layout,
+        trained,
+        lambda cell: layout.weights(cell) / "adapter_model.safetensors",
+        WITHOUT,
+        scores=False,
+    )
+    left_out[DIVERGED] = [cell for cell in mola_cells(layout.study) if cell not in trained]
+    for cell in cells:
         frame = adapter_redundancy(layout.weights(cell))
         for position, (name, value) in enumerate(
             [("task", cell.task), ("method", cell.method), ("seed", cell.seed)]

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from mola_core.analysis.experts.left_out import DIVERGED, OTHERWISE, LeftOut, told
+from mola_core.analysis.experts.left_out import DIVERGED, LeftOut, told, with_file
 from mola_core.analysis.experts.redundancy import mola_cells
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write
 from mola_core.runs.layout import ROUTING, Layout
-from mola_core.runs.recorded import made_otherwise
 from mola_core.study.study import Cell, Study
 
 if TYPE_CHECKING:
@@ -43,13 +42,12 @@ def read(layout: Layout) -> tuple[pd.DataFrame, LeftOut]:
     Adds `load`, how often the expert is chosen relative to an even use of all experts (1 is even). Raises `MolaError`
     where no cell has them or a file lacks a column.
     """
-    frames: list[pd.DataFrame] = []
-    left_out: dict[str, list[Cell]] = {WITHOUT: [], OTHERWISE: [], DIVERGED: []}
-    for cell in routed_cells(layout.study):
+    frames = []
+    cells, left_out = with_file(
+        layout, routed_cells(layout.study), lambda cell: layout.cell(cell) / ROUTING, WITHOUT
+    )
+    for cell in cells:
         path = layout.cell(cell) / ROUTING
-        if not path.is_file() or made_otherwise(layout, cell):
-            left_out[OTHERWISE if path.is_file() else WITHOUT].append(cell)
-            continue
         frame = pd.read_csv(path)
         if lacking := COLUMNS - set(frame.columns):
             raise MolaError(f"{path}: no column {min(lacking)}; remove the file and run `mola routing` again")
