@@ -73,6 +73,38 @@ def test_a_model_that_sees_padding_is_refused(tiny_llama, kind):
         refuse_padded(model, "model b")
 
 
+def test_a_model_is_not_refused_for_the_rounding_of_its_kernels(tiny_llama):
+    """`compute.matmul: onednn` sets "medium", which means bfloat16 on processors with AMX: the hook rounds on any, and by
+    the length of the row, as kernels do."""
+
+    def rounded(_module, _given, out):
+        medium = torch.get_float32_matmul_precision() == "medium"
+        return out.bfloat16().float() if medium and out.shape[1] % 2 else out
+
+    model = tiny_llama().eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(rounded)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        for refuse in (refuse_looking_ahead, refuse_padded):
+            refuse(model, "model b")
+            assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_sixteen_bits_of_a_mixture_round_and_are_no_padding_seen():
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 16, "num_attention_heads": 4}
+    config = MixtralConfig(**sizes, num_key_value_heads=2, vocab_size=200, num_local_experts=8)
+    for seed in range(12):
+        torch.manual_seed(seed)
+        refuse_padded(MixtralForCausalLM(config).bfloat16().eval(), "model b")
+
+
 def test_a_mixture_s_own_balance_loss_is_off(tmp_path):
     """It would be added once a micro-batch, to the loss of routers that are frozen."""
     from transformers import MixtralConfig, MixtralForCausalLM
