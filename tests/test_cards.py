@@ -10,7 +10,7 @@ from smoke_study import smoke
 from mola_core.adapter import MolaConfig
 from mola_core.files import read_json
 from mola_core.models.weights import save_weights
-from mola_core.runs.card import write_card
+from mola_core.runs.card import _base, write_card
 from mola_core.runs.layout import Layout
 from mola_core.study.sections import HubModel
 
@@ -38,6 +38,15 @@ def test_an_adapters_card_says_what_it_is_and_how_it_is_loaded(tiny_llama, tmp_p
     (tmp_path / "README.md").write_text(text + "\n## Of the author\n\nKept.\n")
     model.save_pretrained(tmp_path)
     assert "Kept." in (tmp_path / "README.md").read_text()
+
+
+def test_a_card_says_how_the_weights_were_held(tmp_path):
+    held = {"dtype": "bfloat16", "quantization": "4bit"}
+    source = HubModel(name="tiny", source="hub", id="org/tiny", revision=COMMIT, **held)
+    layout = Layout(smoke().model_copy(update={"model": source}), tmp_path)
+    assert _base(layout, None).startswith(
+        f"`org/tiny` at commit `{COMMIT}` in bfloat16, quantized to 4bit (on other"
+    )
 
 
 @pytest.mark.parametrize("method", ["mola-2468", "lora-r8"])

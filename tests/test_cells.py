@@ -402,6 +402,10 @@ def test_what_goes_on_from_a_diverged_training_has_diverged(bench, monkeypatch):
     bench.run(cell)
     record = read_record(bench.layout.cell(cell) / "training.json")
     assert record["diverged"]["reason"] == f"{parent.path}, from which it goes on, diverged"
+    before = read_record(bench.layout.cell(parent) / "training.json")
+    for name in ("trainable_parameters", "base_parameters", "experts"):
+        assert record[name] == before[name], "tables compare them over seeds"
+    assert record["trainable_parameters"] > 0
     assert cell_state(bench.layout, cell) == "complete"
 
 

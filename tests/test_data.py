@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from task_rows import FOLDERS, ROWS, write_root, write_split
 
 from mola_core.errors import MolaError
-from mola_core.study.sections import SCIENCEQA_TOPICS, BuiltinData, DirectoryData, HubData
+from mola_core.study.sections import CLOZE, SCIENCEQA_TOPICS, BuiltinData, DirectoryData, HubData
 from mola_core.tasks import (
-    CLOZE,
     SPLITS,
     evaluation_split,
     load_task,

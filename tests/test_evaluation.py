@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -26,7 +27,7 @@ from mola_core.evaluation.unanswered import unanswered
 from mola_core.models.attention import window
 from mola_core.runs.prepare import prepare_examples
 from mola_core.study.sections import EvaluationSettings
-from mola_core.tasks import Example, load_task
+from mola_core.tasks import Example, load_task, render
 from mola_core.tasks.examples import read_examples
 
 
@@ -125,6 +126,33 @@ def scored(runner, examples):
         return evaluate(runner.base.model, runner.base.tokenizer, task, settings, "cola", examples)
 
 
+def test_options_in_the_prompts_have_a_likelihood(prepared_bench, tmp_path):
+    """WinoGrande: lm-eval's target is the text behind the gap, alike for both options."""
+    rows = [
+        {
+            "sentence": f"The {one} met the {two} since _ was late on day {day}.",
+            "option1": one,
+            "option2": two,
+            "answer": right,
+        }
+        for day, (one, two, right) in enumerate(
+            [("cat", "dog", "1"), ("bus", "car", "2"), ("fox", "hen", "2")]
+        )
+    ]
+    for split in ("train", "validation"):
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{split}.parquet")
+    task = load_task("winogrande", "choice", tmp_path)
+    base, settings = prepared_bench.base, EvaluationSettings(batch_size=4)
+    with torch.inference_mode():
+        frame, record = evaluate(
+            base.model, base.tokenizer, task, settings, "winogrande", render(task, "validation")
+        )
+    assert frame["target"].tolist() == ["0", "1", "1"]
+    likelihood, _ = of_samples(frame)
+    right = [target == answer for target, answer in zip(frame["target"], frame["answer"], strict=True)]
+    assert [share > 0.5 for share in likelihood] == right == frame["correct"].astype(bool).tolist()
+
+
 def test_a_document_that_stands_twice_is_told_apart(prepared_bench, monkeypatch):
     from mola_core.evaluation import harness
 
@@ -132,8 +160,8 @@ def test_a_document_that_stands_twice_is_told_apart(prepared_bench, monkeypatch)
     monkeypatch.setattr(
         harness,
         "_document",
-        lambda sample, example: (
-            plain(sample, example) | ({"document": "same"} if sample["doc_id"] in (1, 3, 4) else {})
+        lambda sample, *known: (
+            plain(sample, *known) | ({"document": "same"} if sample["doc_id"] in (1, 3, 4) else {})
         ),
     )
     examples = read_examples(prepared_bench.layout.examples("cola"), "evaluation")

@@ -1,11 +1,16 @@
 """Examples as files: what they hold, and what is refused where they are made or read."""
 
+import dataclasses
 import random
+import shutil
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from mola_core.errors import MolaError
+from mola_core.runs.key import examples_identity
+from mola_core.runs.layout import Layout
 from mola_core.runs.prepare import check_steps
 from mola_core.tasks import loading, render, rendering
 from mola_core.tasks.examples import read_examples, write_examples
@@ -54,6 +59,22 @@ def test_held_out_documents_are_told_by_what_they_ask_where_a_task_drops_and_reo
     assert validation and validation < train and kept == train - validation
 
 
+def test_held_out_documents_that_training_does_not_know_are_refused(prepared_bench, tmp_path, monkeypatch):
+    """A task that goes by a row's place among the others makes other documents of a part of them."""
+    plain = loading.make_examples
+
+    def numbered(task, split, documents):
+        found = plain(task, split, documents)
+        return [dataclasses.replace(e, document=f"{row} {e.document}") for row, e in enumerate(found)]
+
+    monkeypatch.setattr(loading, "make_examples", numbered)
+    with pytest.raises(
+        MolaError, match="task cola: [0-9]+ of [0-9]+ documents held out of training .* process_docs"
+    ):
+        write(prepared_bench, tmp_path / "examples")
+    assert not (tmp_path / "examples").exists()
+
+
 def test_rows_that_are_drawn_at_random_are_refused(prepared_bench, tmp_path, monkeypatch):
     """A task that shuffles its options without a seed gives other questions each time that it is loaded."""
     plain = loading.make_examples
@@ -96,6 +117,30 @@ def test_cut_prompts_are_counted_and_long_answers_refused(prepared_bench, tmp_pa
     assert record["parts"]["evaluation"]["cut"] == 0, "evaluation cuts nothing before the model's own limit"
     with pytest.raises(MolaError, match="task cola: row 0 of train: .*raise training.max_length"):
         write(prepared_bench, tmp_path / "short", max_length=8)
+
+
+def test_the_room_that_generation_keeps_for_the_answer_is_cut_from_prompts(prepared_bench, tmp_path):
+    tokenizer, rows = prepared_bench.base.tokenizer, prepared_bench.layout.data("cola")
+    write_examples("cola", "generate", rows, tmp_path / "whole", tokenizer, 2048, "made by a test")
+    asked = read_examples(tmp_path / "whole", "evaluation")
+    longest = max(len(tokenizer(example.prompt).input_ids) for example in asked)
+    for short, name in ((0, "fits"), (3, "short")):
+        positions = longest + 128 - short
+        record = write_examples(
+            "cola", "generate", rows, tmp_path / name, tokenizer, 2048, "made by a test", positions
+        )
+        assert bool(record["parts"]["evaluation"]["cut"]) == bool(short)
+
+
+def test_clusters_are_in_what_examples_are_made_of(bench, monkeypatch):
+    layout = bench(tasks=["cola"], methods=["base"], seeds=[0]).layout
+    before = examples_identity(layout, "cola")
+    own = layout.root / "own"
+    shutil.copytree(layout.data("cola"), own)
+    monkeypatch.setattr(Layout, "data", lambda self, task: own)
+    assert examples_identity(layout, "cola") == before
+    pq.write_table(pa.table({"cluster": ["a"] * 8}), own / "validation.cluster.parquet")
+    assert examples_identity(layout, "cola") != before
 
 
 def test_a_damaged_file_is_named(prepared_bench, tmp_path):

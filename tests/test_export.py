@@ -116,6 +116,7 @@ def test_a_lora_of_a_hub_model_names_id_and_commit(bench, tmp_path, monkeypatch)
     other = export_adapter(layout, cell.path, tmp_path / "other", base="org/copy")
     config = json.loads((other / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("org/copy", None)
+    assert "in float32, of which `org/copy` is to be a copy" in (other / "README.md").read_text()
 
 
 def test_modes_are_the_user_s_whatever_a_library_sets(tmp_path):

@@ -267,6 +267,8 @@ def test_functions_of_lm_evals_own_tasks_are_named_without_their_place():
     """Keys must be the same wherever lm-eval is installed."""
     config = tasks.task_config("hellaswag")
     assert config["process_docs"] == "hellaswag/utils.process_docs"
+    for task in ("cola", "scienceqa-biology"):
+        assert tasks.task_config(task, "generate")["metric_list"][0]["metric"] == "answers.acc"
 
 
 def test_jobs_of_a_run_are_given_the_folder(tmp_path, rows, folder):

@@ -30,7 +30,8 @@ from mola_core.analysis.statistics.decide import decide
 from mola_core.analysis.tables.questions import questions_latex, shown_questions, write_questions
 from mola_core.analysis.tables.render import latex_text, markdown_text
 from mola_core.cli import main
-from mola_core.runs.layout import ADAPTER_FIGURES
+from mola_core.runs.adapter_figures import ADAPTER_FIGURES
+from mola_core.study.study import Study
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +133,7 @@ def test_what_was_not_stated_is_called_exploratory():
     assert answer_sentence(decide(rows[rows.method != "mola-2468"], FAST)).startswith("Exploratory. ")
 
 
-def test_a_verdict_elsewhere_is_a_look_at_the_study(layout, tmp_path):
+def test_a_verdict_elsewhere_is_a_look_at_the_study(layout, tmp_path, monkeypatch):
     options = ["--study", str(layout.root / "study.yaml"), "--results", str(layout.root)]
     content = layout.study.model_dump(mode="json", exclude_none=True)
     (layout.root / "study.yaml").write_text(yaml.safe_dump(content))
@@ -141,6 +142,10 @@ def test_a_verdict_elsewhere_is_a_look_at_the_study(layout, tmp_path):
     assert main(["verdict", *options, "--out", str(tmp_path / "elsewhere")]) == 0
     looked = layout.folder / "looks.jsonl"
     assert '"look"' in looked.read_text() and not (tmp_path / "elsewhere/looks.jsonl").exists()
+    for shared in (False, True):
+        monkeypatch.setattr(Study, "seeds_shared", shared)
+        assert main(["verdict", *options, "--out", str(tmp_path / "elsewhere")]) == 0
+        assert json.loads((tmp_path / "elsewhere/verdict.json").read_text())["seeds_shared"] == shared
     looked.write_text(before)
 
 
@@ -227,6 +232,6 @@ def test_questions_are_inert_in_a_spreadsheet(verdict, tmp_path):
     assert "siunitx" in latex and r"\toprule" in latex and "Limited run." in latex
 
 
-def test_the_page_and_the_plan_know_the_same_figures_of_adapters():
+def test_every_figure_of_adapters_has_its_words():
     drawn = [name for part in (knock_out, quality, redundancy, routing) for name in part.FIGURES]
-    assert sorted(ADAPTER_FIGURES) == sorted(drawn) == sorted({*study_page.ADAPTERS} - {"continual"})
+    assert sorted(ADAPTER_FIGURES) == sorted(drawn)

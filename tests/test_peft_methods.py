@@ -7,6 +7,7 @@ import torch
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from test_controls import MODELS, base_of, built, layer_of, study_of
+from transformers import set_seed
 
 from mola_core.errors import MolaError
 from mola_core.methods import peft_configs
@@ -163,13 +164,34 @@ def test_adalora_is_trained_as_in_pefts_own_loop(tiny_llama, tmp_path, by, size)
         torch.testing.assert_close(mine, other, atol=1e-6, rtol=1e-5)
 
 
-def test_adalora_begins_anew_and_leaves_no_checkpoint(tiny_llama, tmp_path):
+BEGIN_ANEW = {
+    "adalora": CONFIGS["adalora"],
+    "p-tuning": CONFIGS["p-tuning"],
+    "prefix-projected": {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4, "prefix_projection": True},
+    "monteclora": {"peft_type": "LORA", "r": 4, "monteclora_config": {}},
+}
+"""Of which checkpoints do not hold all that the training goes on from."""
+
+
+@pytest.mark.parametrize("name", {**CONFIGS, **BEGIN_ANEW})
+def test_a_training_that_was_stopped_ends_as_one_that_was_not(tiny_llama, tmp_path, name):
     from mola_core.errors import OutOfTime
 
-    model = adapted(tiny_llama(), MethodSettings(method="adalora-r3"), tmp_path)
-    with pytest.raises(OutOfTime):
-        train(model, Words(), documents(), settings(), 0, tmp_path / "scratch", deadline=1.0)
-    assert not list((tmp_path / "scratch").glob("checkpoint-*"))
+    ends, resumed = [], []
+    for stopped in (False, True):
+        folder, scratch = tmp_path / str(stopped), tmp_path / str(stopped) / "scratch"
+        folder.mkdir()
+        for deadline in [1.0, None] if stopped else [None]:
+            set_seed(0)
+            model = adapted(tiny_llama(), peft(**({**CONFIGS, **BEGIN_ANEW}[name])), folder)
+            try:
+                outcome, _ = train(model, Words(), documents(), settings(), 0, scratch, deadline=deadline)
+            except OutOfTime:
+                assert bool(list(scratch.glob("checkpoint-*"))) == (name not in BEGIN_ANEW)
+        ends.append([parameter.detach() for parameter in model.parameters()])
+        resumed.append(outcome["resumed"])
+    assert resumed == [False, name not in BEGIN_ANEW]
+    assert all(map(torch.equal, *ends))
 
 
 def test_loraplus_is_trained_as_with_pefts_own_optimiser(tiny_llama, tmp_path):

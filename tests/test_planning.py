@@ -381,15 +381,7 @@ def test_cards_that_a_machine_lacks_are_found_before_a_cell_is_begun(monkeypatch
     gpus.check_cards(8)
 
 
-@pytest.mark.parametrize(
-    ("cards", "words"), [(1, "8 cards for a cell, but this machine has 1"), (8, "but here each cell has one")]
-)
-def test_the_local_runner_asks_for_cards_before_anything_is_prepared(
-    monkeypatch, tmp_path, capsys, cards, words
-):
-    for name in gpus.DECIDED:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(gpus, "cards", lambda: [f"GPU-{number}" for number in range(cards)])
+def test_the_local_runner_has_one_card_for_a_cell(tmp_path, capsys):
     study = tmp_path / "planned.yaml"
     study.write_text(
         STUDY.replace("threads: 1", "gpus: 8").replace(
@@ -398,5 +390,5 @@ def test_the_local_runner_asks_for_cards_before_anything_is_prepared(
     )
     assert main(["run", "--study", str(study), "--results", str(tmp_path / "results")]) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert f"compute.gpus: {words}" in line or words in line
+    assert "compute.gpus: 8 cards for a cell, but here each cell has one" in line
     assert not (tmp_path / "results" / "models").exists()

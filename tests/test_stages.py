@@ -66,6 +66,8 @@ def test_cells_stand_after_their_parents():
     )
     assert study.evaluated_on(Cell(INSTRUCTION, "lora-r4", 0)) == []
     assert smoke().all_cells() == smoke().cells()
+    assert study.seeds_shared, "all tasks of a seed go on from one training"
+    assert smoke(seeds_by_task=False).seeds_shared and not smoke().seeds_shared
 
 
 def test_a_stage_has_its_own_training_settings():
@@ -104,6 +106,19 @@ def test_a_childs_key_holds_its_parents(bench):
         ({"continual": {"tasks": ["cola", "cola"]}}, "listed twice"),
         ({"continual": {"methods": ["base"]}}, "no trained method"),
         ({"methods": ["base", "pissa-lora-r4"], "instruction": {}}, "cannot be continued"),
+        (
+            {
+                "methods": [
+                    {
+                        "method": "peft",
+                        "name": "p",
+                        "config": {"peft_type": "P_TUNING", "num_virtual_tokens": 4},
+                    }
+                ],
+                "instruction": {},
+            },
+            r"'p' \(virtual tokens that an encoder makes\) cannot be continued",
+        ),
         ({"tasks": ["instruction"]}, "name of a stage"),
         ({"training": {"epochs": [1, 2], "max_steps": 3}}, "max_steps does not go"),
         ({"training": {"epochs": [2, 1]}}, "ascending"),

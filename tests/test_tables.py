@@ -350,6 +350,16 @@ def test_tables_5_and_6_are_those_of_the_papers_topics_and_model():
     ]:
         study = make_study(methods=["mola-2468"], **{"continual": {"tasks": topics}, **changes})
         assert ("paper-5" in catalogue.tables_of(study)) == there, changes
+    others = ["mola-2468", "lora-matched-2468"]
+    for chained, there in ((others[:1], True), (others[1:], False)):
+        study = make_study(methods=others, continual={"tasks": topics, "methods": chained})
+        assert ("paper-5" in catalogue.tables_of(study)) == there, "chains decide, not the study's methods"
+
+
+def test_chains_of_other_methods_leave_the_papers_columns_alone():
+    empty = pd.DataFrame(columns=list(continual.COLUMNS))
+    for table in (comparison.op_and_pd(empty), comparison.continual_detail(empty)):
+        assert table["ours"].isna().all() and table["paper"].notna().all()
 
 
 def test_a_method_with_other_ranks_or_scales_is_not_the_papers():

@@ -8,9 +8,8 @@ import pytest
 from task_rows import ANSWERS, OPTIONS, PROMPTS, ROWS, write_root, write_split
 
 from mola_core.errors import MolaError
-from mola_core.study.sections import SCIENCEQA_TOPICS, BuiltinData, DirectoryData
+from mola_core.study.sections import CLOZE, SCIENCEQA_TOPICS, BuiltinData, DirectoryData
 from mola_core.tasks import (
-    CLOZE,
     FOLDER,
     dataset_of,
     evaluation_split,

@@ -17,7 +17,7 @@ from mola_core.records import read_record
 from mola_core.runs.key import choices, keys, method_of
 from mola_core.runs.local import run
 from mola_core.runs.state import cell_state
-from mola_core.runs.tuning import choose
+from mola_core.runs.tuning import _best, choose
 from mola_core.study.tries import candidates, tries, tries_study
 
 RATES = [1e-4, 1e-2]
@@ -100,6 +100,7 @@ def fake_scores(monkeypatch, scores):
                     "alpha": attempt.alpha,
                     "seed": cell.seed,
                     "score": value,
+                    "diverged": value is None,
                 }
             )
         return found
@@ -162,6 +163,14 @@ def test_all_tries_diverged_is_one_line(bench, monkeypatch):
     with pytest.raises(MolaError, match=r"no try of lora-r4 .* has a score.*lower tuning\.learning_rates"):
         choose(runner.layout)
     assert not (runner.layout.folder / "tuning.json").exists()
+
+
+def test_a_task_whose_likelihood_cannot_be_read_is_no_divergence():
+    row = {"method": "lora-r4", "task": "t", "alpha": None, "score": None, "accuracy": 0.7, "diverged": False}
+    with pytest.raises(
+        MolaError, match=r"the likelihood of the right answer cannot be read.*tuning\.score: accuracy"
+    ):
+        _best([row | {"learning_rate": rate} for rate in (1e-4, 3e-4)], "lora-r4", "t")
 
 
 def test_a_method_without_a_chosen_rate_is_not_trained(bench):

@@ -20,11 +20,10 @@ from mola_core.analysis.statistics import continual
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write, read_json, sha256_file, write_json
 from mola_core.records import read_record
-from mola_core.runs.key import keys
 from mola_core.runs.layout import Layout
 from mola_core.runs.plan import COLLECTED, scores_key
 from mola_core.runs.recorded import check_recorded, made_otherwise
-from mola_core.runs.state import scored_as_trained
+from mola_core.runs.state import evaluation_state
 from mola_core.study.study import Cell
 from mola_core.tasks.examples import remarks
 
@@ -36,16 +35,6 @@ NAMED_CELLS = 20
 COUNTS = ("base_parameters", "train_documents", "steps", "tokens", "peak_memory_bytes")
 """Whole numbers that the base model does not have."""
 CURVE = {"step": "int64", "epoch": "float64", "loss": "float64", "tokens": "int64", "seconds": "float64"}
-
-
-def evaluation_state(layout: Layout, cell: Cell) -> str:
-    """`complete`, `out of date` (made with other settings, data or code than the study has now) or `missing`."""
-    path = layout.cell(cell) / "manifest.json"
-    if not path.is_file():
-        return "missing"
-    current = keys(layout, cell).evaluation
-    made = read_record(path).get("evaluation_key")
-    return "complete" if current and made == current and scored_as_trained(path.parent) else "out of date"
 
 
 def check_collected(layout: Layout) -> None:
@@ -73,10 +62,8 @@ def check_collected(layout: Layout) -> None:
         )
 
 
-def write(
-    layout: Layout, out_dir: Path | None = None, partial: bool = False, as_recorded: bool = False
-) -> pd.DataFrame:
-    """Check every cell and write `FILES` into `out_dir` (default: the study's folder).
+def write(layout: Layout, partial: bool = False, as_recorded: bool = False) -> pd.DataFrame:
+    """Check every cell and write `FILES` into the study's folder.
 
     Rows of the scores come cell by cell in the study's order, documents in the order of their names. Returns the
     cells' table. With `partial` the cells that are missing or out of date are left out instead of refused;
@@ -84,12 +71,12 @@ def write(
     Raises `MolaError` for such a cell, an altered file, an accuracy that is not k/n on its documents, and a
     cell that was evaluated on other documents than the rest of its task.
     """
-    out = Path(out_dir or layout.folder)
+    out = layout.folder
     taken = ("complete", "out of date") if as_recorded else ("complete",)
     cells = _usable_cells(layout, partial, taken)
     chains = _complete_chains(layout, taken)
     version = check_recorded(layout, [*cells, *chain.from_iterable(chains)]) if as_recorded else None
-    curves = [_curve(layout, cell) for cell in cells if not _is_base(layout, cell)]
+    curves = [_curve(layout, cell) for cell in cells if not cell.is_base]
     empty = pd.DataFrame(columns=["task", "method", "seed", *CURVE])
     in_chains = continual_rows(layout, chains)
     records: list[dict[str, Any]] = []
@@ -213,10 +200,6 @@ def _read(path: Path) -> pd.DataFrame:
         ) from None
 
 
-def _is_base(layout: Layout, cell: Cell) -> bool:
-    return layout.study.method_by_label[cell.method].method == "base"
-
-
 def _usable_cells(layout: Layout, partial: bool, taken: Collection[str]) -> list[Cell]:
     """The complete cells of the score matrix. Raises `MolaError` where one of them, or of continual learning, is not."""
     own = layout.study.cells()
@@ -310,7 +293,6 @@ def _record(layout: Layout, cell: Cell, manifest: dict[str, Any], samples: pa.Ta
             f"cell {cell.path}: the manifest says accuracy {evaluation['accuracy']} on {evaluation['documents']} documents, "
             f"the samples {correct}/{documents}; delete the cell's folder and run again"
         )
-    base = _is_base(layout, cell)
     metrics = {
         f"metric_{name}": value for name, value in sorted(evaluation["metrics"].items()) if name != "acc"
     }
@@ -328,7 +310,7 @@ def _record(layout: Layout, cell: Cell, manifest: dict[str, Any], samples: pa.Ta
         "chance_of": evaluation.get("chance", {}).get("of"),
         "remarks": "; ".join(remarks(manifest["examples"][cell.task])) if "examples" in manifest else None,
         **metrics,
-        "trainable_parameters": 0 if base else training["trainable_parameters"],
+        "trainable_parameters": 0 if cell.is_base else training["trainable_parameters"],
         "base_parameters": training.get("base_parameters"),
         "experts": json.dumps(training["experts"]) if training.get("experts") else None,
         "train_documents": training.get("documents"),

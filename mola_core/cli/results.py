@@ -32,7 +32,7 @@ def collect(arguments: argparse.Namespace) -> None:
     from mola_core.analysis import collect as collection
 
     layout = results_layout(arguments)
-    collection.write(layout, layout.folder, partial=arguments.partial, as_recorded=arguments.as_recorded)
+    collection.write(layout, partial=arguments.partial, as_recorded=arguments.as_recorded)
 
 
 def tables(arguments: argparse.Namespace) -> None:
@@ -44,8 +44,8 @@ def tables(arguments: argparse.Namespace) -> None:
     from mola_core.analysis.tables import accuracy as own_tables
 
     layout = collected_layout(arguments)
-    own_tables.write(layout, layout.folder)
-    paper_tables.write(layout, layout.folder)
+    own_tables.write(layout)
+    paper_tables.write(layout)
 
 
 def figures(arguments: argparse.Namespace) -> None:
@@ -56,7 +56,7 @@ def figures(arguments: argparse.Namespace) -> None:
     from mola_core.analysis.figures import study as own_figures
 
     layout = collected_layout(arguments)
-    own_figures.write(layout, layout.folder)
+    own_figures.write(layout)
 
 
 def routing(arguments: argparse.Namespace) -> None:
@@ -147,8 +147,8 @@ def summary(arguments: argparse.Namespace) -> None:
     from mola_core.runs.plan import ANALYSED, analysis_key
 
     layout = collected_layout(arguments)
-    own_summary.write(layout, layout.folder)
-    study_page.write(layout, layout.folder)
+    own_summary.write(layout)
+    study_page.write(layout)
     if arguments.all_made:
         write_json(layout.folder / ANALYSED, {"key": analysis_key(layout)})
     print(told(layout.folder))

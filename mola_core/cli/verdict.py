@@ -83,7 +83,7 @@ def verdict(arguments: argparse.Namespace) -> None:
         stated_of=(layout.study.tasks, layout.study.seeds),
         record=layout.folder,
         stand_in=layout.study.stand_in,
-        seeds_shared=not layout.study.seeds_by_task,
+        seeds_shared=layout.study.seeds_shared,
         notices=notices(layout.study, missing_cells(layout.study, every)),
     )
 

@@ -20,6 +20,7 @@ from mola_core.models.attention import window
 from mola_core.models.precision import computed_in
 from mola_core.models.tokens import adds_bos, split
 from mola_core.tasks.check import chance
+from mola_core.tasks.loading import golds_in_prompts
 from mola_core.training.batches import left_pad
 from mola_core.training.trainer import TOLD_EVERY
 
@@ -176,7 +177,13 @@ def evaluate(
         if not samples:
             raise MolaError(f"task {task_name}: no document to evaluate")
         _compare(task_name, samples, examples)
-        frame = pd.DataFrame([_document(sample, examples[sample["doc_id"]]) for sample in samples])
+        golds = golds_in_prompts(task, settings.documents)
+        frame = pd.DataFrame(
+            [
+                _document(sample, examples[sample["doc_id"]], golds[sample["doc_id"]][0] if golds else None)
+                for sample in samples
+            ]
+        )
         frame = frame.sort_values("position", ignore_index=True)
         if task.OUTPUT_TYPE == "generate_until":
             frame["answer_tokens"] = language_model.answer_tokens(examples)
@@ -232,17 +239,19 @@ def _asked(sample: dict[str, Any]) -> list[tuple[str, str]]:
     return [(one["arg_0"], one["arg_1"]) if isinstance(one, dict) else tuple(one) for one in listed]
 
 
-def _document(sample: dict[str, Any], example: Example) -> dict[str, Any]:
+def _document(sample: dict[str, Any], example: Example, gold: int | None = None) -> dict[str, Any]:
     """One row of the samples: what was asked, what was answered, whether it was right.
 
-    The target is the right option's place where the example has options, whatever lm-eval calls it (a label says where it
-    stands only where it was answered rightly).
+    The target is the right option's place where there are options, whatever lm-eval calls it (a label says where it
+    stands only where it was answered rightly); `gold` is it where options stand in prompts.
     """
     responses = sample["filtered_resps"]
+    if gold is None and len(example.options) > 1:
+        gold = example.answer
     row = {
         "document": sample["doc_hash"],
         "position": int(sample["doc_id"]),
-        "target": str(example.answer if len(example.options) > 1 else sample["target"]),
+        "target": str(sample["target"] if gold is None else gold),
         "correct": int(sample["acc"]),
         "prompt_hash": sample["prompt_hash"],
     }

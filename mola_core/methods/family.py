@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from mola_core.methods.allocation import AllocationInput
     from mola_core.methods.settings import AdapterSettings, MethodSettings
 
+BASE = "base"
+"""Name of the untrained model among the methods."""
 Role = Literal["untrained", "routed", "matched", "baseline"]
 """Part in a study's questions: the untrained model, experts with a router, the same ranks without one, anything else."""
 LAYER_RANKS, LAYER_ALPHAS = "layer_ranks", "layer_alphas"

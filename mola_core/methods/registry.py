@@ -1,6 +1,6 @@
 """Method names of a study file: which family each belongs to, and what it becomes on a model.
 
-Every module in `families/` lists entries; nothing else names them. `pissa-<name>` in a study file is a LoRA or MoLA that
+Every module in `families/` lists entries. `pissa-<name>` in a study file is a LoRA or MoLA that
 starts at the leading singular directions of the base weights.
 """
 
@@ -12,6 +12,7 @@ import importlib.metadata
 import pkgutil
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -130,6 +131,11 @@ def parse_method(settings: MethodSettings) -> Method:
     return Method(kind, **groups)
 
 
+def needs_layer_quality(method: MethodSettings) -> bool:
+    """Whether the scores of the base model's layers decide where its experts are (AlphaLoRA)."""
+    return parse_method(method).allocation == "alphalora"
+
+
 def is_method(name: str) -> bool:
     """Whether a text has the form of some method's name."""
     return bool(_matches(name))
@@ -198,6 +204,19 @@ def takes_start_from_base(config: dict[str, Any] | None) -> bool:
     LoRA-GA)."""
     start = str((config or {}).get("init_lora_weights")).lower()
     return (config or {}).get("peft_type") == "LORA" and start.startswith(IN_BASE)
+
+
+def saves_its_prompts_only(config: Mapping[str, Any]) -> bool:
+    """Whether an encoder makes the config's virtual tokens, of which PEFT saves these and not the encoder (P-tuning, a prefix
+    with projection)."""
+    return config.get("peft_type") == "P_TUNING" or bool(config.get("prefix_projection"))
+
+
+def is_resumable(config: Mapping[str, Any]) -> bool:
+    """Whether checkpoints hold all that a training goes on from: not AdaLoRA's importances, MonteCLoRA's noise, nor the
+    encoder of virtual tokens."""
+    anew = config.get("peft_type") == "ADALORA" or config.get("monteclora_config") is not None
+    return not anew and not saves_its_prompts_only(config)
 
 
 def needs_data(settings: MethodSettings, adapter: AdapterSettings) -> bool:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from mola_core.methods import peft_configs
-from mola_core.methods.family import LAYER_RANKS
+from mola_core.methods.family import BASE, LAYER_RANKS
 from mola_core.methods.registry import (
     adapter_config_without_model,
     family_of,
@@ -107,6 +107,11 @@ class MethodSettings(Closed):
         return self.name or self.method
 
     @property
+    def is_base(self) -> bool:
+        """Whether it is the untrained model."""
+        return self.method == BASE
+
+    @property
     def own_settings(self) -> dict[str, Any]:
         """What it does differently from the study's other methods of its kind, but for where its experts are."""
         return self.model_dump(exclude={"method", "name", "experts"}, exclude_none=True)
@@ -135,7 +140,7 @@ class MethodSettings(Closed):
         family = family_of(self)
         if self.initialisation == "pissa" and "initialisation" not in family.takes:
             raise ValueError(f"method {self.method!r}: initialisation pissa is for LoRA and MoLA")
-        taken = {*family.takes, *(() if family.role == "untrained" else ("learning_rate",))}
+        taken = {*family.takes, *(() if self.is_base else ("learning_rate",))}
         ignored = sorted(set(self.own_settings) - taken)
         if ignored:
             raise ValueError(
@@ -177,7 +182,7 @@ class MethodSettings(Closed):
             raise ValueError(f"method {self.method!r}: give it a `name` of letters, digits, dots and dashes")
         meant = self.label.removeprefix("pissa-") if self.initialisation == "pissa" else self.label
         named = is_method(self.label.removeprefix("pissa-")) and not self._is_named_by_its_config()
-        if meant != self.method and (self.method == "base" or named):
+        if meant != self.method and (self.is_base or named):
             raise ValueError(
                 f"name {self.label!r}: method {self.method!r} would be taken for another by it; choose another"
             )

@@ -1,7 +1,4 @@
-"""Base models are tried out where they are prepared, so that nothing later meets a damaged one.
-
-Not in `loading.py` and `sources.py`, where it would belong: the digests of published results hold their code.
-"""
+"""Base models are tried out where they are prepared and loaded, so that nothing later meets a damaged or unfit one."""
 
 import contextlib
 import re

@@ -64,14 +64,18 @@ def write_card(
 def _base(layout: Layout, base: str | None) -> str:
     """The weights that the adapter belongs to."""
     source = layout.study.model
+    held = source.dtype + (f", quantized to {source.quantization}" if source.quantization else "")
     if source.on_hub:
-        return "`{}` at commit `{}`".format(*source.on_hub)
+        copy = f", of which `{base}` is to be a copy" if base and base != source.on_hub[0] else ""
+        return "`{}` at commit `{}` in {}{} (on other weights its scores do not hold)".format(
+            *source.on_hub, held, copy
+        )
     facts = source.model_dump(
         exclude={"name", "paper", "dtype", "quantization", "path", "source"}, exclude_none=True
     )
     told = "".join(f", {key} {value}" for key, value in facts.items())
     of = f" of `{base}`" if base else ""
-    return f"`{source.name}`{of} (source {source.source}{told}; on other weights its scores do not hold)"
+    return f"`{source.name}`{of} in {held} (source {source.source}{told}; on other weights its scores do not hold)"
 
 
 def _scores(tasks: Mapping[str, Mapping[str, Any]]) -> str:

@@ -33,7 +33,7 @@ def export_adapter(
     if folder.exists():
         raise MolaError(f"{folder}: is there already; name a new folder")
     method = layout.study.method_by_label[cell.method]
-    if method.method == "base":
+    if cell.is_base:
         raise MolaError(f"cell {cell.path}: the untrained model has no adapter; name a cell that is trained")
     if method.method == "full":
         raise MolaError(

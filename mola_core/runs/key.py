@@ -16,7 +16,7 @@ from typing import Any
 
 from mola_core.code_hash import code_hash
 from mola_core.errors import MolaError
-from mola_core.files import read_json
+from mola_core.files import read_json, remembered_sha256
 from mola_core.methods.registry import adapter_config, family_of, outside_code, parse_method
 from mola_core.methods.settings import MethodSettings
 from mola_core.models.loading import FINGERPRINT as MODEL_RECORD
@@ -30,6 +30,7 @@ from mola_core.study.study import Cell
 from mola_core.study.tries import candidates, is_tuned
 from mola_core.tasks import included, is_own, task_config
 from mola_core.tasks.included import IncludedTasks
+from mola_core.tasks.rows import CLUSTER_FILE
 from mola_core.tasks.rows import FINGERPRINT as ROWS_RECORD
 
 Parts = dict[str, Any]
@@ -77,7 +78,7 @@ def training_parts(layout: Layout, cell: Cell) -> Parts | None:
     study = layout.study
     method = study.method_by_label[cell.method]
     model = _model(layout)
-    if method.method == "base" or model is None:
+    if cell.is_base or model is None:
         return None
     chosen = method_of(layout, cell)
     if chosen is None:
@@ -139,7 +140,7 @@ def evaluation_parts(layout: Layout, cell: Cell, training: str | None) -> Parts 
     if not tasks or model is None:
         return None
     parts: Parts
-    if study.method_by_label[cell.method].method == "base":
+    if cell.is_base:
         # The untrained model does not depend on how others are trained.
         loading = {"dtype": study.model.dtype, "quantization": study.model.quantization}
         parts = {"model": model["files"], "loading": loading}
@@ -203,10 +204,13 @@ def examples_identity(layout: Layout, rows: str) -> str | None:
     folder = layout.data(rows)
     if model is None or not (folder / ROWS_RECORD).is_file():
         return None
-    settings = study.training_of(Cell(rows, study.methods[-1].label, study.seeds[0]))
+    settings = study.rendering_of(rows)
     return digest(
         {
             "rows": _splits(folder / ROWS_RECORD),
+            "clusters": {
+                file.name: remembered_sha256(file) for file in sorted(folder.glob(CLUSTER_FILE.format("*")))
+            },
             "task": _scoring(layout, [rows]) if rows != INSTRUCTION else None,
             "protocol": study.protocol,
             "tokenizer": model["tokenizer"],

@@ -12,15 +12,6 @@ from mola_core.study.tries import tries_study
 from mola_core.tasks.prepare import rows_identity
 
 ROUTING, KNOCK_OUT = "routing.csv", "knockout.csv"
-ADAPTER_FIGURES = (
-    "knock_out",
-    "routing",
-    "routing_load",
-    "redundancy",
-    "redundancy_relative",
-    "layer_quality",
-)
-"""Figures of trained adapters, `figures/<name>.svg`, which the study's page shows where they were drawn."""
 """In a cell's folder, and, gathered, the second in the study's."""
 TRAINED, EVALUATED = "training.key", "evaluation.key"
 """In a cell's folder, each with the key that it has: what Snakemake waits for and may delete, unlike the records."""

@@ -24,12 +24,12 @@ from typing import Any
 
 from mola_core.errors import MolaError, OutOfTime
 from mola_core.files import atomic_write, remove
-from mola_core.methods.registry import parse_method
+from mola_core.methods.registry import needs_layer_quality
 from mola_core.models.layer_quality import layer_quality
 from mola_core.models.loading import leave_out_bitsandbytes
 from mola_core.runs.cell import CellRunner
 from mola_core.runs.choice import TABLE, TUNING
-from mola_core.runs.gpus import cards, check_cards, gpu_slot
+from mola_core.runs.gpus import cards, gpu_slot
 from mola_core.runs.key import choices
 from mola_core.runs.layout import EVALUATED, TRAINED, Layout
 from mola_core.runs.prepare import prepare_all
@@ -181,7 +181,6 @@ def run(
     deadline = None if time_budget is None else time.time() + time_budget
     gpus = layout.study.compute.gpus
     check_trackers(layout.study.training.report_to)
-    check_cards(gpus)
     if gpus > 1:
         raise MolaError(
             f"compute.gpus: {gpus} cards for a cell, but here each cell has one; lower it, or run the study with snakemake"
@@ -206,7 +205,7 @@ def run(
 def _run_cells(layout: Layout, parallel: int, deadline: float | None, keep_adapters: bool) -> list[Outcome]:
     study = layout.study
     waiting = open_cells(layout)
-    if any(parse_method(study.method_by_label[cell.method]).allocation == "alphalora" for cell in waiting):
+    if any(needs_layer_quality(study.method_by_label[cell.method]) for cell in waiting):
         layer_quality(layout.model, layout.quality)  # here, so that workers do not all measure it
     for cell in waiting:
         if not layout.weights(cell).is_dir():

@@ -15,8 +15,9 @@ from mola_core.errors import MolaError, did_you_mean
 from mola_core.files import read_json, remembered_sha256
 from mola_core.paths import given_path
 from mola_core.records import digest
+from mola_core.runs.adapter_figures import ADAPTER_FIGURES
 from mola_core.runs.key import choices, examples_identity, keys, tuning_key
-from mola_core.runs.layout import ADAPTER_FIGURES, Layout
+from mola_core.runs.layout import Layout
 from mola_core.runs.prepare import check_steps
 from mola_core.runs.state import Standing, claim, standing
 from mola_core.runs.tuning import cost

@@ -12,7 +12,7 @@ from mola_core.files import locked, read_json
 from mola_core.models.loading import model_identity, positions
 from mola_core.runs.key import examples_identity
 from mola_core.runs.layout import Layout
-from mola_core.study.study import Cell, Study
+from mola_core.study.study import Study
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,7 +63,7 @@ def prepare_examples(layout: Layout, rows: str, tokenizer: Callable[[], PreTrain
                 rendered = read_record(folder)
         if rendered is None:
             verify_data(layout.data(rows))
-            settings = study.training_of(Cell(rows, study.methods[-1].label, study.seeds[0]))
+            settings = study.rendering_of(rows)
             most = positions(layout.model)
             if settings.max_length > most:
                 raise MolaError(

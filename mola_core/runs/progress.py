@@ -115,7 +115,7 @@ def _progress_of(layout: Layout, cell: Cell) -> CellProgress:
             if (reason := _reason(layout, cell))
             else CellProgress(cell, state)
         )
-    if state == "running" and (found.trained or layout.study.method_by_label[cell.method].method == "base"):
+    if state == "running" and (found.trained or cell.is_base):
         return CellProgress(cell, state, evaluated=True)
     last: dict[str, Any] = {}
     if found.keys.training:
@@ -167,7 +167,7 @@ def seconds_left(cells: list[CellProgress]) -> float | None:
     """
 
     def kind(each: CellProgress) -> tuple[str, tuple[bool, bool]]:
-        return each.cell.task, (each.cell.method == "base", each.tried)
+        return each.cell.task, (each.cell.is_base, each.tried)
 
     done = [(kind(each), each.seconds) for each in cells if each.state == "complete" and each.seconds]
     projected = [

@@ -84,7 +84,7 @@ def made_otherwise(layout: Layout, cell: Cell, scores: bool = True) -> list[str]
 def _checked(layout: Layout, cell: Cell) -> tuple[list[str], list[Maker]]:
     """What differs in a cell, and who made it. Raises `MolaError` where a record is missing or lacks something."""
     study, folder = layout.study, layout.cell(cell)
-    trained, evaluated = study.method_by_label[cell.method].method != "base", bool(study.evaluated_on(cell))
+    trained, evaluated = not cell.is_base, bool(study.evaluated_on(cell))
     for name, wanted in [("training.json", trained), ("manifest.json", evaluated)]:
         if wanted and not (folder / name).is_file():
             raise MolaError(f"cell {cell.path}: has no {name}; run it")

@@ -1,4 +1,4 @@
-"""Crash-safe training: what is there already, per-cell lock, damaged checkpoints, micro-batch halving on OOM."""
+"""Crash-safe training: what is there already, damaged checkpoints, micro-batch halving on OOM."""
 
 from __future__ import annotations
 

@@ -49,6 +49,17 @@ def standing(layout: Layout, cell: Cell) -> Standing:
     return Standing(today, training, evaluation and scored_as_trained(folder))
 
 
+def evaluation_state(layout: Layout, cell: Cell) -> Literal["complete", "out of date", "missing"]:
+    """Of a cell's scores by its record alone; `out of date` are those of other settings, data or code than the study has now,
+    of another training, and whose record is damaged."""
+    folder = layout.cell(cell)
+    if not (folder / "manifest.json").is_file():
+        return "missing"
+    today = keys(layout, cell).evaluation
+    current = today is not None and _current(folder, "manifest.json", "evaluation_key", today, {})
+    return "complete" if current and scored_as_trained(folder) else "out of date"
+
+
 def scored_as_trained(folder: Path) -> bool:
     """Whether a cell's scores are those of the training whose record is there."""
     if not (folder / "training.json").is_file():
@@ -77,7 +88,7 @@ def cell_state(layout: Layout, cell: Cell, found: Standing | None = None) -> Sta
     """The cell's state; `found` is its standing where that is known."""
     found = found or standing(layout, cell)
     evaluated = bool(layout.study.evaluated_on(cell))
-    trained = layout.study.method_by_label[cell.method].method != "base"
+    trained = not cell.is_base
     if (found.trained or not trained) and (found.evaluated or not evaluated):
         return "complete"
     if any(key and _locked(layout.lock(key)) for key in (found.keys.training, found.keys.evaluation)):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mola_core.distributed import from_main, is_main, join, world_size
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write, locked, read_json, remove, sha256_file, write_json, write_text
-from mola_core.records import digest, write_record
+from mola_core.records import digest, read_record, write_record
 from mola_core.runs import recovery
 from mola_core.runs.key import chosen, training_parts
 from mola_core.runs.layout import KNOCK_OUT, ROUTING, TRAINED
@@ -159,7 +159,9 @@ class TrainingRunner(OpenStudy):
         study, cell, settings, scratch = self.study, training.cell, training.settings, training.scratch
         parent = study.parent(cell)
         if parent and recovery.diverged(self.layout.weights(parent)):
-            return untrained(len(training.documents), f"{parent.path}, from which it goes on, diverged"), []
+            record = read_record(self.layout.cell(parent) / "training.json")
+            reason = f"{parent.path}, from which it goes on, diverged"
+            return untrained(len(training.documents), record, reason), []
         model = self._trainable(training, experts)
 
         def save(folder: Path) -> None:

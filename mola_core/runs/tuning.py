@@ -129,8 +129,14 @@ def _best(rows: list[dict[str, Any]], candidate: str, task: str) -> Choice:
     # A rate at which one seed or task diverges is no choice.
     means = {tried: math.fsum(found) / len(found) for tried, found in scores.items() if None not in found}  # type: ignore[arg-type]
     if not means:
+        tries = [row for row in rows if row["method"] == candidate and task in (row["task"], EVERY_TASK)]
         raise MolaError(
-            f"tuning: no try of {candidate} ({task}) has a score: all diverged; lower tuning.learning_rates"
+            f"tuning: no try of {candidate} ({task}) has a score: "
+            + (
+                "each diverged at some seed or task; lower tuning.learning_rates"
+                if any(row["diverged"] for row in tries)
+                else "the likelihood of the right answer cannot be read of this task; set tuning.score: accuracy"
+            )
         )
     rate, alpha = max(means, key=lambda tried: (means[tried], -tried[0], -(tried[1] or 0.0)))
     rates = sorted({tried for tried, _ in scores})
@@ -150,7 +156,7 @@ def cost(layout: Layout) -> str | None:
     told = []
     for part, what in ((layout.tries, "tries"), (layout, "cells")):
         study = part.study
-        cells = [c for c in study.all_cells() if study.method_by_label[c.method].method != "base"]
+        cells = [c for c in study.all_cells() if not c.is_base]
         steps = 0
         for task in dict.fromkeys(cell.task for cell in cells):
             settings = study.training_of(next(cell for cell in cells if cell.task == task))

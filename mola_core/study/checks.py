@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,11 +14,19 @@ from mola_core.methods.registry import (
     adapter_config_without_model,
     family_of,
     parse_method,
+    saves_its_prompts_only,
     takes_start_from_base,
 )
 from mola_core.methods.settings import MethodSettings
 from mola_core.shapes import budget, experts_per_layer
-from mola_core.study.sections import INSTRUCTION, TrainingSettings, TuningSettings, pinned_by
+from mola_core.study.sections import (
+    CLOZE,
+    INSTRUCTION,
+    SCIENCEQA_TOPICS,
+    TrainingSettings,
+    TuningSettings,
+    pinned_by,
+)
 from mola_core.study.verdict import MAIN_BUDGET, compared
 
 if TYPE_CHECKING:
@@ -60,6 +69,7 @@ def problems(study: Study) -> Iterator[str]:
         for task in map(str, names):
             if task == INSTRUCTION or task.startswith("continual-"):
                 yield f"{field}: {task!r} is the name of a stage; use the sections instruction and continual"
+    yield from _same_questions(study.tasks)
     yield from _impossible_questions(study)
     yield from _unused_revisions(study)
     if study.evaluation.every_epoch and not isinstance(study.training.epochs, list):
@@ -86,6 +96,21 @@ def problems(study: Study) -> Iterator[str]:
         yield f"seeds: {cells} cells (tasks x methods x seeds), at most {MAX_CELLS}; list fewer"
     elif not strangers:
         yield from _stages(study)
+
+
+def _same_questions(tasks: Sequence[str]) -> Iterator[str]:
+    """Tasks that ask the same: the verdict takes tasks as independent, and intervals would be too narrow."""
+    parts = {}
+    for task in tasks:
+        plain = task.removesuffix(CLOZE)
+        topic = SCIENCEQA_TOPICS.get(plain)
+        parts[task] = ("scienceqa" if topic else plain, topic)
+    for (one, of), (other, by) in itertools.combinations(parts.items(), 2):
+        if of[0] == by[0] and (of[1] == by[1] or None in (of[1], by[1])):
+            yield (
+                f"tasks: {one!r} and {other!r} ask the same questions, and the verdict takes tasks as independent; give one of "
+                "them a study of its own"
+            )
 
 
 def _impossible_questions(study: Study) -> Iterator[str]:
@@ -172,8 +197,11 @@ def _continued(study: Study, method: MethodSettings) -> Iterator[str]:
     what = "AdaLoRA" if config.get("peft_type") == "ADALORA" else None
     if takes_start_from_base(config):
         what = "a LoRA that starts from the base weights, as with pissa"
+    if saves_its_prompts_only(config):
+        what = "virtual tokens that an encoder makes"
     if what:
-        # PEFT saves the one with the ranks that it has come to, the other as a LoRA of twice the rank.
+        # PEFT saves the first with the ranks that it has come to, the second as a LoRA of twice the rank, of the third what
+        # the encoder gives and not the encoder.
         yield (
             f"methods: {method.label!r} ({what}) cannot be continued; name other continual.methods, or leave it to a"
             " study without instruction"
@@ -191,7 +219,7 @@ def _tuning(study: Study, tuning: TuningSettings) -> Iterator[str]:
         yield "tuning: tries start from the base model, the cells of a study with `instruction` do not; give methods their learning_rate"
     if study.continual and study.continual.learning_rate is None:
         yield "tuning: is for the study's tasks; give continual.learning_rate"
-    tuned = [m for m in study.methods if m.learning_rate is None and family_of(m).role != "untrained"]
+    tuned = [m for m in study.methods if m.learning_rate is None and not m.is_base]
     if not tuned:
         yield "tuning: every method has a learning_rate of its own; remove tuning"
     for method in tuned if tuning.alphas else []:

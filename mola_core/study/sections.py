@@ -22,6 +22,9 @@ from mola_core.section import (
     Seed,
 )
 
+CLOZE = "-cloze"
+"""Ends the name of a task that compares options as text, none of them in the prompt: what a model too small for letters
+can learn. The rows are those of the task without it."""
 SCIENCEQA_TOPICS = {
     f"scienceqa-{topic}": topic for topic in ("biology", "physics", "chemistry", "economics", "earth-science")
 }
@@ -30,7 +33,7 @@ SCIENCEQA_TOPICS = {
 
 def pinned_by(task: str) -> list[str]:
     """The names in `data.revisions` that pin a task's rows: its own, or that of the task with the same rows."""
-    plain = task.removesuffix("-cloze")
+    plain = task.removesuffix(CLOZE)
     return list(dict.fromkeys((task, plain, "scienceqa" if task in SCIENCEQA_TOPICS else plain)))
 
 

@@ -12,9 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from mola_core.errors import MolaError, did_you_mean
-from mola_core.methods.registry import (
-    name_pattern,
-)
+from mola_core.methods.family import BASE
+from mola_core.methods.registry import name_pattern
 from mola_core.methods.settings import AdapterSettings, MethodSettings
 from mola_core.section import Closed, Name, Seed
 from mola_core.study.checks import problems
@@ -39,7 +38,13 @@ class Cell:
     task: str
     """A task of the study, or the name of a stage: `instruction`, `continual-1-biology`, ..."""
     method: str
+    """The method's label in the study."""
     seed: int
+
+    @property
+    def is_base(self) -> bool:
+        """Whether it is the untrained model: no other method may be called so, nor that by another name."""
+        return self.method == BASE
 
     @property
     def path(self) -> str:
@@ -120,12 +125,18 @@ class Study(Closed):
         """True where the results say nothing about a benchmark: built-in rows or a random model."""
         return self.data.source == "builtin" or self.model.source == "random"
 
+    @property
+    def seeds_shared(self) -> bool:
+        """Whether what one training does may move several tasks: each starts from the same number, or goes on from the same
+        instruction tuning."""
+        return not self.seeds_by_task or self.instruction is not None
+
     @cached_property
     def method_by_label(self) -> dict[str, MethodSettings]:
         return {method.label: method for method in self.methods}
 
     def trained_methods(self) -> list[str]:
-        return [method.label for method in self.methods if method.method != "base"]
+        return [method.label for method in self.methods if not method.is_base]
 
     def cells(self) -> list[Cell]:
         """The cells of the score matrix. The base model has no training and so no seed noise: it is evaluated once, at
@@ -134,7 +145,7 @@ class Study(Closed):
             Cell(task, method.label, seed)
             for task in self.tasks
             for method in self.methods
-            for seed in (self.seeds[:1] if method.method == "base" else self.seeds)
+            for seed in (self.seeds[:1] if method.is_base else self.seeds)
         ]
 
     def instruction_cells(self) -> list[Cell]:
@@ -176,11 +187,7 @@ class Study(Closed):
         place = self._continual_place(cell)
         if self.continual and place:
             return dataclasses.replace(cell, task=self.continual.stages[place - 1])
-        if (
-            self.instruction
-            and cell.task != INSTRUCTION
-            and self.method_by_label[cell.method].method != "base"
-        ):
+        if self.instruction and cell.task != INSTRUCTION and not cell.is_base:
             return dataclasses.replace(cell, task=INSTRUCTION)
         return None
 
@@ -207,11 +214,7 @@ class Study(Closed):
         cells = self.all_cells()
         parents = {self.parent(cell) for cell in cells}
         return [
-            cell
-            for cell in cells
-            if self.evaluated_on(cell)
-            and cell not in parents
-            and self.method_by_label[cell.method].method != "base"
+            cell for cell in cells if self.evaluated_on(cell) and cell not in parents and not cell.is_base
         ]
 
     def jobs(self) -> list[list[Cell]]:
@@ -228,6 +231,10 @@ class Study(Closed):
         """Everything that `cells` are trained and evaluated on."""
         found = [rows for cell in cells for rows in (*self.rows_of_training(cell), *self.evaluated_on(cell))]
         return list(dict.fromkeys(found))
+
+    def rendering_of(self, rows: str) -> TrainingSettings:
+        """What decides how the examples of a task, or of `instruction`, are rendered: alike for all methods and seeds."""
+        return self.training_of(Cell(rows, self.methods[-1].label, self.seeds[0]))
 
     def parents_of(self, cells: Sequence[Cell]) -> list[Cell]:
         """The cells that some of `cells` go on from."""

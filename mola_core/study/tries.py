@@ -34,8 +34,12 @@ class TriesStudy(Study):
 def is_tuned(study: Study, cell: Cell) -> bool:
     """Whether the learning rate of a cell is chosen by tuning: neither its method nor its stage has one."""
     method = study.method_by_label[cell.method]
-    trained = family_of(method).role != "untrained"
-    return bool(study.tuning) and trained and method.learning_rate is None and cell.task in study.tasks
+    return (
+        bool(study.tuning)
+        and not method.is_base
+        and method.learning_rate is None
+        and cell.task in study.tasks
+    )
 
 
 def candidates(study: Study) -> dict[str, str]:
@@ -94,9 +98,9 @@ def _groups(study: Study) -> list[tuple[MethodSettings, list[str]]]:
     assert study.tuning is not None
     groups: dict[object, list[MethodSettings]] = {}
     for method in study.methods:
-        role = family_of(method).role
-        if role == "untrained" or method.learning_rate is not None:
+        if method.is_base or method.learning_rate is not None:
             continue
+        role = family_of(method).role
         shared = study.tuning.by == "kind" and role in ("routed", "matched")
         group = (role, str(method.own_settings)) if shared else method.label
         groups.setdefault(group, []).append(method)

@@ -32,10 +32,6 @@ PARTS = ("train", "validation", "evaluation")
 COLUMNS = ("document", "prompt", "completion", "options", "answer", "cluster")
 """Of an example: the fields of `Example`, which keys hash."""
 
-CLOZE = "-cloze"
-"""Ends the name of a task that compares options as text, none of them in the prompt: what a model too small for letters
-can learn. The rows are those of the task without it."""
-
 
 @dataclass(frozen=True)
 class Example:
@@ -142,7 +138,7 @@ def task_config(name: str, protocol: str = "choice") -> dict[str, Any]:
 
     config = load_yaml(path, resolve_func=False)
     if is_own(name):
-        return config
+        return _without_places(config, f"{FOLDER}/")
     reason = unfit(config)
     if reason:
         raise MolaError(f"task {name}: {reason}; choose another task")

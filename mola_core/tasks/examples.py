@@ -18,7 +18,7 @@ from mola_core.errors import MolaError
 from mola_core.files import atomic_write, read_json, sha256_file, write_json
 from mola_core.models.tokens import encode, encode_text
 from mola_core.study.sections import INSTRUCTION
-from mola_core.tasks import COLUMNS, Example
+from mola_core.tasks import COLUMNS, Example, task_config
 from mola_core.tasks.check import (
     check_answers,
     check_options,
@@ -61,6 +61,9 @@ def write_examples(
     else:
         parts = rendered(task, protocol, rows)
         measure = functools.partial(_size, tokenizer, protocol == "generate")
+    answers = 0
+    if protocol == "generate" and task != INSTRUCTION:
+        answers = task_config(task, protocol)["generation_kwargs"]["max_gen_toks"]
     record: dict[str, Any] = {
         "task": task,
         "protocol": protocol,
@@ -83,6 +86,8 @@ def write_examples(
                 try:
                     texts = [row["completion"]] if part == "train" else row["options"] or [row["completion"]]
                     row["tokens"], row["cut"] = max(measure(room, row["prompt"], text) for text in texts)
+                    if answers and part != "train":
+                        row["cut"] = _cut_before_generation(tokenizer, positions - answers, row["prompt"])
                 except ValueError as error:
                     raise MolaError(f"task {task}: row {number} of {part}: {error}") from None
             file = temporary / f"{part}.parquet"
@@ -192,6 +197,11 @@ def _size(
         return whole, 0
     # An answer that does not fit is an error here, not in the middle of a training.
     return whole, whole - len(encode(tokenizer, prompt, completion, max_length, end).tokens)
+
+
+def _cut_before_generation(tokenizer: PreTrainedTokenizerBase, room: int, prompt: str) -> int:
+    """Tokens that a prompt loses where lm-eval keeps the rest of the model's positions for the answer."""
+    return max(0, len(tokenizer(prompt).input_ids) - room)
 
 
 def _text_size(

@@ -63,6 +63,13 @@ def _rendered(task: str, protocol: str, rows: Path) -> dict[str, list[dict[str, 
     carved = validated.config.dataset_kwargs["hold_out"]
     # By document, not by row: a task may leave rows out or put them in another order.
     taken = {example.document for example in parts["validation"]} if carved else set()
+    lost = len(taken - {example.document for example in parts["train"]})
+    if lost:
+        raise MolaError(
+            f"task {task}: {lost} of {len(taken)} documents held out of training for validation are other documents in "
+            "training: process_docs treats a row by its place among the others; let it go by the row alone, or give the task "
+            "a validation split"
+        )
     sources = {"train": "train", "validation": "validation", "evaluation": evaluation_split(task)}
     rendered = {}
     for part, examples in parts.items():

@@ -17,6 +17,7 @@ from mola_core.code_hash import code_hash
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write, read_json, remembered_sha256, write_json
 from mola_core.study.sections import (
+    CLOZE,
     SCIENCEQA_TOPICS,
     BuiltinData,
     DataSource,
@@ -25,7 +26,6 @@ from mola_core.study.sections import (
     pinned_by,
 )
 from mola_core.tasks import (
-    CLOZE,
     FOLDER,
     SPLITS,
     cluster_of,

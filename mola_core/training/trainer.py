@@ -9,11 +9,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from peft import PeftModel
 from transformers import (
     PrinterCallback,
     Trainer,
@@ -27,6 +28,7 @@ from transformers import (
 from mola_core.distributed import from_main, is_main, wait_for_all, world_size
 from mola_core.errors import MolaError, OutOfTime
 from mola_core.files import read_json, remove, write_json, write_text
+from mola_core.methods.registry import is_resumable
 from mola_core.models.attention import window
 from mola_core.models.kernels import tell_slow_bf16
 from mola_core.models.memory import peak_memory
@@ -211,8 +213,8 @@ def train(
     deadline: float | None = None,
     keep: Callable[[int], None] | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Train `model` in place, going on from the last whole checkpoint in `checkpoints` if there is one (AdaLoRA leaves
-    none: it always begins anew).
+    """Train `model` in place, going on from the last whole checkpoint in `checkpoints` if there is one (methods that are not
+    `is_resumable` leave none: they always begin anew).
 
     `label` begins each line of progress; `deadline` is a time (seconds since 1970) at which training stops;
     `keep` is called with each epoch of `settings.candidates` at its end.
@@ -224,13 +226,13 @@ def train(
     if problem:
         raise MolaError(problem)
     steps, steps_per_epoch = settings.steps(len(documents)), -(-len(documents) // settings.batch_size)
-    whole = allocates_ranks(model)
-    checkpoint = None if whole else from_main(lambda: last_checkpoint(checkpoints))
+    resumable = not isinstance(model, PeftModel) or is_resumable(vars(model.peft_config["default"]))
+    checkpoint = None if not resumable else from_main(lambda: last_checkpoint(checkpoints))
     seconds_before = read_json(checkpoint / MARKER)["seconds"] if checkpoint else 0.0
     lengths = [len(document.tokens) for document in documents]
     sampler = LengthGrouped(lengths, settings.batch_size, seed, settings.micro_batch_size * world_size())
     growing = checkpoints / GROWING_LOG
-    progress = Progress(settings, seconds_before, sampler, label, deadline, keep, growing, not whole)
+    progress = Progress(settings, seconds_before, sampler, label, deadline, keep, growing, resumable)
     on_gpu = torch.cuda.is_available()
     # Stages such as instruction tuning put loss on every token, whatever the study's own training does.
     packed = settings.shared_prefix and settings.loss_on == "answer"
@@ -302,7 +304,7 @@ def train(
         args=arguments,
         train_dataset=[*documents, *[unasked(documents)] * sampler.filling],
         data_collator=Packer() if packed else Collator(tokenizer.pad_token_id, settings.loss_on),
-        callbacks=[progress, sizes, *([RankAllocation(model.base_model)] if whole else [])],
+        callbacks=[progress, sizes, *([RankAllocation(model.base_model)] if allocates_ranks(model) else [])],
     )
     trainer.remove_callback(PrinterCallback)
     model.config.use_cache = False
@@ -337,14 +339,14 @@ def train(
     }, log
 
 
-def untrained(documents: int, reason: str) -> dict[str, Any]:
-    """The record of a training that could not begin, since what it goes on from has diverged."""
+def untrained(documents: int, parent: Mapping[str, Any], reason: str) -> dict[str, Any]:
+    """The record of a training that could not begin, since what it goes on from, of which `parent` is the record, has
+    diverged."""
     return {
-        **dict.fromkeys(
-            ("trainable_parameters", "base_parameters", "steps", "tokens", "peak_memory_bytes"), 0
-        ),
+        **{name: parent[name] for name in ("trainable_parameters", "base_parameters", "experts")},
+        **dict.fromkeys(("steps", "tokens", "peak_memory_bytes"), 0),
         **dict.fromkeys(("epochs", "seconds", "tokens_per_second"), 0.0),
-        **dict.fromkeys(("experts", "final_loss")),
+        "final_loss": None,
         "documents": documents,
         "processes": world_size(),
         "resumed": False,

@@ -31,7 +31,7 @@ class RankAllocation(TrainerCallback):
 
 
 def allocates_ranks(model: Any) -> bool:
-    """Whether ranks change while the model is trained. Checkpoints do not hold what that depends on."""
+    """Whether ranks change while the model is trained."""
     return isinstance(model, PeftModel) and isinstance(model.base_model, AdaLoraModel)
 
 

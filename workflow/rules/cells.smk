@@ -3,12 +3,12 @@
 # declared, since Snakemake deletes what is declared before a job: so a job whose work is there already ends at once.
 # One process trains and evaluates a cell (rule cell, or cells_0, cells_1, ... for several cells each); what is only trained,
 # only evaluated, trained on several cards, or continued from has jobs of its own (rules train and evaluate).
-from mola_core.methods.registry import parse_method
+from mola_core.methods.registry import needs_layer_quality
 from mola_core.runs.layout import EVALUATED, TRAINED
 
 
 def training_of(wildcards):
-    if study.method_by_label[wildcards.method].method == "base":
+    if named_cell(wildcards).is_base:
         return []
     cell = named_cell(wildcards)
     return once_made(str(layout.cell(cell) / TRAINED), planned.trained(cell))
@@ -36,24 +36,22 @@ def evaluated_on(wildcards):
     return [examples_of(task) for task in study.evaluated_on(named_cell(wildcards))]
 
 
-def by_quality(cell):
-    """Whether the scores of the base model's layers decide the experts; nothing else waits for them."""
-    method = parse_method(study.method_by_label[cell.method])
-    return method.allocation == "alphalora"
-
-
-def quality_of(wildcards):
-    return ancient(layout.quality) if by_quality(named_cell(wildcards)) else []
+def quality_of(cells, of=study):
+    """The scores of the base model's layers, for cells whose experts they decide; nothing else waits for them."""
+    decides = any(
+        needs_layer_quality(of.method_by_label[cell.method]) for cell in cells
+    )
+    return [ancient(layout.quality)] if decides else []
 
 
 def current(cell):
     return planned.trained(cell) and planned.evaluated(cell)
 
 
-def keys_of(cells):
+def keys_of(cells, of=layout):
     """The files that say that cells are trained and evaluated."""
     return [
-        str(layout.cell(cell) / name) for cell in cells for name in (TRAINED, EVALUATED)
+        str(of.cell(cell) / name) for cell in cells for name in (TRAINED, EVALUATED)
     ]
 
 
@@ -75,7 +73,7 @@ if compute.cells_per_job == 1:
                 *evaluated_on(wildcards),
             ],
             parent=parent_of,
-            quality=quality_of,
+            quality=lambda wildcards: quality_of([named_cell(wildcards)]),
             rates=lambda wildcards: chosen_rates(),
             needed=lambda wildcards: unless(current(named_cell(wildcards))),
         output:
@@ -90,8 +88,8 @@ if compute.cells_per_job == 1:
             method="|".join(sorted({cell.method for cell in together})) or "(?!)",
         threads: compute.threads
         resources:
-            mem_mb=lambda wildcards, attempt: int(1024 * compute.memory_gb * attempt),
-            runtime=lambda wildcards, attempt: int(60 * compute.hours * attempt),
+            mem_mb=memory,
+            runtime=runtime(),
             gpu=compute.gpus,
         params:
             mola=mola,
@@ -118,11 +116,7 @@ else:
                     )
                     for parent in study.parents_of(batch)
                 ],
-                quality=(
-                    [ancient(layout.quality)]
-                    if any(by_quality(cell) for cell in batch)
-                    else []
-                ),
+                quality=quality_of(batch),
                 rates=chosen_rates(),
                 needed=unless(all(current(cell) for cell in batch)),
             output:
@@ -133,12 +127,8 @@ else:
                 folder(f"benchmarks/cells/{number}.tsv")
             threads: compute.threads
             resources:
-                mem_mb=lambda wildcards, attempt: int(
-                    1024 * compute.memory_gb * attempt
-                ),
-                runtime=lambda wildcards, attempt, cells=len(batch): int(
-                    60 * compute.hours * cells * attempt
-                ),
+                mem_mb=memory,
+                runtime=runtime(len(batch)),
                 gpu=compute.gpus,
             params:
                 mola=mola,
@@ -153,7 +143,7 @@ rule train:
         model=ancient(layout.model / "model.json"),
         examples=trained_on,
         parent=parent_of,
-        quality=quality_of,
+        quality=lambda wildcards: quality_of([named_cell(wildcards)]),
         rates=lambda wildcards: chosen_rates(),
         needed=lambda wildcards: unless(planned.trained(named_cell(wildcards))),
     output:
@@ -164,8 +154,8 @@ rule train:
         folder("benchmarks/train/{task}/{method}/seed{seed}.tsv")
     threads: compute.threads
     resources:
-        mem_mb=lambda wildcards, attempt: int(1024 * compute.memory_gb * attempt),
-        runtime=lambda wildcards, attempt: int(60 * compute.hours * attempt),
+        mem_mb=memory,
+        runtime=runtime(),
         gpu=compute.gpus,
     params:
         mola=mola,
@@ -189,8 +179,8 @@ rule evaluate:
         folder("benchmarks/evaluate/{task}/{method}/seed{seed}.tsv")
     threads: compute.threads
     resources:
-        mem_mb=lambda wildcards, attempt: int(1024 * compute.memory_gb * attempt),
-        runtime=lambda wildcards, attempt: int(60 * compute.hours * attempt),
+        mem_mb=memory,
+        runtime=runtime(),
         gpu=min(1, compute.gpus),
     params:
         mola=mola,

@@ -36,6 +36,16 @@ def once_made(files, current):
     return ancient(files) if current else files
 
 
+def memory(wildcards, attempt):
+    """MiB of a job; more at each attempt, as its time."""
+    return int(1024 * compute.memory_gb * attempt)
+
+
+def runtime(cells=1):
+    """Minutes of a job of so many cells."""
+    return lambda wildcards, attempt: int(60 * compute.hours * cells * attempt)
+
+
 def chosen_rates():
     """What tuned cells are trained with, where it is chosen."""
     if layout.tries is None:

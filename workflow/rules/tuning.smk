@@ -10,36 +10,18 @@ if layout.tries is not None:
             input:
                 model=ancient(layout.model / "model.json"),
                 examples=[examples_of(rows) for rows in study.tasks],
-                quality=(
-                    [ancient(layout.quality)]
-                    if any(
-                        parse_method(
-                            layout.tries.study.method_by_label[cell.method]
-                        ).allocation
-                        == "alphalora"
-                        for cell in batch
-                    )
-                    else []
-                ),
+                quality=quality_of(batch, layout.tries.study),
                 needed=unless(all(planned.tried(cell) for cell in batch)),
             output:
-                [
-                    str(layout.tries.cell(cell) / name)
-                    for cell in batch
-                    for name in (TRAINED, EVALUATED)
-                ],
+                keys_of(batch, layout.tries),
             log:
                 folder(f"logs/tuning/{number}.log"),
             benchmark:
                 folder(f"benchmarks/tuning/{number}.tsv")
             threads: compute.threads
             resources:
-                mem_mb=lambda wildcards, attempt: int(
-                    1024 * compute.memory_gb * attempt
-                ),
-                runtime=lambda wildcards, attempt, cells=len(batch): int(
-                    60 * compute.hours * cells * attempt
-                ),
+                mem_mb=memory,
+                runtime=runtime(len(batch)),
                 gpu=min(1, compute.gpus),
             params:
                 mola=mola,

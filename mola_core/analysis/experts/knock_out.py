@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -79,7 +78,7 @@ def losses(layout: Layout) -> tuple[pd.DataFrame, LeftOut]:
 
 def write(layout: Layout) -> LeftOut:
     """Write the study's knockout.csv and draw its figure; returns the cells that are left out."""
-    from mola_core.analysis.figures.drawing import heading, save_figure
+    from mola_core.analysis.figures.adapters import save_adapter_figures
     from mola_core.analysis.figures.style import figure_style
     from mola_core.analysis.notices import notices
 
@@ -89,14 +88,7 @@ def write(layout: Layout) -> LeftOut:
         frame[order].to_csv(temporary, index=False)
     said = notices(layout.study) + told(left_out)
     with figure_style():
-        figure = draw(layout.study, frame)
-        heading(figure, said)
-        caption = (
-            "Points of accuracy and of the right option's probability that are lost when the adapter is off in a part of the"
-            " depth, mean over tasks and seeds, whole range over seeds. Where a line is high the trained model uses its"
-            " adapter."
-        )
-        save_figure(figure, Path(layout.folder) / "figures" / FIGURES[0], "Knock-out by depth", caption)
+        save_adapter_figures(layout, {"knock_out": draw(layout.study, frame)}, said)
     return left_out
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -63,33 +62,31 @@ def correlations(scores: pd.DataFrame, differences: pd.DataFrame) -> pd.DataFram
     return pd.DataFrame(rows, columns=["method", "estimate", "layers", "r", "p"])
 
 
-def write(layout: Layout, out_dir: Path | None = None) -> bool:
-    """Write layer_quality.csv and, where redundancy was measured, quality.csv and .parquet (`correlations`); draw.
+def write(layout: Layout) -> bool:
+    """Write the study's layer_quality.csv and, where redundancy was measured, quality.csv and .parquet (`correlations`); draw.
 
-    Into `out_dir`, by default the study's folder, from where redundancy.parquet is read. Returns whether it was there.
+    Returns whether redundancy.parquet was there.
     Raises `MolaError` as `layer_means` does.
     """
-    from mola_core.analysis.figures.drawing import heading, save_figure
+    from mola_core.analysis.figures.adapters import save_adapter_figures
     from mola_core.analysis.figures.style import figure_style
     from mola_core.analysis.notices import notices
 
-    out = Path(out_dir or layout.folder)
     scores = layer_means(layout)
-    with atomic_write(out / "layer_quality.csv") as temporary:
+    with atomic_write(layout.folder / "layer_quality.csv") as temporary:
         scores.to_csv(temporary, index=False)
     measured = layout.folder / "redundancy.parquet"
     differences = found = None
     if measured.is_file():
         differences = layer_differences(pd.read_parquet(measured))
         found = correlations(scores, differences)
-        with atomic_write(out / "quality.csv") as temporary:
+        with atomic_write(layout.folder / "quality.csv") as temporary:
             found.to_csv(temporary, index=False)
-        with atomic_write(out / "quality.parquet") as temporary:
+        with atomic_write(layout.folder / "quality.parquet") as temporary:
             found.to_parquet(temporary, index=False)
     with figure_style():
         figure = draw(layout.study, scores, differences, found)
-        heading(figure, notices(layout.study))
-        save_figure(figure, out / "figures" / FIGURES[0])
+        save_adapter_figures(layout, {"layer_quality": figure}, notices(layout.study))
     return differences is not None
 
 

@@ -128,27 +128,27 @@ def measure(layout: Layout) -> tuple[pd.DataFrame, LeftOut]:
     return pd.concat(frames, ignore_index=True), left_out
 
 
-def write(layout: Layout, out_dir: Path | None = None) -> LeftOut:
-    """Write redundancy.csv and .parquet and draw `FIGURES` into `out_dir` (default: the study's folder).
+def write(layout: Layout) -> LeftOut:
+    """Write the study's redundancy.csv and .parquet and draw `FIGURES`; returns the cells that are left out.
 
-    Returns the cells that are left out. Raises `MolaError` as `measure` does.
+    Raises `MolaError` as `measure` does.
     """
-    from mola_core.analysis.figures.drawing import heading, save_figure
+    from mola_core.analysis.figures.adapters import save_adapter_figures
     from mola_core.analysis.figures.style import figure_style
     from mola_core.analysis.notices import notices
 
-    out = Path(out_dir or layout.folder)
     frame, left_out = measure(layout)
-    with atomic_write(out / "redundancy.csv") as temporary:
+    with atomic_write(layout.folder / "redundancy.csv") as temporary:
         frame.to_csv(temporary, index=False)
-    with atomic_write(out / "redundancy.parquet") as temporary:
+    with atomic_write(layout.folder / "redundancy.parquet") as temporary:
         frame.to_parquet(temporary, index=False)
     said = notices(layout.study) + told(left_out)
     with figure_style():
-        for name, column in zip(FIGURES, ("raw", "relative"), strict=True):
-            figure = draw(layout.study, frame, column)
-            heading(figure, said)
-            save_figure(figure, out / "figures" / name)
+        figures = {
+            "redundancy": draw(layout.study, frame, "raw"),
+            "redundancy_relative": draw(layout.study, frame, "relative"),
+        }
+        save_adapter_figures(layout, figures, said)
     return left_out
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -97,29 +96,28 @@ def summarise(experts: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*KEYS, *names])
 
 
-def write(layout: Layout, out_dir: Path | None = None) -> LeftOut:
-    """Write routing.csv and .parquet (`summarise`) and draw `FIGURES` into `out_dir` (default: the study's folder).
+def write(layout: Layout) -> LeftOut:
+    """Write the study's routing.csv and .parquet (`summarise`) and draw `FIGURES`; returns the cells that are left out.
 
-    Returns the cells that are left out. Raises `MolaError` as `read` does.
+    Raises `MolaError` as `read` does.
     """
-    from mola_core.analysis.figures.drawing import heading, save_figure
+    from mola_core.analysis.figures.adapters import save_adapter_figures
     from mola_core.analysis.figures.style import figure_style
     from mola_core.analysis.notices import notices
 
-    out = Path(out_dir or layout.folder)
     experts, left_out = read(layout)
     summary = summarise(experts)
-    with atomic_write(out / "routing.csv") as temporary:
+    with atomic_write(layout.folder / "routing.csv") as temporary:
         summary.to_csv(temporary, index=False)
-    with atomic_write(out / "routing.parquet") as temporary:
+    with atomic_write(layout.folder / "routing.parquet") as temporary:
         summary.to_parquet(temporary, index=False)
     said = notices(layout.study) + told(left_out)
     with figure_style():
-        for name, figure in zip(
-            FIGURES, (histograms(layout.study, experts), heat_map(layout.study, experts)), strict=True
-        ):
-            heading(figure, said)
-            save_figure(figure, out / "figures" / name)
+        figures = {
+            "routing": histograms(layout.study, experts),
+            "routing_load": heat_map(layout.study, experts),
+        }
+        save_adapter_figures(layout, figures, said)
     return left_out
 
 

@@ -33,8 +33,8 @@ def study_data(layout: Layout, folder: Path) -> registry.StudyData:
     )
 
 
-def write(layout: Layout, out_dir: Path | None = None) -> None:
-    """Draw the figures of a study from the files that `collect` wrote into `out_dir` (default: the study's folder).
+def write(layout: Layout) -> None:
+    """Draw the figures of a study from the files that `collect` wrote.
 
     Raises `MolaError` where those are missing.
     """
@@ -42,7 +42,7 @@ def write(layout: Layout, out_dir: Path | None = None) -> None:
     from mola_core.analysis.figures.style import figure_style
     from mola_core.analysis.notices import missing_cells, notices
 
-    study, folder = layout.study, Path(out_dir or layout.folder)
+    study, folder = layout.study, layout.folder
     data = study_data(layout, folder)
     said = notices(study, missing_cells(study, data.cells))
     with figure_style():

@@ -13,11 +13,11 @@ STAND_IN = "Stand-in data or model: says nothing about a benchmark."
 
 def draw_verdict(verdict: Mapping[str, Any], folder: str | Path, notices: Sequence[str] = ()) -> None:
     """Draw the figures of a verdict into `folder`. One that the data do not allow says so in words; an optional one
-    is not there then. `notices` of the study stand on each (default: the verdict's own)."""
+    is not there then. `notices` stand on each."""
     from mola_core.analysis.figures.drawing import KINDS, heading, save_figure
     from mola_core.analysis.figures.style import figure_style
 
-    said = list(notices) or list(verdict.get("notices") or ())
+    said = list(notices)
     if verdict.get("stand_in") and not any("tand-in" in notice for notice in said):
         said.insert(0, STAND_IN)
     with figure_style():

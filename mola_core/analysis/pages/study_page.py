@@ -31,51 +31,25 @@ from mola_core.analysis.tables.parameters import layer_matrices
 from mola_core.analysis.tables.questions import shown_questions
 from mola_core.analysis.tables.render import EMPTY
 from mola_core.files import write_text
+from mola_core.runs.adapter_figures import ADAPTER_FIGURES
 from mola_core.runs.layout import Layout
 
 FILE = "index.html"
 TITLE = "Do higher layers need more LoRA experts here?"
-ADAPTERS = {
-    "knock_out": (
-        "Knock-out by depth",
-        "Accuracy and likelihood lost with the adapter off in a quarter of the depth, mean over tasks, range over seeds.",
-    ),
-    "routing": (
-        "Router statistics",
-        "Experts by the mean weight with which they are chosen, and by how often. No interval.",
-    ),
-    "routing_load": (
-        "Load of the experts",
-        "Times that each expert is chosen relative to even use, mean over modules, tasks and seeds.",
-    ),
-    "redundancy": (
-        "Distance between experts",
-        "Mean Frobenius norm of the difference between two experts of a layer.",
-    ),
-    "redundancy_relative": (
-        "Relative distance between experts",
-        "The same divided by the experts' own norm.",
-    ),
-    "layer_quality": (
-        "Quality of the base model's layers",
-        "PL_Alpha_Hill of the base model's layers beside the distance between experts.",
-    ),
-    "continual": (
-        "Continual learning",
-        "What is still known of each topic after each was learnt, mean over seeds.",
-    ),
-}
-"""Figures of trained adapters, which are there only where `mola routing` and its like have run."""
+CONTINUAL = (
+    "Continual learning",
+    "What is still known of each topic after each was learnt, mean over seeds.",
+)
 SHOWN_ELSEWHERE = ("Every question", "Shapes and methods")
 """Sections of verdict.md that this page has as tables of its own."""
 
 
-def write(layout: Layout, out_dir: Path | None = None) -> Path:
-    """Write `index.html` of a study from its collected files in `out_dir` (default: the study's folder).
+def write(layout: Layout) -> Path:
+    """Write `index.html` of a study from its collected files.
 
     Raises `MolaError` where the cells are not collected.
     """
-    folder = Path(out_dir or layout.folder)
+    folder = layout.folder
     study, cells = layout.study, read_cells(folder)
     missing = missing_cells(study, cells)
     verdict = _read_verdict(folder)
@@ -110,7 +84,10 @@ def write(layout: Layout, out_dir: Path | None = None) -> Path:
         ),
         folded(
             "Inside the trained adapters",
-            "\n".join(figure(folder, name, *words) for name, words in ADAPTERS.items()),
+            "\n".join(
+                figure(folder, name, *words)
+                for name, words in {**ADAPTER_FIGURES, "continual": CONTINUAL}.items()
+            ),
         ),
         *_rest_of_verdict(folder, verdict),
         folded(

@@ -28,12 +28,12 @@ HELPED_NOTE = (
 )
 
 
-def write(layout: Layout, out_dir: Path | None = None) -> None:
-    """Write `summary.md` from the files that `collect` wrote into `out_dir` (default: the study's folder).
+def write(layout: Layout) -> None:
+    """Write `summary.md` from the files that `collect` wrote.
 
     What is not there yet (figures, verdict) is not mentioned. Raises `MolaError` where the cells are not collected.
     """
-    study, folder = layout.study, Path(out_dir or layout.folder)
+    study, folder = layout.study, layout.folder
     cells = read_cells(folder)
     missing = missing_cells(study, cells)
     table = accuracy_table(study, cells)

@@ -11,8 +11,6 @@ from mola_core.analysis.statistics.records import Verdict
 from mola_core.files import sha256_file, write_json, write_text
 from mola_core.study.verdict import VerdictSettings
 
-__all__ = ["decide", "write_verdict"]
-
 
 def write_verdict(
     scores: str | Path,

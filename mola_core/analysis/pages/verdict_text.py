@@ -5,6 +5,7 @@ from typing import Any
 
 from mola_core.analysis import verdict_fields as fields
 from mola_core.analysis.pages.answer import answer_sentence, beside_sentences, change_sentence
+from mola_core.analysis.statistics.planner import MAX_SEEDS
 from mola_core.analysis.tables.render import markdown_text, p_value
 
 TITLE = "Do higher layers need more experts here?"
@@ -38,10 +39,6 @@ def interval(row: dict[str, Any]) -> str:
     return f"{row['low']:+.2f} to {row['high']:+.2f}"
 
 
-def _confidence(verdict: dict[str, Any]) -> str:
-    return f"{100 * (1 - verdict['level']):g} %"
-
-
 def _headline(verdict: dict[str, Any]) -> str:
     answer = markdown_text(answer_sentence(verdict | {"stand_in": False}))
     return f"**{answer}**" + "".join(f"\n{markdown_text(text)}" for text in beside_sentences(verdict))
@@ -73,7 +70,7 @@ def _answers(verdict: dict[str, Any]) -> str:
             "",
             f"**{words}** (Holm over {rows[0]['family_size']})",
             "",
-            f"| question | claim | answer | estimate | {_confidence(verdict)} interval | median | p | p (equivalence) "
+            f"| question | claim | answer | estimate | {fields.confidence(verdict)} interval | median | p | p (equivalence) "
             "| tasks drawn | smallest | seeds |",
             "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         ]
@@ -100,7 +97,7 @@ def _row(question: dict[str, Any]) -> str:
     single = question["covers"] == "documents"
     mde = question["minimum_detectable_effect"]
     counts = [*question["seeds_needed"].values(), question["seeds_equivalent"]]
-    seeds = " / ".join("> 1000" if n is None else str(n) for n in counts)
+    seeds = " / ".join(f"> {MAX_SEEDS}" if n is None else str(n) for n in counts)
     answer = question["answer"] + (" (one seed: documents only)" if single else "")
     if question["within_margin"] and question["answer"] != "equivalent":
         answer += " (within the margin)"
@@ -124,7 +121,7 @@ def _row(question: dict[str, Any]) -> str:
 
 def _methods(verdict: dict[str, Any]) -> str:
     lines = [
-        f"| method | accuracy | median run | {_confidence(verdict)} interval | covers | best of all | centre of depth | "
+        f"| method | accuracy | median run | {fields.confidence(verdict)} interval | covers | best of all | centre of depth | "
         "spread |",
         "| --- | ---: | ---: | ---: | --- | ---: | ---: | ---: |",
     ]

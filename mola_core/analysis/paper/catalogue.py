@@ -72,9 +72,9 @@ def tables_of(study: Study) -> tuple[str, ...]:
         seeds = not table.intervals or len(study.seeds) > 1
         if tasks and labels & rows and seeds:
             stems.append(table.stem)
-    if continues_as_the_paper(study) and set(reference.paper_names(study).values()) & set(
-        reference.continual()["method"]
-    ):
+    names = reference.paper_names(study)
+    chained = {names[cell.method] for cell in study.continual_cells() if cell.method in names}
+    if continues_as_the_paper(study) and chained & set(reference.continual()["method"]):
         stems += [f"paper-{number}" for number in CONTINUAL_TABLES]
     return tuple(sorted(stems))
 

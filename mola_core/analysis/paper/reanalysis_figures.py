@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mola_core.analysis.paper.combined import Combined
-from mola_core.analysis.paper.training_losses import CAVEATS, SHAPES, LossSlope, runs, shape_losses
+from mola_core.analysis.paper.training_losses import SHAPES, LossSlope, runs, shape_losses
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -179,7 +179,6 @@ def _within(frame: pd.DataFrame, column: str, log: bool) -> pd.Series:
 
 
 __all__ = [
-    "CAVEATS",
     "FOREST_CAPTION",
     "GROUPS",
     "LOSS_CAPTION",

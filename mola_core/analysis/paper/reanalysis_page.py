@@ -7,14 +7,14 @@ import pandas as pd
 
 from mola_core.analysis.paper.combined import PRIMARY, Combined
 from mola_core.analysis.paper.reanalysis_figures import (
-    CAVEATS,
     FOREST_CAPTION,
     GROUPS,
     LOSS_CAPTION,
     SHORT_MODELS,
 )
 from mola_core.analysis.paper.sources import DOUBTFUL
-from mola_core.analysis.paper.training_losses import LossSlope, shape_losses
+from mola_core.analysis.paper.training_losses import CAVEATS, LossSlope, shape_losses
+from mola_core.analysis.tables.render import p_value
 
 
 def reanalysis_page(
@@ -200,10 +200,6 @@ def _marks() -> str:
         "OpenbookQA and ScienceQA 2468 − 8642 is −0.36 points there, on three tasks.\n\n† Second-hand: not read from the paper itself. LD-MoLE's tasks are not "
         "the paper's, so no noise between seeds is known for them; 8888 has 60 % more parameters than 2468."
     )
-
-
-def p_value(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _limits(rows: pd.DataFrame, seeds: Mapping[str, int | None]) -> str:

@@ -4,7 +4,6 @@ Only tables in which the study has something to put are written; what it lacks o
 mean over the study's seeds; the paper's is a single run, except in Table 8.
 """
 
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -33,10 +32,10 @@ SYMBOLS = {"5555": "□", "8888": "□", "4444": "□"} | {
 }
 
 
-def write(layout: Layout, out_dir: Path | None = None) -> None:
-    """Write the tables that `tables_of` names from the files that `collect` wrote into `out_dir` (default: the study's folder), and the
+def write(layout: Layout) -> None:
+    """Write the tables that `tables_of` names from the files that `collect` wrote, and the
     matrix figure where the study has continual learning."""
-    study, results = layout.study, Path(out_dir or layout.folder)
+    study, results = layout.study, layout.folder
     cells, folder = read_cells(results), results / "tables"
     said = notices(study, missing_cells(study, cells))
     frame = continual.read(results)
@@ -53,7 +52,9 @@ def write(layout: Layout, out_dir: Path | None = None) -> None:
         write_table(
             folder, table.stem, title, _wide(numbers), _shown(table, numbers), own, _notes(table, numbers)
         )
-    ours = None if frame is None else frame.assign(method=frame["method"].map(reference.paper_names(study)))
+    ours = None
+    if frame is not None:
+        ours = frame.assign(method=frame["method"].map(reference.paper_names(study))).dropna(subset="method")
     chains = [] if frame is None else missing_chains(study, frame)
     for number, builder in [(5, op_and_pd), (6, continual_detail)]:
         if f"paper-{number}" not in wanted:

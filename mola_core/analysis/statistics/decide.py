@@ -40,7 +40,6 @@ from mola_core.analysis.statistics.runs import (
     without_floor,
 )
 from mola_core.analysis.statistics.summaries import (
-    BASE,
     depth_lines,
     mcnemar_tests,
     notes,
@@ -48,6 +47,7 @@ from mola_core.analysis.statistics.summaries import (
     trained_seeds,
 )
 from mola_core.errors import MolaError
+from mola_core.methods.family import BASE
 from mola_core.study.verdict import CLAIM, VerdictSettings
 
 

@@ -7,7 +7,8 @@ import numpy as np
 
 from mola_core.analysis.scores import Block, ScoreMatrix
 from mola_core.analysis.statistics.records import Exchange
-from mola_core.analysis.statistics.summaries import BASE, points
+from mola_core.analysis.statistics.summaries import points
+from mola_core.methods.family import BASE
 
 COLLAPSE = 5.0
 """Points below the median of its method's runs, and times their usual distance from it, at which a run is collapsed."""

@@ -9,9 +9,8 @@ from mola_core.analysis.scores import Block, ScoreMatrix, shared_runs
 from mola_core.analysis.statistics.bootstrap import Bootstrap, ranks
 from mola_core.analysis.statistics.estimates import Estimate, combine, components, holm, mcnemar
 from mola_core.analysis.statistics.questions import Question, Shape, answer_id
+from mola_core.methods.family import BASE
 from mola_core.study.verdict import VerdictSettings
-
-BASE = "base"
 
 
 def points(fraction: Any) -> float:

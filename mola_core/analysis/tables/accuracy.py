@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,6 +12,7 @@ from mola_core.analysis.reference import numbers as reference
 from mola_core.analysis.tables.parameters import Sizes, closed_form, layer_matrices
 from mola_core.analysis.tables.render import EMPTY, count, percent, write_table
 from mola_core.errors import MolaError
+from mola_core.methods.family import BASE
 from mola_core.methods.registry import layer_experts, parse_method
 from mola_core.runs.layout import Layout
 from mola_core.shapes import budget
@@ -29,12 +29,12 @@ CHANCE = {
 """What the first row is, in words."""
 
 
-def write(layout: Layout, out_dir: Path | None = None) -> None:
-    """Write `TABLES` from the files that `collect` wrote into `out_dir` (default: the study's folder).
+def write(layout: Layout) -> None:
+    """Write `TABLES` from the files that `collect` wrote.
 
     Raises `MolaError` where those are missing, and where a trained adapter is larger or smaller than its closed form.
     """
-    study, results = layout.study, Path(out_dir or layout.folder)
+    study, results = layout.study, layout.folder
     cells, folder = read_cells(results), results / "tables"
     said = notices(study, missing_cells(study, cells))
     accuracy = accuracy_table(study, cells)
@@ -64,8 +64,7 @@ def write(layout: Layout, out_dir: Path | None = None) -> None:
 
 def row_labels(study: Study) -> list[str]:
     """The methods of the study, the base model first whether or not the study evaluates it."""
-    base = [label for label, method in study.method_by_label.items() if method.method == "base"] or ["base"]
-    return base + [label for label in study.method_by_label if label not in base]
+    return [BASE, *study.trained_methods()]
 
 
 def accuracy_table(study: Study, cells: pd.DataFrame) -> pd.DataFrame:

@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 
 from mola_core.analysis import verdict_fields as fields
-from mola_core.analysis.tables.render import EMPTY, inert, latex_text, markdown, markdown_text
+from mola_core.analysis.statistics.planner import MAX_SEEDS
+from mola_core.analysis.tables.render import EMPTY, inert, latex_text, markdown, markdown_text, p_value
 from mola_core.files import atomic_write, write_text
 
 STEM = "questions"
@@ -66,7 +67,7 @@ def shown_questions(verdict: Mapping[str, Any]) -> pd.DataFrame:
                 "Estimate": _signed(question["estimate"]),
                 "These tasks": _between(question["low"], question["high"]),
                 "Tasks like these": _between(*(drawn or (None, None))),
-                "p (corrected)": EMPTY if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
+                "p (corrected)": EMPTY if p is None else p_value(p),
                 "Smallest effect": _plain(question["minimum_detectable_effect"]),
                 "Seeds needed": _seeds(question["seeds_needed"]),
             }
@@ -89,7 +90,9 @@ def _between(low: float | None, high: float | None) -> str:
 
 
 def _seeds(needed: Mapping[str, int | None]) -> str:
-    return ", ".join(f"{'> 1000' if n is None else n} for {size}" for size, n in needed.items()) or EMPTY
+    return (
+        ", ".join(f"{f'> {MAX_SEEDS}' if n is None else n} for {size}" for size, n in needed.items()) or EMPTY
+    )
 
 
 def questions_latex(verdict: Mapping[str, Any], notices: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from mola_core.analysis.figures.registry import FigureEntry, StudyData
 from mola_core.analysis.reference.numbers import task_title
 from mola_core.analysis.scores import ScoreMatrix, shared_runs
 from mola_core.analysis.statistics.estimates import combine, components
-from mola_core.study.study import Study
+from mola_core.methods.family import BASE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,14 +71,14 @@ def draw(data: StudyData) -> Figure:
                 _point(
                     axis,
                     place + offset,
-                    accuracies(matrix, label, tasks, not study.seeds_by_task),
+                    accuracies(matrix, label, tasks, study.seeds_shared),
                     styles[label],
                     label,
                 )
             ticks.append(place + (len(group.methods) - 1) / 2)
             place += len(group.methods) + GROUP_GAP
         _size_axis(axis, groups, ticks, place)
-        _without_training(axis, study, cells, matrix, tasks)
+        _without_training(axis, cells, matrix, tasks)
     outer_labels(axes, "trainable parameters", "accuracy (%), 95 % interval")
     shared_legend(figure, axes)
     return figure
@@ -153,12 +153,9 @@ def _point(
     )
 
 
-def _without_training(
-    axis: Axes, study: Study, cells: pd.DataFrame, matrix: ScoreMatrix, tasks: list[str]
-) -> None:
+def _without_training(axis: Axes, cells: pd.DataFrame, matrix: ScoreMatrix, tasks: list[str]) -> None:
     """What no training gives, in words below and as lines where the axis reaches so far."""
-    base = next((label for label, method in study.method_by_label.items() if method.method == "base"), None)
-    found = accuracies(matrix, base, tasks, seeds_shared=False) if base else None
+    found = accuracies(matrix, BASE, tasks, seeds_shared=False)
     own = cells[cells["task"].isin(tasks)]
     levels = {chance_label(own): chance_levels(own).mean()}
     if found:
