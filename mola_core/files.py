@@ -167,7 +167,9 @@ def read_json(path: str | Path) -> Any:
     except FileNotFoundError:
         raise MolaError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MolaError(f"{path}: not valid JSON ({error}); remove the file and run again") from None
+        raise MolaError(
+            f"{path}: not valid JSON ({error}): damaged or cut short; copy it anew, or remove it where a run wrote it"
+        ) from None
 
 
 def sha256_file(path: str | Path) -> str:

@@ -78,12 +78,33 @@ def test_each_verb_gives_an_example_that_its_parser_takes(verb, capsys):
             "mola verdict: --pair, --margin, --endpoint and --looks go with",
         ),
         ("verdict --scores s.csv --study smoke", "mola verdict: --scores: answers a file by itself"),
+        (
+            "cell --study smoke --results nosuch --cell cola mola-246 0",
+            "mola cell: study smoke: no cell cola/mola-246/seed0",
+        ),
+        (
+            "train --study smoke --results nosuch --task no --method base --seed 0",
+            "mola train: study smoke: no cell",
+        ),
+        (
+            "examples --study smoke --results nosuch --task no",
+            "mola examples: --task no: study smoke has cola",
+        ),
+        ("tuning --study smoke --results nosuch", "mola tuning: study smoke: has no section `tuning`"),
+        ("status --results file.csv", "mola status: argument --results: file.csv is no folder; name another"),
+        ("calibrate --out file.csv", "mola calibrate: argument --out: file.csv is no folder; name another"),
+        ("verdict --scores file.csv --out file.csv", "mola verdict: argument --out: file.csv is no folder"),
+        (
+            "pack --study smoke --out nosuch --python-version banana",
+            "mola pack: --python-version 'banana': write two numbers",
+        ),
         ("where --study smoke --results nosuch", "mola where: nosuch/smoke: is not there yet; run the study"),
         ("verify --study smoke --results nosuch", "mola verify: nosuch/smoke: nothing of the study is there"),
     ],
 )
 def test_a_wrong_command_is_one_line(given, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file.csv").write_text("")
     try:
         code = cli.main(given.split())
     except SystemExit as stop:

@@ -113,6 +113,9 @@ def test_a_lora_of_a_hub_model_names_id_and_commit(bench, tmp_path, monkeypatch)
     card = (folder / "README.md").read_text()
     assert "license: apache-2.0" in card and "at commit `" + "0" * 40 in card
     assert "import mola_core" not in card, "PEFT loads a LoRA by itself"
+    for wrong in ({"base": "not an id"}, {"base": "../x/y"}, {"licence": "a\nb: c"}):
+        with pytest.raises(MolaError, match="--base-model|--license"):
+            export_adapter(layout, cell.path, tmp_path / "wrong", **wrong)
     other = export_adapter(layout, cell.path, tmp_path / "other", base="org/copy")
     config = json.loads((other / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("org/copy", None)
@@ -181,6 +184,8 @@ def test_sources_of_models_and_rows(tmp_path):
         ({"methods": ["mola-24"]}, "24"),
         ({"tasks": ["cola", "cola"]}, "mine.yaml: .*'cola' is listed twice"),
         ({"model": str(STUDIES), "revision": "0" * 40}, "is a folder; leave it out"),
+        ({"model": "llama2-7b", "revision": "1" * 40}, "the study llama2-7b pins its model"),
+        ({"model": "~nosuch/x"}, "--model: '~nosuch/x' names a user whose home folder is unknown"),
     ],
 )
 def test_a_draft_that_is_no_study_is_not_written(tmp_path, changes, message):

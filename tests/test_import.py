@@ -119,16 +119,19 @@ def test_samples_of_many_runs_become_one_score_matrix(runs, tmp_path, capsys):
             assert row["log_likelihood"] == pytest.approx(right, rel=1e-5)
 
 
-def test_a_table_says_what_paths_do_not(runs, tmp_path):
-    lines = ["file,method,seed,task"]
+def test_a_table_says_what_paths_do_not(runs, tmp_path, capsys):
+    lines = ["file, method, seed, task"]
     for place, file in enumerate(sorted(runs.rglob("samples_arc_easy_*"))):
         shutil.copy(file, tmp_path / f"{place}.jsonl")
-        lines.append(f"{place}.jsonl,m{place},7,quiz")
+        lines.append(f"{place}.jsonl, m{place} , 7, quiz")
     (tmp_path / "runs.csv").write_text("\n".join(lines) + "\n")
     assert imported(tmp_path / "scores.parquet", "--runs", tmp_path / "runs.csv") == 0
     frame = load_scores(tmp_path / "scores.parquet")
     assert set(frame["method"]) == {"m0", "m1", "m2", "m3"}
     assert set(frame["seed"]) == {7} and set(frame["task"]) == {"quiz"}
+    (tmp_path / "runs.csv").write_text("file,method,seed,method\n0.jsonl,a,7,b\n")
+    assert imported(tmp_path / "twice.parquet", "--runs", tmp_path / "runs.csv") == 2
+    assert "two columns 'method'; remove one" in capsys.readouterr().err
 
 
 def changed(runs: Path, tmp_path: Path, change) -> Path:

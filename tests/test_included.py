@@ -237,6 +237,35 @@ def test_a_template_reads_its_document_and_runs_nothing(tmp_path, rows, folder, 
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("wanted", ["label", "nosuch", 5, None])
+def test_documents_that_belong_together_are_told_by_a_column(tmp_path, rows, folder, capsys, wanted):
+    metadata = {"cluster": wanted} if wanted else "x"
+    (folder / "colours.yaml").write_text(TASK + yaml.safe_dump({"metadata": metadata}))
+    options = [*study(tmp_path, rows), "--include", str(folder)]
+    asked = main(["model", *options]) or main(["data", *options]) or main(["examples", *options])
+    if wanted == "label":
+        assert asked == 0
+        table = pq.read_table(tmp_path / "results/own/examples/colours/evaluation.parquet")
+        assert table["cluster"].to_pylist() == [str(number % 2) for number in range(8)]
+    else:
+        assert asked == 2
+        assert "task colours: metadata" in capsys.readouterr().err
+
+
+def test_documents_that_are_left_out_cannot_be_told_apart(tmp_path, rows, folder, capsys):
+    (folder / "deeper" / "prompts.py").write_text(
+        CODE + "def some(docs):\n    return docs.select(range(1 + len(docs) // 2))\n"
+    )
+    own = "include: ../_base.yaml\ntask: shades\ndoc_to_text: '{{question}}'\nprocess_docs: !function prompts.some\n"
+    (folder / "deeper" / "shades.yaml").write_text(own + "metadata: {cluster: label}\n")
+    options = [*study(tmp_path, rows, "shades"), "--include", str(folder), "--include-functions"]
+    assert main(["run", *options]) == 2
+    assert (
+        "task shades: metadata.cluster: process_docs makes 9 documents of 16 rows of train"
+        in capsys.readouterr().err
+    )
+
+
 def test_code_that_goes_by_pythons_hash_of_texts_is_found(tmp_path, rows, folder, capsys):
     """It is the same in one process, and another in the next."""
     code = CODE.replace("Shade:'", "Shade ' + str(hash(doc['question']))")

@@ -354,6 +354,15 @@ def test_defaults_of_peft_are_of_the_types_that_are_checked():
             r"config\.rank_pattern: must be a mapping",
         ),
         ({"peft_type": "PREFIX_TUNING"}, r"config\.num_virtual_tokens: missing; add it"),
+        (
+            {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 100_000},
+            r"config\.num_virtual_tokens: must be 1 to 4,096",
+        ),
+        (
+            {"peft_type": "LORA", "lora_dropout": -1},
+            r"config\.lora_dropout: must be at least 0 and below 1, not -1",
+        ),
+        ({"peft_type": "LORA", "layers_to_transform": []}, r"config\.layers_to_transform: names no layer"),
         ({"peft_type": "ADALORA", "init_r": 4, "target_r": 4}, r"config\.target_r: 4 is not below init_r 4"),
         ({"peft_type": "ADALORA", "target_r": 12}, r"config\.target_r: 12 is not below init_r 12"),
     ],

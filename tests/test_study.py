@@ -294,6 +294,16 @@ def dumped(content):
             "verdict.hypotheses: '2468-vs-8462' needs mola-2468 and mola-8462; the methods are base",
         ),
         (
+            {"verdict": {"hypotheses": ["2468-vs-2468"]}},
+            "verdict.hypotheses: '2468-vs-2468' compares a method with itself",
+        ),
+        (
+            {"verdict": {"hypotheses": ["2468-vs-8642", "mola-8642-vs-mola-2468"]}},
+            "verdict.hypotheses: two of them compare the same methods",
+        ),
+        ({"methods": ["base", "random-8-00"]}, "random-8-00"),
+        ({"tasks": ["cola", "scienceqa", "scienceqa-biology"]}, "'scienceqa-biology' ask the same questions"),
+        (
             {"verdict": {"questions": ["spread-16"]}},
             "verdict.questions: 'spread-16' needs three shapes of that budget",
         ),

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from drawn_scores import FAST, draw, named, questions, with_likelihood
 from scipy import stats
+from simulated_study import make_study
 
 from mola_core.analysis.calibration.simulation import SHAPES
 from mola_core.analysis.figures.verdict import FIGURES
@@ -212,6 +213,19 @@ def test_the_base_model_is_shown_but_not_ranked():
     assert verdict["methods"]["base"]["ranks"] is None
     assert verdict["methods"]["mola-5555"]["ranks"] is not None
     assert verdict["notes"] == []
+
+
+def test_seeds_that_are_numbered_apart_are_named():
+    rows = draw(seed=11)
+    apart = rows.assign(seed=rows["seed"] + 10 * (rows["method"] == "mola-2468"))
+    [said] = [note for note in decide(apart, FAST)["notes"] if "no seed in common" in note][:1]
+    assert "mola-2468" in said and "number seeds alike" in said
+    assert not [note for note in decide(rows, FAST)["notes"] if "no seed in common" in note]
+
+
+def test_a_method_against_a_lora_is_a_hypothesis():
+    study = make_study(verdict={"hypotheses": ["2468-vs-lora-r40"], "questions": ["mola-8642-vs-lora-r40"]})
+    assert study.verdict.hypotheses == ("2468-vs-lora-r40",)
 
 
 def test_methods_without_a_question():

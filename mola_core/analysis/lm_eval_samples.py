@@ -103,9 +103,9 @@ def runs_by_table(table: Path) -> list[Run]:
         if not table.is_file():
             raise OSError("no such file")
         with open(table, encoding="utf-8-sig", newline="") as handle:
-            reader = csv.DictReader(handle)
+            reader = csv.DictReader(handle, skipinitialspace=True)
             rows = list(reader)
-            columns = reader.fieldnames or []
+            columns = [str(name).strip() for name in reader.fieldnames or []]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise MolaError(f"--runs {table}: cannot be read ({error})") from None
     for column in ("file", "method", "seed"):
@@ -113,8 +113,12 @@ def runs_by_table(table: Path) -> list[Run]:
             raise MolaError(
                 f"--runs {table}: no column {column!r}; it has {', '.join(columns)[:100] or 'none'}"
             )
+    twice = [name for name in columns if columns.count(name) > 1]
+    if twice:
+        raise MolaError(f"--runs {table}: two columns {twice[0]!r}; remove one")
     runs = []
-    for number, row in enumerate(rows, 2):
+    for number, values in enumerate(rows, 2):
+        row = dict(zip(columns, (str(value or "").strip() for value in values.values()), strict=False))
         file = table.parent / str(row["file"])
         if not file.is_file():
             raise MolaError(f"--runs {table}: line {number}: {file}: no such file")
@@ -286,7 +290,10 @@ def _names(samples: Sequence[dict[str, Any]]) -> list[str]:
 def _correct(file: Path, sample: dict[str, Any], metric: str) -> int:
     value = sample.get(metric)
     if value not in (0, 1):
-        known = [name for name in sample.get("metrics") or sample if sample.get(name) in (0, 1)]
+        metrics = sample.get("metrics")
+        known = [
+            name for name in (metrics if isinstance(metrics, list) else sample) if sample.get(name) in (0, 1)
+        ]
         said = "has no such metric" if metric not in sample else f"is {str(value)[:40]}, not 0 or 1"
         raise MolaError(
             f"{file}: doc_id {sample['doc_id']}: {metric} {said}; choose one with --metric: {', '.join(known) or 'none'}"

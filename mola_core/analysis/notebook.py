@@ -55,6 +55,10 @@ def verdict(
     (`pairs=[("mine", "theirs")]`), hypotheses, endpoint, looks. `shapes` gives experts per layer of methods whose
     name does not tell. Raises `MolaError` for scores that cannot be used and settings that do not exist.
     """
+    if shapes is not None and not isinstance(shapes, Mapping):
+        raise MolaError(
+            "verdict shapes: must be a mapping of methods to experts per layer, as {'mine': [2, 2, 4, 4]}"
+        )
     try:
         settings = VerdictSettings.model_validate(stated)
     except ValidationError as error:

@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if problem is None:
             raise
         print(
-            f"mola {parsed.verb}: {problem}; nothing is half-written, mend it and run again", file=sys.stderr
+            f"mola {parsed.verb}: {problem}; no file is half-written: mend it and run again", file=sys.stderr
         )
         return 1
     return 0

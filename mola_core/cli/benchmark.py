@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import sys
 
-from mola_core.cli.options import Verbs, at_least, path, study_layout, study_options
+from mola_core.cli.options import Verbs, at_least, folder, study_layout, study_options
 
 BENCHMARKS = (
     *("layers", "steps", "ablation", "precision", "memory", "large"),
@@ -71,5 +71,5 @@ def declare(verbs: Verbs) -> None:
         help="of the base model's weights (default: %(default)s)",
     )
     measuring.add_argument(
-        "--out", type=path, default="results/benchmark", help="folder (default: %(default)s)"
+        "--out", type=folder, default="results/benchmark", help="folder (default: %(default)s)"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 from mola_core.cli.options import (
     Verbs,
@@ -60,10 +61,11 @@ def cell(arguments: argparse.Namespace) -> None:
     from mola_core.runs.gpus import gpu_slot
     from mola_core.runs.several import run_in_turn
 
-    layout = owned(study_layout(arguments))
+    layout = study_layout(arguments)
     cells = [layout.study.cell(*named) for named in arguments.cell]
     if layout.study.compute.gpus > 1:
         raise MolaError("compute.gpus: several cards train a cell; use `mola train`, then `mola evaluate`")
+    owned(layout)
     with gpu_slot(layout.study.compute.cells_per_gpu):
         run_in_turn(CellRunner(layout), cells)
 
@@ -77,9 +79,10 @@ def run(arguments: argparse.Namespace) -> None:
     """
     from mola_core.runs.local import run as run_cells
 
-    layout = owned(study_layout(arguments))
+    layout = study_layout(arguments)
     if arguments.archive and arguments.archive.is_dir():
         raise MolaError(f"--archive {arguments.archive}: is a folder; name a file in it")
+    owned(layout)
     outcomes = run_cells(
         layout, arguments.parallel, arguments.time_budget, not arguments.drop_adapters, arguments.archive
     )
@@ -105,6 +108,8 @@ def pack(arguments: argparse.Namespace) -> None:
         raise MolaError(
             "--no-wheels: goes without --without, --platform and --python-version, which choose wheels"
         )
+    if arguments.python_version and not re.fullmatch(r"3\.\d{1,2}", arguments.python_version):
+        raise MolaError(f"--python-version {arguments.python_version!r}: write two numbers, as 3.12")
     layout = owned(study_layout(arguments))  # what is stated here comes before any cell there
     parts = make_pack(
         layout,

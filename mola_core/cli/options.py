@@ -84,8 +84,9 @@ def owned(layout: Layout) -> Layout:
 
 
 def named_cell(arguments: argparse.Namespace) -> tuple[Layout, Cell]:
-    layout = owned(study_layout(arguments))
-    return layout, layout.study.cell(arguments.task, arguments.method, arguments.seed)
+    layout = study_layout(arguments)
+    cell = layout.study.cell(arguments.task, arguments.method, arguments.seed)
+    return owned(layout), cell
 
 
 def path(text: str) -> Path:
@@ -94,6 +95,14 @@ def path(text: str) -> Path:
         return typed_path(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def folder(text: str) -> Path:
+    """The type of an option that names a folder, which may be there or not."""
+    named = path(text)
+    if named.exists() and not named.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is no folder; name another")
+    return named
 
 
 def at_least(least: int, kind: Callable[[str], float] = int) -> Callable[[str], float]:
@@ -115,7 +124,7 @@ def study_options(parser: argparse.ArgumentParser) -> None:
         "--data-root", type=path, help="read the tasks' rows from this folder of parquet files"
     )
     parser.add_argument(
-        "--results", type=path, default=RESULTS, help="folder of all results (default: %(default)s)"
+        "--results", type=folder, default=RESULTS, help="folder of all results (default: %(default)s)"
     )
     include_options(parser)
 

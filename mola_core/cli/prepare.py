@@ -45,8 +45,10 @@ def examples(arguments: argparse.Namespace) -> None:
     from mola_core.models.loading import load_tokenizer
     from mola_core.runs.prepare import prepare_examples
 
-    layout = owned(study_layout(arguments))
-    for name in _named_rows(layout, arguments.task):
+    layout = study_layout(arguments)
+    named = _named_rows(layout, arguments.task)
+    owned(layout)
+    for name in named:
         prepare_examples(layout, name, lambda: load_tokenizer(layout.model))
 
 

@@ -15,15 +15,16 @@ def tuning(arguments: argparse.Namespace) -> None:
     """
     from mola_core.runs.tuning import choose
 
-    layout = owned(study_layout(arguments))
+    layout = study_layout(arguments)
     if layout.tries is None:
         raise MolaError(f"study {layout.study.name}: has no section `tuning`; add one")
-    if arguments.tries:
+    cells = [layout.tries.study.cell(*named) for named in arguments.tries or ()]
+    owned(layout)
+    if cells:
         from mola_core.runs.cell import CellRunner
         from mola_core.runs.gpus import gpu_slot
         from mola_core.runs.several import run_in_turn
 
-        cells = [layout.tries.study.cell(*named) for named in arguments.tries]
         with gpu_slot(layout.study.compute.cells_per_gpu):
             run_in_turn(CellRunner(layout.tries), cells)
         return

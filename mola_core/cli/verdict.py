@@ -12,6 +12,7 @@ from mola_core.cli.options import (
     Verbs,
     at_least,
     collected_layout,
+    folder,
     path,
     results_layout,
     study_layout,
@@ -189,7 +190,7 @@ def declare(verbs: Verbs) -> None:
     judging.add_argument("--scores", type=path, help="any score matrix, Parquet or CSV, instead of a study's")
     judging.add_argument(
         "--out",
-        type=path,
+        type=folder,
         help="folder for verdict.json, verdict.md and figures (default: beside the scores)",
     )
     judging.add_argument(
@@ -216,7 +217,7 @@ def declare(verbs: Verbs) -> None:
         "--state", action="store_true", help="only record the study's hypotheses, before there are results"
     )
     simulating = verbs.add(calibrate)
-    simulating.add_argument("--out", type=path, required=True, help="folder for the table and figure")
+    simulating.add_argument("--out", type=folder, required=True, help="folder for the table and figure")
     simulating.add_argument(
         "--simulations", type=at_least(2), default=1000, help="studies a scenario (default: %(default)s)"
     )
@@ -224,6 +225,6 @@ def declare(verbs: Verbs) -> None:
         "--seed", type=at_least(0), default=0, help="of the simulation (default: %(default)s)"
     )
     verbs.add(reanalyse).add_argument(
-        "--out", type=path, required=True, help="folder for the page, table and figure"
+        "--out", type=folder, required=True, help="folder for the page, table and figure"
     )
     verbs.add(reproduce, study_options)

@@ -51,6 +51,7 @@ KINDS = {
     "TRAINABLE_TOKENS": "no token of a task here stands for it",
 }
 """Values of `peft_type` that do not go with one adapter, one task and tokens alone."""
+MAX_VIRTUAL_TOKENS = 4096
 STARTS = {"corda": UNSUPPORTED["corda_config"], "loftq": UNSUPPORTED["loftq_config"]}
 """Values of `init_lora_weights` that are not supported."""
 PATTERNS = {
@@ -106,6 +107,14 @@ def check(config: Mapping[str, Any]) -> None:
         _check_type(key, value, fields[key])
         if key in ("r", "init_r", "target_r") and kind != "OFT" and isinstance(value, int) and value < 1:
             raise ValueError(f"config.{key}: must be at least 1, not {value}")
+        if key.endswith("dropout") and isinstance(value, int | float) and not 0 <= value < 1:
+            raise ValueError(f"config.{key}: must be at least 0 and below 1, not {value}")
+        if key == "num_virtual_tokens" and isinstance(value, int) and not 1 <= value <= MAX_VIRTUAL_TOKENS:
+            raise ValueError(f"config.{key}: must be 1 to {MAX_VIRTUAL_TOKENS:,}, not {value}")
+        if key == "layers_to_transform" and value == []:
+            raise ValueError(
+                f"config.{key}: names no layer, which PEFT takes for all; list some, or remove it"
+            )
     _check_together(kind, config)
     start = str(config.get("init_lora_weights", "")).lower()
     if start in STARTS:

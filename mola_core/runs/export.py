@@ -12,6 +12,7 @@ from mola_core.records import read_record
 from mola_core.runs.layout import Layout
 from mola_core.runs.recovery import check_weights
 from mola_core.runs.state import standing
+from mola_core.section import SAFE_NAME
 from mola_core.study.study import Cell
 
 WEIGHTS = ("adapter_config.json", "adapter_model.safetensors")
@@ -29,6 +30,10 @@ def export_adapter(
     from mola_core.models.weights import weights_sha256
     from mola_core.runs.card import write_card
 
+    if base and not re.fullmatch(f"{SAFE_NAME}(/{SAFE_NAME})?", base):
+        raise MolaError(f"--base-model {base[:60]!r}: is no hub id (organisation/name)")
+    if licence and not re.fullmatch(r"[\w.+-]{1,60}", licence):
+        raise MolaError(f"--license {licence[:60]!r}: write its short name, as apache-2.0")
     cell = _named(layout, name)
     if folder.exists():
         raise MolaError(f"{folder}: is there already; name a new folder")

@@ -126,6 +126,8 @@ def refuse_other(layout: Layout) -> None:
     if layout.file is None or not owner.is_file():
         return
     other = read_json(owner)
+    if not isinstance(other, dict):
+        raise MolaError(f"{owner}: is none of ours; remove it")
     file = Path(str(other.get("file")))
     elsewhere = file.is_file() and file != layout.file.resolve()
     if other.get("name") != layout.file.name or (elsewhere and file.read_bytes() != layout.file.read_bytes()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -127,12 +128,14 @@ def _impossible_questions(study: Study) -> Iterator[str]:
     for field, names in (("hypotheses", study.verdict.hypotheses), ("questions", study.verdict.questions)):
         for name in names or ():
             pair = compared(name)
-            wanted = int(name.rpartition("-")[2]) if name[-1].isdigit() else MAIN_BUDGET
-            if pair is None and (later or shapes.count(wanted) >= 3):
+            if pair is None:
+                budget_of = re.search(r"-(\d+)$", name)
+                possible = later or shapes.count(int(budget_of[1]) if budget_of else MAIN_BUDGET) >= 3
+                needs = "three shapes of that budget"
+            else:
+                possible, needs = {*pair} <= {*methods}, " and ".join(pair)
+            if possible:
                 continue
-            if pair is not None and {*pair} <= {*methods}:
-                continue
-            needs = "three shapes of that budget" if pair is None else " and ".join(pair)
             yield f"verdict.{field}: {name!r} needs {needs}; the methods are {', '.join(methods)}"
 
 

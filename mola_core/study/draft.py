@@ -14,6 +14,7 @@ from mola_core.errors import MolaError
 from mola_core.files import write_text
 from mola_core.locations import STUDIES, schema
 from mola_core.methods.settings import SEVEN_MODULES, AdapterSettings
+from mola_core.paths import given_path
 from mola_core.section import SAFE_NAME
 from mola_core.study.loading import load_study
 from mola_core.study.sections import ComputeSettings, EvaluationSettings, TrainingSettings
@@ -85,13 +86,17 @@ def write_draft(
 
 
 def _model(model: str, revision: str | None) -> dict[str, Any]:
-    folder = Path(model).expanduser()
+    folder = given_path("--model", model)
     if folder.is_dir():
         if revision:
             raise MolaError(f"--revision: {model} is a folder; leave it out")
         folder = folder.resolve()
         return {"name": _label(folder.name), "source": "directory", "path": str(folder)}
     if (STUDIES / f"{model}.yaml").is_file():
+        if revision:
+            raise MolaError(
+                f"--revision: the study {model} pins its model; leave it out, or give --model the model's hub id"
+            )
         return load_study(model).model.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     if not re.fullmatch(f"{SAFE_NAME}(/{SAFE_NAME})", model):
         shipped = ", ".join(sorted(file.stem for file in STUDIES.glob("*.yaml")))

@@ -115,6 +115,17 @@ class VerdictSettings(Closed):
                     f"{name!r} is not a question; write depth-slope, spread (with -BUDGET unless it is 20), "
                     "routing-SHAPE, placement-SHAPE-vs-SHAPE or METHOD-vs-METHOD"
                 )
+            pair = compared(name)
+            if pair and pair[0] == pair[1]:
+                raise ValueError(f"{name!r} compares a method with itself; name two")
         if ids is not None and len(set(ids)) < len(ids):
             raise ValueError("a question is named twice; name each once")
+        return ids
+
+    @field_validator("hypotheses")
+    @classmethod
+    def _each_once(cls, ids: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        asked = [frozenset(pair) for pair in map(compared, ids or ()) if pair]
+        if len(set(asked)) < len(asked):
+            raise ValueError("two of them compare the same methods, and would be corrected as two; name one")
         return ids

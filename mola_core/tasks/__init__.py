@@ -233,8 +233,17 @@ def splits_of(name: str) -> dict[str, str]:
 
 
 def cluster_of(name: str) -> str | None:
-    """The column that says which documents of one of our tasks belong together: `metadata: cluster:` of its YAML."""
-    return (task_config(name).get("metadata") or {}).get("cluster") if is_own(name) else None
+    """The column that says which documents belong together: `metadata: cluster:` in the YAML file of a task of ours or of the
+    user's folder."""
+    if not is_own(name) and not (_included and _included.file(name)):
+        return None
+    metadata = task_config(name).get("metadata") or {}
+    column = metadata.get("cluster") if isinstance(metadata, dict) else metadata
+    if column is not None and (not isinstance(column, str) or not isinstance(metadata, dict)):
+        raise MolaError(
+            f"task {name}: metadata: write `cluster: COLUMN`, the name of a column of its rows, or remove it"
+        )
+    return column
 
 
 def evaluation_split(name: str) -> str:

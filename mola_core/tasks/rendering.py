@@ -73,11 +73,12 @@ def _rendered(task: str, protocol: str, rows: Path) -> dict[str, list[dict[str, 
     sources = {"train": "train", "validation": "validation", "evaluation": evaluation_split(task)}
     rendered = {}
     for part, examples in parts.items():
-        clusters = _clusters(rows, sources[part], len(examples))
         if part == "validation" and carved:
-            everywhere = _clusters(rows, "train", len(parts["train"]))
+            everywhere = _clusters(task, rows, "train", len(parts["train"]))
             known = {one.document: cluster for one, cluster in zip(parts["train"], everywhere, strict=True)}
             clusters = [known.get(example.document) for example in examples]
+        else:
+            clusters = _clusters(task, rows, sources[part], len(examples))
         rendered[part] = [
             {
                 **{name: getattr(example, name) for name in COLUMNS},
@@ -106,13 +107,18 @@ def _rendered_again(task: str, protocol: str, rows: Path) -> dict[str, list[dict
         os.environ |= {} if before is None else {"PYTHONHASHSEED": before}
 
 
-def _clusters(rows: Path, split: str, count: int) -> list[str | None]:
-    """The cluster of each row of a split; none where the source does not say, or where the task drops rows."""
+def _clusters(task: str, rows: Path, split: str, count: int) -> list[str | None]:
+    """The cluster of each row of a split; none where the source does not say."""
     import pyarrow.parquet as pq
 
     file = rows / CLUSTER_FILE.format(split)
     clusters = pq.read_table(file)["cluster"].to_pylist() if file.is_file() else []
-    return clusters if len(clusters) == count else [None] * count
+    if clusters and len(clusters) != count:
+        raise MolaError(
+            f"task {task}: metadata.cluster: process_docs makes {count} documents of {len(clusters)} rows of {split}, so that "
+            "which belong together cannot be told; leave rows out of the files instead"
+        )
+    return clusters or [None] * count
 
 
 def _same(task: str, part: str, first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]) -> None:

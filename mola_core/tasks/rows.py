@@ -65,6 +65,8 @@ def data_identity(task: str, source: DataSource) -> dict[str, Any]:
             "test_documents": source.test_documents,
         }
     identity |= {"dataset": dataset_of(task), "columns": _wanted(task), "splits": splits_of(task)}
+    if not is_own(task) and cluster_of(task):
+        identity["cluster"] = cluster_of(task)
     if isinstance(source, DirectoryData):
         files = _files(task, source)
         return identity | {"files": {split: remembered_sha256(file) for split, file in files.items()}}
@@ -213,8 +215,15 @@ def _used(task: str, table: pyarrow.Table, where: str) -> pyarrow.Table:
     """
     import pyarrow.compute as pc
 
+    cluster = cluster_of(task)
     if not is_own(task):
-        return table
+        if cluster is None:
+            return table
+        if cluster not in table.column_names:
+            raise MolaError(
+                f"task {task}: metadata.cluster: {where} has no column {cluster!r}; it has {', '.join(table.column_names)[:100]}"
+            )
+        return table.append_column(CLUSTER, pc.fill_null(table[cluster].cast("string"), ""))
     config = task_config(task)
     wanted = _wanted(task) or table.column_names
     topic = SCIENCEQA_TOPICS.get(task)
@@ -235,7 +244,6 @@ def _used(task: str, table: pyarrow.Table, where: str) -> pyarrow.Table:
             )
     if topic:
         table = table.filter(pc.equal(table["topic"], topic))
-    cluster = cluster_of(task)
     if cluster not in table.column_names:
         return table.select(wanted)
     values = pc.fill_null(table[cluster].cast("string"), "")

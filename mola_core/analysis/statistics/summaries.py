@@ -1,5 +1,6 @@
 """What a verdict tells besides its answers: methods, lines over depth, McNemar tests, notes."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -201,6 +202,12 @@ def notes(matrix: ScoreMatrix, ranked: Sequence[str]) -> list[str]:
                 f"No scores in {block.name} of {', '.join(gaps)}: a training that diverged is a result of its method, which "
                 "a mean over the others hides; its seed is left out of the questions that need it."
             )
+        apart = _without_a_common_seed(block)
+        if apart:
+            told.append(
+                f"{apart[0]} and {apart[1]} have no seed in common in {block.name}, and runs are compared seed by seed: number "
+                "seeds alike for all methods."
+            )
         if 0 < len(block.no_likelihood) < block.present.sum():
             lacking = ", ".join(f"{method} seed {seed}" for method, seed in block.no_likelihood[:5])
             told.append(
@@ -233,6 +240,15 @@ def _repeated_runs(block: Block) -> list[str]:
                 "evaluated again, the noise between trainings was not seen and what is decided here is not: give one of them."
             )
     return notes
+
+
+def _without_a_common_seed(block: Block) -> tuple[str, str] | None:
+    """Two trained methods of which no seed is the same; None where there are none."""
+    tried = [row for row, method in enumerate(block.methods) if method != BASE and block.present[row].any()]
+    for one, other in itertools.combinations(tried, 2):
+        if not (block.present[one] & block.present[other]).any():
+            return block.methods[one], block.methods[other]
+    return None
 
 
 def _missing_runs(block: Block) -> list[str]:

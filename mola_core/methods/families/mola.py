@@ -73,7 +73,7 @@ def allocated(
     """
     form, usage = rf"(?P<allocation>{re.escape(name)})-(?P<budget>[1-9]\d*)", f"{name}-<budget>"
     if draw:
-        form, usage = rf"{form}-(?P<draw>\d+)", f"{usage}-<n>"
+        form, usage = rf"{form}-(?P<draw>0|[1-9]\d*)", f"{usage}-<n>"
     return Family(
         name, (form,), usage, "routed", colour, marker, _config, _parameters, _ALLOCATED, _TAKES, experts
     )
