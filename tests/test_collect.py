@@ -200,7 +200,7 @@ def test_cells_of_another_rate_are_not_taken_as_recorded(layout):
 
 def test_a_study_without_cells_says_what_to_run(tmp_path):
     with pytest.raises(
-        MolaError, match="no cell is complete; run them with `snakemake --config study=simulated`"
+        MolaError, match="no cell is complete; run them with `snakemake --cores all --config study=simulated`"
     ):
         collect.write(Layout(make_study(), tmp_path), partial=True)
 

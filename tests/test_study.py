@@ -322,6 +322,10 @@ def dumped(content):
             "data.revisions: 'colaa' is no task of the study",
         ),
         (
+            {"data": {"source": "hub", "root": "x"}},
+            "data.root: unknown key, which source directory has; remove it",
+        ),
+        (
             {"continual": {"epochs": 1, "tasks": ["instruction", "cola"]}},
             "continual.tasks: 'instruction' is the name of a stage",
         ),

@@ -19,6 +19,7 @@ from mola_core.analysis.score_writer import CLUSTERED, clusters, likelihood_colu
 from mola_core.analysis.statistics import continual
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write, read_json, sha256_file, write_json
+from mola_core.locations import STUDIES
 from mola_core.records import read_record
 from mola_core.runs.layout import Layout
 from mola_core.runs.plan import COLLECTED, scores_key
@@ -206,7 +207,8 @@ def _usable_cells(layout: Layout, partial: bool, taken: Collection[str]) -> list
     states = {cell: evaluation_state(layout, cell) for cell in [*own, *layout.study.continual_cells()]}
     usable = [cell for cell in own if states[cell] in taken]
     rest = [f"{cell.path} ({state})" for cell, state in states.items() if state not in taken]
-    command = f"`snakemake --config study={layout.study.name}`"
+    shipped = layout.file is None or layout.file.parent == STUDIES
+    command = f"`snakemake --cores all --config study={layout.study.name if shipped else layout.file}`"
     if rest and not partial:
         named = ", ".join(rest[:NAMED_CELLS])
         if len(rest) > NAMED_CELLS:

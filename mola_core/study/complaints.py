@@ -166,8 +166,16 @@ def _suggestion(location: tuple[int | str, ...]) -> str:
     if near:
         return near
     for name in schema["properties"]:
-        inside = _below([schema], name, schema)
-        if any(str(location[-1]) in section.get("properties", {}) for section in inside):
+        inside = [
+            section
+            for section in _below([schema], name, schema)
+            if str(location[-1]) in section.get("properties", {})
+        ]
+        if inside and [part for part in location if part not in SOURCES] == [name, location[-1]]:
+            return (
+                f", which source {_or([section['properties']['source']['const'] for section in inside])} has"
+            )
+        if inside:
             return f", did you mean {f'{name}.{location[-1]}'!r}?"
     return ""
 
