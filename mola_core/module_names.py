@@ -51,3 +51,8 @@ def short_names(modules: Iterable[str]) -> dict[str, str]:
         else ".".join(name.split(".")[-2:])
         for name in every
     }
+
+
+def in_any_layer(name: str) -> str:
+    """A module's name with `0` for each number in it: `model.layers.7.mlp.up_proj` as `model.layers.0.mlp.up_proj`."""
+    return re.sub(r"(?<![^.])\d+(?![^.])", "0", name)

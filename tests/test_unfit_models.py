@@ -10,6 +10,7 @@ import pytest
 import torch
 from model_folders import directory, one_line
 
+from mola_core.cli import main
 from mola_core.errors import MolaError
 from mola_core.files import read_json
 from mola_core.methods.settings import AdapterSettings, MethodSettings
@@ -103,6 +104,29 @@ def test_sixteen_bits_of_a_mixture_round_and_are_no_padding_seen():
     for seed in range(12):
         torch.manual_seed(seed)
         refuse_padded(MixtralForCausalLM(config).bfloat16().eval(), "model b")
+
+
+STUDY = """
+name: own
+description: a module that is misspelt
+model: {name: tiny, source: random}
+data: {source: builtin, train_documents: 16, test_documents: 12}
+tasks: [cola]
+methods: [lora-r4, {method: mola-2468, name: half, target_modules: [self_attn.q_proj, layers.1.mlp.up_proj, v_prj]}]
+seeds: [0]
+training: {max_steps: 1, batch_size: 8, warmup_steps: 0}
+"""
+
+
+def test_a_module_that_is_misspelt_is_found_before_the_first_training(tmp_path, capsys):
+    file, results = tmp_path / "own.yaml", tmp_path / "results"
+    file.write_text(STUDY)
+    assert main(["run", "--study", str(file), "--results", str(results)]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert (
+        "method half: target_modules: 'v_prj' is no module of the base model, did you mean 'v_proj'?" in said
+    )
+    assert not (results / "own" / "cells").exists()
 
 
 def test_a_mixture_s_own_balance_loss_is_off(tmp_path):

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mola_core.errors import MolaError, one_line
-from mola_core.files import read_json, remove
-from mola_core.models.loading import load_config, load_model, load_tokenizer, prepare_model
+from mola_core.files import read_json, remove, write_json
+from mola_core.models.loading import FINGERPRINT, load_config, load_model, load_tokenizer, prepare_model
+from mola_core.module_names import in_any_layer
 from mola_core.study.sections import DirectoryModel, ModelSource
 
 MAX_COUNT = 4096
@@ -21,16 +22,20 @@ def prepare_checked_model(source: ModelSource, folder: Path) -> None:
     """`prepare_model`, and try the model; a folder that cannot be loaded is removed again, with a `MolaError`."""
     prepare_model(source, folder)
     try:
-        check_model(
+        modules = check_model(
             folder, f"model.path: {source.path}" if isinstance(source, DirectoryModel) else str(folder)
         )
     except MolaError:
         remove(folder)
         raise
+    record = read_json(folder / FINGERPRINT)
+    if record.get("modules") != modules:
+        write_json(folder / FINGERPRINT, record | {"modules": modules})
 
 
-def check_model(folder: Path, name: str) -> None:
-    """Raise `MolaError`, which calls the folder `name`, unless config, tokenizer and weights can be loaded together.
+def check_model(folder: Path, name: str) -> list[str]:
+    """Raise `MolaError`, which calls the folder `name`, unless config, tokenizer and weights can be loaded together; the
+    names of the model's modules, those of one place in all layers once.
 
     No memory is taken for weights: they are loaded to torch's meta device, which compares names and shapes.
     """
@@ -54,6 +59,7 @@ def check_model(folder: Path, name: str) -> None:
         model = _empty(folder) if quantised else load_model(folder, device="meta")
         refuse_stacks(model, name)
         refuse_tokens(model, tokenizer, name)
+        return sorted({in_any_layer(module) for module, _ in model.named_modules() if module})
 
 
 def _empty(folder: Path) -> Any:

@@ -10,17 +10,19 @@ from __future__ import annotations
 import functools
 import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mola_core.code_hash import code_hash
-from mola_core.errors import MolaError
+from mola_core.errors import MolaError, did_you_mean
 from mola_core.files import read_json, remembered_sha256
 from mola_core.methods.registry import adapter_config, family_of, outside_code, parse_method
 from mola_core.methods.settings import MethodSettings
 from mola_core.models.loading import FINGERPRINT as MODEL_RECORD
 from mola_core.models.loading import model_identity
+from mola_core.module_names import in_any_layer, is_named
 from mola_core.records import digest
 from mola_core.runs.choice import TUNING, Choice, of_cell, read_choices
 from mola_core.runs.layout import Layout
@@ -93,6 +95,7 @@ def training_parts(layout: Layout, cell: Cell) -> Parts | None:
     parsed, adapter = parse_method(method), method.adapter(study.adapter)
     try:
         config = adapter_config(method, adapter, model["depth"])
+        _check_modules(method.label, config, model["modules"])
     except ValueError as error:
         raise MolaError(str(error)) from None
     entries, without = [TRAIN], list(KEYS)
@@ -237,7 +240,26 @@ def _model(layout: Layout) -> dict[str, Any] | None:
     if not isinstance(files, dict) or not isinstance(depth, int):
         return None  # of an earlier version, or damaged: to be prepared again
     tokenizer = {name: value for name, value in files.items() if not name.endswith(".safetensors")}
-    return {"depth": depth, "files": digest(files), "tokenizer": digest(tokenizer)}
+    return {
+        "depth": depth,
+        "files": digest(files),
+        "tokenizer": digest(tokenizer),
+        "modules": record.get("modules"),
+    }
+
+
+def _check_modules(label: str, config: Mapping[str, Any] | None, modules: Sequence[str] | None) -> None:
+    """Raise ValueError for a listed target that the base model does not have: building the adapter would, hours later."""
+    targets = (config or {}).get("target_modules")
+    if not modules or not isinstance(targets, list):
+        return
+    for target in targets:
+        if not any(is_named(name, in_any_layer(target)) for name in modules):
+            known = sorted({name.rpartition(".")[2] for name in modules} - {"0"})
+            raise ValueError(
+                f"method {label}: target_modules: {target!r} is no module of the base model{did_you_mean(target, known)} "
+                f"(it has {', '.join(known)})"
+            )
 
 
 @functools.lru_cache(maxsize=64)
