@@ -14,6 +14,7 @@ from mola_core.runs.layout import Layout
 from mola_core.runs.prepare import check_steps
 from mola_core.tasks import loading, render, rendering
 from mola_core.tasks.examples import read_examples, write_examples
+from mola_core.tasks.rows import verify_data
 
 
 @pytest.fixture
@@ -141,6 +142,10 @@ def test_clusters_are_in_what_examples_are_made_of(bench, monkeypatch):
     assert examples_identity(layout, "cola") == before
     pq.write_table(pa.table({"cluster": ["a"] * 8}), own / "validation.cluster.parquet")
     assert examples_identity(layout, "cola") != before
+    (own / "fingerprint.json").write_text("[]")
+    assert examples_identity(layout, "cola") != before
+    with pytest.raises(MolaError, match="fingerprint.json: no record of rows; delete"):
+        verify_data(own)
 
 
 def test_a_damaged_file_is_named(prepared_bench, tmp_path):

@@ -225,7 +225,8 @@ def examples_identity(layout: Layout, rows: str) -> str | None:
 
 
 def _splits(file: Path) -> Any:
-    return _read(file, file.stat().st_mtime_ns).get("splits")
+    record = _read(file, file.stat().st_mtime_ns)
+    return record.get("splits") if isinstance(record, dict) else None
 
 
 def _model(layout: Layout) -> dict[str, Any] | None:

@@ -141,6 +141,8 @@ def verify_data(folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     fingerprint = read_json(folder / FINGERPRINT)
+    if not isinstance(fingerprint, dict) or "splits" not in fingerprint:
+        raise MolaError(f"{folder / FINGERPRINT}: no record of rows; delete {folder} and run again")
     for split, expected in fingerprint["splits"].items():
         file = folder / f"{split}.parquet"
         table = _read_parquet(fingerprint["task"], split, file)
