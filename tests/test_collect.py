@@ -153,6 +153,14 @@ def test_incomplete_cells_are_listed_or_left_out(layout):
     assert len(collect.write(layout, partial=True)) == 9
 
 
+def test_a_damaged_record_is_named_or_left_out(layout):
+    record = layout.cell(layout.study.cell("cola", "mola-2468", 1)) / "manifest.json"
+    record.write_text(record.read_text()[:-20])
+    with pytest.raises(MolaError, match=f"{record}: not valid JSON .* damaged or cut short"):
+        collect.write(layout)
+    assert len(collect.write(layout, partial=True)) == 9
+
+
 def test_cells_of_other_settings_are_out_of_date(layout):
     cell = layout.study.cell("cola", "mola-2468", 0)
     path = layout.cell(cell) / "manifest.json"

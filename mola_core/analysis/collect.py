@@ -210,6 +210,9 @@ def _usable_cells(layout: Layout, partial: bool, taken: Collection[str]) -> list
     shipped = layout.file is None or layout.file.parent == STUDIES
     command = f"`snakemake --cores all --config study={layout.study.name if shipped else layout.file}`"
     if rest and not partial:
+        for cell, state in states.items():
+            if state == "damaged":
+                read_record(layout.cell(cell) / "manifest.json")  # raises, and says what is wrong with it
         named = ", ".join(rest[:NAMED_CELLS])
         if len(rest) > NAMED_CELLS:
             named += (

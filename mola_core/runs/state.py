@@ -49,15 +49,18 @@ def standing(layout: Layout, cell: Cell) -> Standing:
     return Standing(today, training, evaluation and scored_as_trained(folder))
 
 
-def evaluation_state(layout: Layout, cell: Cell) -> Literal["complete", "out of date", "missing"]:
+def evaluation_state(layout: Layout, cell: Cell) -> Literal["complete", "out of date", "missing", "damaged"]:
     """Of a cell's scores by its record alone; `out of date` are those of other settings, data or code than the study has now,
-    of another training, and whose record is damaged."""
+    and of another training."""
     folder = layout.cell(cell)
     if not (folder / "manifest.json").is_file():
         return "missing"
+    try:
+        made = read_record(folder / "manifest.json").get("evaluation_key")
+    except MolaError:
+        return "damaged"
     today = keys(layout, cell).evaluation
-    current = today is not None and _current(folder, "manifest.json", "evaluation_key", today, {})
-    return "complete" if current and scored_as_trained(folder) else "out of date"
+    return "complete" if today and made == today and scored_as_trained(folder) else "out of date"
 
 
 def scored_as_trained(folder: Path) -> bool:
