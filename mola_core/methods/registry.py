@@ -1,7 +1,7 @@
 """Method names of a study file: which family each belongs to, and what it becomes on a model.
 
-Every module in `families/` lists entries. `pissa-<name>` in a study file is a LoRA or MoLA that
-starts at the leading singular directions of the base weights.
+Every module in `families/` lists entries. `pissa-<name>` in a study file is a LoRA or MoLA that starts at the leading
+singular directions of the base weights.
 """
 
 from __future__ import annotations

@@ -123,13 +123,12 @@ def _likelihood(samples: Any) -> float | None:
 def _best(rows: list[dict[str, Any]], candidate: str, task: str) -> Choice:
     """The combination with the highest mean score; of equal ones the lower rate, then the lower alpha."""
     scores: dict[tuple[float, float | None], list[float | None]] = defaultdict(list)
-    for row in rows:
-        if row["method"] == candidate and task in (row["task"], EVERY_TASK):
-            scores[row["learning_rate"], row["alpha"]].append(row["score"])
+    tries = [row for row in rows if row["method"] == candidate and task in (row["task"], EVERY_TASK)]
+    for row in tries:
+        scores[row["learning_rate"], row["alpha"]].append(row["score"])
     # A rate at which one seed or task diverges is no choice.
     means = {tried: math.fsum(found) / len(found) for tried, found in scores.items() if None not in found}  # type: ignore[arg-type]
     if not means:
-        tries = [row for row in rows if row["method"] == candidate and task in (row["task"], EVERY_TASK)]
         raise MolaError(
             f"tuning: no try of {candidate} ({task}) has a score: "
             + (
