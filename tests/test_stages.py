@@ -413,7 +413,9 @@ def test_what_hangs_on_a_failed_cell_is_not_begun(bench):
         "methods": ["base", "lora-r4"],
         "continual": {**STAGES["continual"], "methods": ["lora-r4"]},
     }
-    layout = bench(**content, adapter={"target_modules": ["no_such_proj"]}).layout
+    layout = bench(**content).layout
+    # A folder where the cell has to write a file: nothing that could be known before its turn.
+    (layout.cell(Cell(INSTRUCTION, "lora-r4", 0)) / "train.jsonl").mkdir(parents=True)
     outcomes = {outcome.cell: outcome for outcome in run(layout)}
     assert set(outcomes) == set(layout.study.all_cells())
     failed = {cell for cell, outcome in outcomes.items() if outcome.state == "failed"}
