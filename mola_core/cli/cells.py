@@ -71,7 +71,7 @@ def cell(arguments: argparse.Namespace) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run a study's cells on this machine without Snakemake: several at once, on one card, within a time budget.
+    """Run a study's cells on this machine without Snakemake: several at once, spread over its cards, within a time budget.
 
     The exit code is 143 where the time was up before all cells were complete: the same command goes on.
 

@@ -56,7 +56,7 @@ def _check_sources(study: Study) -> None:
 
 
 def status(arguments: argparse.Namespace) -> None:
-    """Tell what a study's cells are at: complete, running, failed, open; last losses; an estimate of the time left.
+    """Tell what a study's cells are at: complete, trained, running, stopped, failed, open; last losses; an estimate of the time left.
 
     Read from files: ask while the study runs, from another terminal, as often as you like.
 
@@ -121,8 +121,8 @@ def _as_json(one: CellProgress) -> dict[str, object]:
 def export(arguments: argparse.Namespace) -> None:
     """Copy a finished cell's adapter into a folder of its own, with a card, to load or to hand on.
 
-    CELL is TASK/METHOD/seedN of the study. The folder names the base model by its hub id, holds no path of this machine,
-    and is loaded by PEFT where `mola_core` is imported; `hf upload ORGANISATION/NAME DIR` shares it.
+    CELL is TASK/METHOD/seedN of the study. The folder names the base model by its hub id (the study's, or --base-model),
+    holds no path of this machine, and is loaded by PEFT where `mola_core` is imported; `hf upload ORGANISATION/NAME DIR` shares it.
 
     Example: mola export cola/mola-2468/seed0 my-adapter --study smoke
     """
@@ -146,7 +146,7 @@ def declare(verbs: Verbs) -> None:
     new.add_argument(
         "--method",
         action="append",
-        help="a method beside `base` (repeatable; default: 2468, 5555, 8642, LoRA)",
+        help="a method beside `base` (repeatable; default: MoLA 2468, 5555 and 8642, LoRA, and LoRA matched to 2468 and 8642)",
     )
     new.add_argument("--seeds", type=at_least(1), default=3, help="number of seeds (default: %(default)s)")
     new.add_argument(

@@ -58,7 +58,7 @@ class AdapterSettings(Closed):
     top_k: Experts = 2
     """Experts that the router chooses for each token."""
     balance_loss: Coefficient = 0.0
-    """Coefficient of the Switch Transformer's balance loss; 0.001 in the released code, off in its commands."""
+    """Coefficient of the Switch Transformer's balance loss; in the released code 0.001 for instruction tuning and off for fine-tuning."""
     target_modules: Modules = SEVEN_MODULES
     """Names of the linear layers that are adapted; by default the seven of a Llama block."""
     initialisation: Literal["default", "pissa"] = "default"
