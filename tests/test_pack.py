@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import resource
 import subprocess
 import sys
 import tarfile
@@ -20,7 +21,7 @@ from mola_core.files import remove
 from mola_core.locations import STUDIES
 from mola_core.runs.layout import Layout
 from mola_core.runs.pack import all_keys
-from mola_core.runs.start import install, unpack
+from mola_core.runs.start import bring_back, install, unpack
 from mola_core.runs.state import cell_state
 from mola_core.runs.wheels import _fitting, fetch_wheels, needed_packages
 from mola_core.study.loading import load_study
@@ -150,6 +151,33 @@ def test_a_damaged_archive_of_results_is_one_line(packed, tmp_path):
     done = start(there, "--time-budget", "0")
     assert done.returncode == 1
     assert "results.tar.gz is damaged" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_full_disk_loses_no_finished_cell(tmp_path):
+    """Half a manifest would count as there the next time, and the archive be written anew without its cell."""
+    home, there, archive = tmp_path / "home", tmp_path / "there", tmp_path / "results.tar.gz"
+    for name, content in (("a/manifest.json", "whole"), ("b/manifest.json", "x" * 5000)):
+        (home / name).parent.mkdir(parents=True)
+        (home / name).write_text(content)
+    with tarfile.open(archive, "w:gz") as packed:
+        for name in ("a", "b"):
+            packed.add(home / name / "manifest.json", f"{name}/manifest.json")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (700, limits[1]))
+    try:
+        with pytest.raises(SystemExit, match="File too large.*start again") as error:
+            bring_back(archive, there)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "damaged" not in str(error.value) and "\n" not in str(error.value)
+    assert [file for file in there.rglob("*") if file.is_file()] == [there / "a" / "manifest.json"]
+    bring_back(archive, there)
+    assert (there / "b" / "manifest.json").read_text() == "x" * 5000
+    content = archive.read_bytes()
+    archive.write_bytes(content[:60] + b"!!!!" + content[64:])
+    with pytest.raises(SystemExit, match="is damaged .*copy it anew") as error:
+        bring_back(archive, tmp_path / "fresh")
+    assert "\n" not in str(error.value)
 
 
 def test_rows_and_model_of_folders_travel(packed, tmp_path, monkeypatch):

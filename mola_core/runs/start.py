@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, NoReturn
@@ -112,16 +113,38 @@ def install(work: Path) -> Path:
 
 
 def bring_back(archive: Path, results: Path) -> None:
-    """What an earlier run finished, perhaps on another machine; what is there already stays as it is."""
+    """What an earlier run finished, perhaps on another machine; what is there already stays as it is.
+
+    A file is there whole or not at all: half a file would count as there the next time, its cell as open, and the archive
+    would be written anew without it.
+    """
     try:
-        with tarfile.open(archive) as earlier:
+        with tarfile.open(archive, "r:gz") as earlier:
             for member in earlier:
                 if not (results / member.name).exists():
-                    earlier.extract(member, results, filter="data")
-    except (tarfile.TarError, EOFError, OSError) as error:
+                    _extract(earlier, member, results)
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # gzip's own errors have none
+            sys.exit(
+                f"start: {archive} cannot be brought back to {results} ({error}); mend that and start again, "
+                "nothing of it is lost"
+            )
         sys.exit(
             f"start: {archive} is damaged ({error}); copy it anew, or remove it to begin from what is here"
         )
+
+
+def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    if not member.isfile():
+        archive.extract(member, folder, filter="data")
+        return
+    place = Path(member.name)
+    part = place.with_name(f".{place.name}.part")
+    try:
+        archive.extract(member.replace(name=str(part), deep=False), folder, filter="data")
+        os.replace(folder / part, folder / place)
+    finally:
+        (folder / part).unlink(missing_ok=True)
 
 
 def main() -> NoReturn:
