@@ -36,11 +36,11 @@ def write_record(path: str | Path, record: Mapping[str, Any]) -> None:
     write_json(path, {**record, "sha256": _sealed(record)})
 
 
-def read_record(path: str | Path) -> dict[str, Any]:
-    """A record that `write_record` wrote. Raises `MolaError` where it is missing, cut short or altered."""
+def read_record(path: str | Path, fix: str = "delete its folder and run again") -> dict[str, Any]:
+    """A record that `write_record` wrote. Raises `MolaError`, which ends with `fix`, where it is missing, cut short or altered."""
     record = read_json(path)
     if not isinstance(record, dict) or record.pop("sha256", None) != _sealed(record):
-        raise MolaError(f"{path}: altered since it was written; delete its folder and run again")
+        raise MolaError(f"{path}: altered since it was written; {fix}")
     return record
 
 

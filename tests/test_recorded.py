@@ -191,14 +191,14 @@ def test_rates_are_those_that_the_recorded_tries_give(tuned):
     [choice] = tuning["choices"]["mola-2468"]
     other = {1e-4: 1e-3, 1e-3: 1e-4}[choice["learning_rate"]]
     choice["learning_rate"] = other
-    write_json(tuned.folder / "tuning.json", tuning)
+    write_record(tuned.folder / "tuning.json", tuning)
     assert "tuning.json does not say what its tries give" in refused(tuned)
 
 
 @pytest.mark.parametrize("content", [{}, [], {"choices": []}, {"key": "", "choices": {"mola-2468": None}}])
 def test_damaged_rates_are_one_line(tuned, content):
     write_json(tuned.folder / "tuning.json", content)
-    assert "tuning.json is damaged; run `mola tuning` again" in refused(tuned)
+    assert "tuning.json: damaged; run `mola tuning` again" in refused(tuned)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 
@@ -11,9 +12,12 @@ import yaml
 from smoke_study import smoke
 
 from mola_core.analysis.figures.style import method_style
+from mola_core.analysis.verify import damaged
 from mola_core.errors import MolaError
+from mola_core.files import read_json, write_json
 from mola_core.methods.settings import MethodSettings
-from mola_core.records import read_record
+from mola_core.records import read_record, write_record
+from mola_core.runs.choice import read_choices
 from mola_core.runs.key import choices, keys, method_of
 from mola_core.runs.local import run
 from mola_core.runs.state import cell_state
@@ -181,6 +185,39 @@ def test_a_method_without_a_chosen_rate_is_not_trained(bench):
         runner.train(cell)
     with pytest.raises(MolaError, match="try .* is not complete"):
         choose(runner.layout)
+
+
+def test_altered_rates_are_not_trained_with(bench, monkeypatch):
+    layout = bench(tuning=tuned(), methods=["base", "lora-r4"]).layout
+    fake_scores(monkeypatch, lambda attempt, cell: attempt.learning_rate)
+    choose(layout)
+    file, table = layout.folder / "tuning.json", layout.folder / "tuning.csv"
+    whole, rows = file.read_text(), table.read_text()
+    record = read_json(file)
+    assert choices(layout)["lora-r4"]["every task"].learning_rate == 1e-2
+
+    def refused(words):
+        layout.remembered.clear()
+        assert choices(layout) is None
+        assert [line for line in damaged(layout)[1] if re.search(f"{words}; run `mola tuning` again", line)]
+
+    file.write_text(whole.replace("0.01", "0.007"))
+    refused("tuning.json: altered since it was written")
+    record["choices"]["lora-r4"][0]["learning_rate"] = 0.007
+    write_record(file, record)
+    refused("tuning.json: lora-r4: its rate or alpha is none that the study tries")
+    file.write_text(whole)
+    table.write_text(rows.replace("True", "False"))
+    refused("tuning.csv: missing or altered since it was made")
+    table.write_text(rows)
+    layout.remembered.clear()
+    assert choices(layout) and not damaged(layout)[1]
+    record = read_json(file)
+    del record["sha256"], record["table_sha256"]
+    write_json(file, record)
+    layout.remembered.clear()
+    assert choices(layout) is None and read_choices(layout, earlier=True)
+    assert not damaged(layout)[1], "an earlier version recorded nothing that could be compared"
 
 
 def test_a_rate_more_runs_its_tries_and_what_they_change(bench, monkeypatch):

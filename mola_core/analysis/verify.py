@@ -1,4 +1,4 @@
-"""Compare everything of a study with its recorded hash: model, rows, examples, adapters, records, samples, scores."""
+"""Compare everything of a study with its recorded hash: model, rows, examples, rates, adapters, records, samples, scores."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from mola_core.errors import MolaError
 from mola_core.files import sha256_file
 from mola_core.records import read_record
+from mola_core.runs.choice import TUNING, read_choices
 from mola_core.runs.layout import Layout
 from mola_core.runs.recovery import check_weights
 
@@ -43,6 +44,8 @@ def _checks(layout: Layout) -> Iterator[Callable[[], object]]:
             yield partial(verify_data, layout.data(rows))
         if layout.examples(rows).is_dir():
             yield partial(examples.read_record, layout.examples(rows))
+    if layout.tries is not None and (layout.folder / TUNING).is_file():
+        yield partial(read_choices, layout, earlier=True)
     for part in filter(None, (layout.tries, layout)):
         for cell in part.study.all_cells():
             folder = part.cell(cell)

@@ -307,8 +307,8 @@ def choices(layout: Layout) -> dict[str, dict[str, Choice]] | None:
         try:
             key, found = read_choices(layout)
             layout.remembered[place] = found if key == tuning_key(layout) else None
-        except (MolaError, KeyError, TypeError, AttributeError):
-            layout.remembered[place] = None
+        except MolaError:
+            layout.remembered[place] = None  # damaged or altered: to be chosen again
     return layout.remembered[place]
 
 

@@ -202,11 +202,6 @@ def _with_parents(layout: Layout, cells: Sequence[Cell]) -> Iterator[Cell]:
 def _with_rates_of_tries(layout: Layout) -> Layout:
     """The layout with the rates that its tries, which were compared, give; `tuning.json` has to say the same."""
     found = choices_of(layout, score_tries(layout, complete=False))
-    try:
-        if read_choices(layout)[1] != found:
-            raise MolaError(
-                f"{layout.folder}: tuning.json does not say what its tries give; run the study again"
-            )
-    except (KeyError, TypeError, AttributeError):
-        raise MolaError(f"{layout.folder}: tuning.json is damaged; run `mola tuning` again") from None
+    if read_choices(layout, earlier=True)[1] != found:
+        raise MolaError(f"{layout.folder}: tuning.json does not say what its tries give; run the study again")
     return dataclasses.replace(layout, rates=found)

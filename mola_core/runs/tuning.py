@@ -10,8 +10,8 @@ from dataclasses import asdict
 from typing import Any
 
 from mola_core.errors import MolaError
-from mola_core.files import atomic_write, read_json, write_json
-from mola_core.records import read_record
+from mola_core.files import atomic_write, read_json, sha256_file
+from mola_core.records import read_record, write_record
 from mola_core.runs.choice import EVERY_TASK, TABLE, TUNING, Choice
 from mola_core.runs.key import tuning_key
 from mola_core.runs.layout import Layout
@@ -39,9 +39,10 @@ def choose(layout: Layout) -> dict[str, dict[str, Choice]]:
     record = {
         "key": tuning_key(layout),
         "score": study.tuning.score,
+        "table_sha256": sha256_file(layout.folder / TABLE),
         "choices": {method: [asdict(c) for c in by_task.values()] for method, by_task in found.items()},
     }
-    write_json(layout.folder / TUNING, record)
+    write_record(layout.folder / TUNING, record)
     for warning in edges(list(best.values())):
         print(f"tuning: {warning}", file=sys.stderr)
     return found
