@@ -1,6 +1,7 @@
 """The record of looks: what was stated when, and how often a hypothesis was looked at."""
 
 import json
+import resource
 
 import pandas as pd
 import pytest
@@ -10,6 +11,7 @@ from mola_core.analysis.looks import FILE, Record, _asked
 from mola_core.analysis.pages.verdict import write_verdict
 from mola_core.cli import main
 from mola_core.errors import MolaError
+from mola_core.files import storage_problem
 
 TASKS = ["task0", "task1", "task2"]
 ASKED = (TASKS, [0, 1, 2])
@@ -84,6 +86,23 @@ def test_a_statement_of_an_earlier_version_named_no_tasks(tmp_path):
     assert record.stated_beforehand(FAST, "2999-01-01T00:00:00+00:00", *ASKED)
     record.state(FAST, *ASKED)
     assert len(file.read_text().splitlines()) == 1, "what it says is what it said"
+
+
+def test_a_full_disk_leaves_the_record_as_it_was(tmp_path):
+    """A short write is no error: half a line would stand there, and every later command refuse the record."""
+    Record(tmp_path).state(FAST, *ASKED)
+    before = (tmp_path / FILE).read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 60, limits[1]))
+    try:
+        with pytest.raises(OSError, match=FILE) as error:
+            Record(tmp_path).state(FAST, TASKS, [7, 8])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert storage_problem(error.value) == f"File too large: {tmp_path / FILE}"
+    assert (tmp_path / FILE).read_bytes() == before
+    Record(tmp_path).state(FAST, TASKS, [7, 8])
+    assert len(Record(tmp_path).lines) == 2
 
 
 def test_a_pair_that_is_not_there_takes_no_look(tmp_path, capsys):

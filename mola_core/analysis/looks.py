@@ -109,12 +109,16 @@ class Record:
     def _append(self, line: dict[str, Any]) -> None:
         line = {"kind": line["kind"], "time": datetime.now(UTC).isoformat(timespec="seconds")} | line
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(handle, (json.dumps(line) + "\n").encode())
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        # Without a buffer, which would write what is left of a failed line when it is closed.
+        with open(self.path, "ab", buffering=0) as file:
+            size, rest = file.tell(), (json.dumps(line) + "\n").encode()
+            try:
+                while rest:  # a disk that is nearly full takes a part and says so by its length only
+                    rest = rest[file.write(rest) :]
+                os.fsync(file.fileno())
+            except OSError as error:
+                file.truncate(size)
+                raise OSError(error.errno, error.strerror, str(self.path)) from None
         self.lines.append(line)
 
 
