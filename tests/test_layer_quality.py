@@ -1,12 +1,14 @@
 """PL_Alpha_Hill against its definition, known samples, SciPy's singular values and a file that went stale."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mola_core.analysis.tables.parameters import layer_matrices
 from mola_core.errors import MolaError
 from mola_core.files import write_json
 from mola_core.models.layer_quality import (
@@ -18,6 +20,7 @@ from mola_core.models.layer_quality import (
     measure,
     spectrum,
 )
+from mola_core.models.sources import weight_files
 
 
 def pareto(exponent: float, n: int, seed: int = 0) -> torch.Tensor:
@@ -92,6 +95,20 @@ def test_every_matrix_of_every_layer_is_measured(saved, tiny_llama):
     singular = np.linalg.svd(weight.double().numpy(), compute_uv=False)[::-1] ** 2
     assert row["median"] == pytest.approx(hill_median(torch.tensor(singular.copy())))
     assert layer_scores(frame, "median")[2] == pytest.approx(frame[frame["layer"] == 2]["median"].mean())
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_weights_that_the_model_is_not_loaded_from_do_not_count(saved, tiny_llama, tmp_path, shards):
+    """An older copy beside the weights, whose name sorts after theirs or before."""
+    expected, sizes = measure(saved), layer_matrices(saved)
+    if shards:
+        shutil.rmtree(saved)
+        tiny_llama().save_pretrained(saved, max_shard_size="20KB")
+        assert len(weight_files(saved)) > 1
+    other = load_file(weight_files(saved)[0])
+    for name in ("model_before.safetensors", "model-99999.safetensors", "a.safetensors"):
+        save_file({key: torch.randn(3, 5) for key in other}, saved / name)
+    assert measure(saved).equals(expected) and layer_matrices(saved) == sizes
 
 
 def test_the_measurement_is_kept_until_the_model_changes(saved, tmp_path):

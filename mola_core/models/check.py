@@ -9,6 +9,7 @@ from typing import Any
 from mola_core.errors import MolaError, one_line
 from mola_core.files import read_json, remove, write_json
 from mola_core.models.loading import FINGERPRINT, load_config, load_model, load_tokenizer, prepare_model
+from mola_core.models.sources import weight_files
 from mola_core.module_names import in_any_layer
 from mola_core.study.sections import DirectoryModel, ModelSource
 
@@ -75,7 +76,7 @@ def refuse_depth(config: Any, name: str, folder: Path) -> None:
     from safetensors import safe_open
 
     tensors = 0
-    for file in folder.glob("model*.safetensors"):
+    for file in weight_files(folder):
         with safe_open(file, framework="numpy") as weights:
             tensors += len(weights.keys())
     parts = [config] if isinstance(config, dict) else []

@@ -16,6 +16,7 @@ from mola_core.code_hash import code_hash
 from mola_core.errors import MolaError
 from mola_core.files import read_json, write_json
 from mola_core.models.loading import stored_depth, stored_quantization
+from mola_core.models.sources import weight_files
 from mola_core.module_names import places_in_stack
 from mola_core.records import digest
 
@@ -132,7 +133,7 @@ def _matrices(folder: Path) -> Iterator[tuple[int, str, torch.Tensor]]:
     from safetensors import safe_open
 
     files: dict[str, Path] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in weight_files(folder):
         with safe_open(file, framework="pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118 - no mapping
                 if key.endswith(".weight") and len(tensors.get_slice(key).get_shape()) == 2:

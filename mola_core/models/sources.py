@@ -24,12 +24,13 @@ from mola_core.study.sections import (
     WheelPart,
 )
 
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 MODEL_FILES = (
     "config.json",
     "generation_config.json",
     "model*.safetensors",
-    "model.safetensors.index.json",
+    INDEX,
     *TOKENIZER_FILES,
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -65,6 +66,16 @@ def model_files(folder: Path) -> list[Path]:
     return sorted({file for pattern in MODEL_FILES for file in folder.glob(pattern) if file.is_file()})
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The weights that transformers loads from a model folder: `WEIGHTS`, else the shards that `INDEX` names; none where there
+    is neither. Others beside them (an older copy, shards of another save) are no part of the model."""
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if not (folder / INDEX).is_file():
+        return []
+    return sorted({folder / shard for shard in read_json(folder / INDEX)["weight_map"].values()})
+
+
 def check_folder(folder: Path, field: str) -> None:
     """Raise `MolaError` unless the folder is a whole model: config, readable safetensors and a tokenizer.
 
@@ -84,7 +95,7 @@ def check_folder(folder: Path, field: str) -> None:
     if not isinstance(read_json(folder / "config.json"), dict):
         raise MolaError(f"{field}: {folder / 'config.json'} is no model configuration; copy the model anew")
     weights = sorted(folder.glob("model*.safetensors"))
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if index.is_file():
         content = read_json(index)
         shards = content.get("weight_map") if isinstance(content, dict) else None
@@ -95,11 +106,9 @@ def check_folder(folder: Path, field: str) -> None:
             raise MolaError(
                 f"{field}: {folder} lacks {missing[0]}, which its index names; copy the whole model"
             )
-    elif not (folder / "model.safetensors").is_file():
+    elif not (folder / WEIGHTS).is_file():
         pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
-        found = (
-            f"only pickled weights ({pickles[0]}), which can run code" if pickles else "no model.safetensors"
-        )
+        found = f"only pickled weights ({pickles[0]}), which can run code" if pickles else f"no {WEIGHTS}"
         raise MolaError(f"{field}: {folder} has {found}; save it with save_pretrained (safetensors)")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise MolaError(f"{field}: {folder} has no tokenizer ({', '.join(TOKENIZER_FILES)}); save it there")

@@ -21,6 +21,7 @@ from mola_core.methods.registry import adapter_config, takes_start_from_base
 from mola_core.models.building import build, try_out
 from mola_core.models.loading import load_model
 from mola_core.models.memory import is_out_of_memory
+from mola_core.models.sources import weight_files
 from mola_core.module_names import is_named
 from mola_core.records import digest
 
@@ -177,7 +178,7 @@ def check_model_differs(folder: Path, base: Path) -> None:
 
 def _tensors(folder: Path) -> dict[str, Path]:
     found = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in weight_files(folder):
         with safe_open(file, framework="pt") as tensors:
             found |= dict.fromkeys(tensors.keys(), file)
     return found

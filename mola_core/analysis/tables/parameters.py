@@ -10,6 +10,7 @@ from safetensors import safe_open
 from mola_core.errors import MolaError
 from mola_core.methods import registry
 from mola_core.models.loading import stored_depth
+from mola_core.models.sources import weight_files
 from mola_core.module_names import is_named, places_in_stack
 from mola_core.study.study import Study
 
@@ -21,7 +22,7 @@ def layer_matrices(folder: Path) -> Sizes:
     """The matrices of each layer of the model in `folder`, first layer first; empty where no model is there, or its weights
     are packed (bitsandbytes), so that their sizes are not those of the matrices."""
     shapes: dict[str, list[int]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in weight_files(folder):
         with safe_open(file, framework="np") as tensors:
             shapes |= {key: tensors.get_slice(key).get_shape() for key in tensors.keys()}  # noqa: SIM118 - no mapping
     if any(".weight.quant_state." in key for key in shapes):
