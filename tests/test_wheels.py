@@ -3,9 +3,11 @@
 import itertools
 import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -31,8 +33,13 @@ NOWHERE = "http://127.0.0.1:9"
 pytestmark = pytest.mark.usefixtures("own_folder")
 
 
-def write_gguf(model_folder: Path, path: Path, split: str | None = "smollm") -> None:
-    """A GGUF file, as llama.cpp's converter would write it, of a small Llama with a byte-level tokenizer."""
+def write_gguf(
+    model_folder: Path,
+    path: Path,
+    split: str | None = "smollm",
+    more: Callable[[gguf.GGUFWriter], object] = id,
+) -> None:
+    """A GGUF file, as llama.cpp's converter would write it, of a small Llama with a byte-level tokenizer, and `more`."""
     model, tokenizer = load_model(model_folder), load_tokenizer(model_folder)
     config, bpe = model.config, json.loads((model_folder / "tokenizer.json").read_text())["model"]
     writer = gguf.GGUFWriter(path, "llama")
@@ -78,6 +85,7 @@ def write_gguf(model_folder: Path, path: Path, split: str | None = "smollm") -> 
             if part in name:  # llama.cpp pairs rotary dimensions next to each other
                 tensor = tensor.reshape(count, 2, -1, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
         writer.add_tensor(name, tensor.contiguous().numpy())
+    more(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -219,6 +227,40 @@ def test_text_is_split_by_the_rule_that_the_file_names(tiny, tmp_path, split, di
     model_sources.dequantise(tmp_path / "model.gguf", tmp_path / "out")
     pieces = load_tokenizer(tmp_path / "out").backend_tokenizer.pre_tokenizer.pre_tokenize_str("is 1234")
     assert ("1" in [piece for piece, _ in pieces]) is digits
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (
+            lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR),
+            r"scaled \(rope.scaling.type linear\)",
+        ),
+        (lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.NONE), None),
+        (lambda w: w.add_rope_scaling_factor(4.0), r"scaled \(rope.scaling.type linear\)"),
+        (
+            lambda w: w.add_tensor("rope_freqs.weight", np.ones(4, np.float32)),
+            r"scaled \(rope_freqs.weight\)",
+        ),
+        (
+            lambda w: w.add_tensor("blk.0.attn_q.bias", np.ones(8, np.float32)),
+            r"8 weights that .* \(probably blk.0.attn_q.bias\)",
+        ),
+        (
+            lambda w: w.add_tensor("other.weight", np.ones(9, np.float32)),
+            r"9 weights that transformers does not",
+        ),
+    ],
+)
+def test_what_transformers_leaves_out_of_a_gguf_file_is_refused(tiny, tmp_path, more, words):
+    write_gguf(tiny, tmp_path / "model.gguf", more=more)
+    (tmp_path / "out").mkdir()
+    if words is None:
+        model_sources.dequantise(tmp_path / "model.gguf", tmp_path / "out")
+        return
+    with pytest.raises(MolaError, match=f"{words}.*; use a folder of the model") as error:
+        model_sources.dequantise(tmp_path / "model.gguf", tmp_path / "out")
+    assert "\n" not in str(error.value) and not list((tmp_path / "out").iterdir())
 
 
 def test_wheel_with_another_hash(index, tmp_path):
