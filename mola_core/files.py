@@ -13,11 +13,14 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mola_core.errors import MolaError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 HASH_CACHE = Path("results/.cache/sha256")
 """Where `remembered_sha256` keeps what it computed."""
@@ -170,6 +173,19 @@ def read_json(path: str | Path) -> Any:
         raise MolaError(
             f"{path}: not valid JSON ({error}): damaged or cut short; copy it anew, or remove it where a run wrote it"
         ) from None
+
+
+def read_table(path: Path, fix: str, **options: Any) -> "pd.DataFrame":
+    """A CSV or Parquet file, by pandas with `options`. Raises `MolaError`, which ends with `fix`, where it is empty, cut short or
+    damaged, or lacks a column of `options`."""
+    import pandas as pd
+
+    read: Callable[..., pd.DataFrame] = pd.read_csv if path.suffix == ".csv" else pd.read_parquet
+    try:
+        return read(path, **options)
+    except Exception as error:  # a damaged file makes its reader raise anything, MemoryError included
+        words = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise MolaError(f"{path}: cannot be read ({words}); {fix}") from None
 
 
 def sha256_file(path: str | Path) -> str:

@@ -1,5 +1,6 @@
 """Figures are drawn for every kind of study, show the numbers, and are the same bytes each time."""
 
+import dataclasses
 import itertools
 
 import matplotlib.pyplot as plt
@@ -17,8 +18,10 @@ from mola_core.analysis.figures.style import figure_style, method_style, profile
 from mola_core.analysis.reference import numbers as reference
 from mola_core.analysis.scores import score_matrix
 from mola_core.analysis.statistics.summaries import summarise_methods
+from mola_core.errors import MolaError
 from mola_core.methods.settings import MethodSettings
 from mola_core.study.loading import load_study
+from mola_core.study.sections import TuningSettings
 from mola_core.study.verdict import VerdictSettings
 
 
@@ -47,6 +50,15 @@ def test_every_figure_is_written_twice_alike(layout, tmp_path):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     figures.write(layout)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_an_emptied_table_of_tries_is_one_line(layout):
+    study = layout.study.model_copy(update={"tuning": TuningSettings(learning_rates=[1e-4, 1e-3])})
+    tries = layout.folder / "tuning.csv"
+    tries.write_text("")
+    with pytest.raises(MolaError, match=r"tuning.csv: cannot be read .*; run `mola tuning` again"):
+        drawn(dataclasses.replace(layout, study=study))
+    tries.unlink()
 
 
 @pytest.mark.parametrize("methods", [["base"], ["base", "lora-r8"], ["mola-2468"]])

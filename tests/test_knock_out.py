@@ -107,6 +107,9 @@ def test_a_cells_table_and_the_studys(bench):
         wrong.to_csv(file, index=False)
         with pytest.raises(MolaError, match=rf"knockout.csv: {message}; remove"):
             gathered.write(runner.layout)
+    file.write_text("")
+    with pytest.raises(MolaError, match=r"knockout.csv: cannot be read .*; remove the file and run"):
+        gathered.write(runner.layout)
     file.write_text(whole)
     study = pd.read_csv(runner.layout.folder / "knockout.csv")
     lost = 100 * (rows.loc["none", "likelihood"] - rows.loc["2", "likelihood"])

@@ -122,6 +122,13 @@ def test_the_measurement_is_kept_until_the_model_changes(saved, tmp_path):
     assert layer_quality(saved, file)["fitted"].tolist() == first["fitted"].tolist()
 
 
+@pytest.mark.parametrize("content", [[], {}, {"matrices": 1}, {"matrices": [{"layer": 0}]}])
+def test_a_damaged_measurement_is_one_line(saved, tmp_path, content):
+    write_json(tmp_path / "quality.json", content)
+    with pytest.raises(MolaError, match="quality.json: damaged; remove it and run again"):
+        layer_quality(saved, tmp_path / "quality.json")
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
 def test_codes_of_a_quantised_model_are_no_weights(saved, dtype):
     file = saved / "model.safetensors"

@@ -173,6 +173,11 @@ def test_cells_without_statistics_are_named_and_broken_files_refused(counted):
     cell_frame(0).drop(columns="chosen").to_csv(counted.cell(first) / ROUTING)
     with pytest.raises(MolaError, match="no column chosen"):
         routing.read(counted)
+    (counted.cell(first) / ROUTING).write_text("")
+    with pytest.raises(
+        MolaError, match=r"routing.csv: cannot be read .*; remove the file and run `mola routing`"
+    ):
+        routing.read(counted)
     (counted.cell(first) / ROUTING).unlink()
     with pytest.raises(MolaError, match="no cell has routing.csv"):
         routing.read(counted)
@@ -235,3 +240,11 @@ def test_the_papers_scores_are_drawn_beside_its_models(tmp_path):
     assert quality.write(layout) is False
     assert "printed in the paper" in (layout.folder / "figures" / "layer_quality.svg").read_text()
     assert not (layout.folder / "quality.csv").exists()
+    (layout.folder / "redundancy.parquet").write_bytes(b"PAR1 cut sho")
+    with pytest.raises(
+        MolaError, match=r"redundancy.parquet: cannot be read .*; run `mola redundancy` again"
+    ):
+        quality.write(layout)
+    write_json(layout.quality, {"matrices": [{"layer": 0}]})
+    with pytest.raises(MolaError, match=f"{layout.quality.name}: damaged; remove it"):
+        quality.write(layout)

@@ -431,6 +431,11 @@ def test_states_of_the_reproduction(paper_layout):
     cell = paper_layout.study.cell("rte", "mola-2468", 1)
     (paper_layout.cell(cell) / "manifest.json").unlink()
     assert "rte/mola-2468/seed1" in reproduce(paper_layout).set_index("item").loc["Table 1", "missing"]
+    (paper_layout.folder / "redundancy.parquet").write_bytes(b"PAR1 cut sho")
+    with pytest.raises(
+        MolaError, match=r"redundancy.parquet: cannot be read .*; remove it and make it again"
+    ):
+        reproduce(paper_layout)
 
 
 def test_a_whole_table_is_done(tmp_path):

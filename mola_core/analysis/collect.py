@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from mola_core.analysis.score_writer import CLUSTERED, clusters, likelihood_columns, repeat, write_scores
 from mola_core.analysis.statistics import continual
 from mola_core.errors import MolaError
-from mola_core.files import atomic_write, read_json, sha256_file, write_json
+from mola_core.files import atomic_write, read_json, read_table, sha256_file, write_json
 from mola_core.locations import STUDIES
 from mola_core.records import read_record
 from mola_core.runs.layout import Layout
@@ -189,16 +189,9 @@ def check_unaltered(path: Path) -> None:
 
 def _read(path: Path) -> pd.DataFrame:
     check_unaltered(path)
-    try:
-        return pd.read_parquet(path)
-    except FileNotFoundError:
-        raise MolaError(
-            f"{path}: no such file; collect the study's cells first with `mola collect`"
-        ) from None
-    except (pa.ArrowException, OSError) as error:
-        raise MolaError(
-            f"{path}: cannot be read ({str(error).splitlines()[0]}); run `mola collect` again"
-        ) from None
+    if not path.is_file():
+        raise MolaError(f"{path}: no such file; collect the study's cells first with `mola collect`")
+    return read_table(path, "run `mola collect` again")
 
 
 def _usable_cells(layout: Layout, partial: bool, taken: Collection[str]) -> list[Cell]:

@@ -151,18 +151,29 @@ def layer_scores(frame: pd.DataFrame, estimate: str = "fitted") -> list[float]:
 def layer_quality(model: Path, file: Path) -> pd.DataFrame:
     """`measure`, kept in `file` for the next time: minutes of work for a model of billions.
 
-    It is measured anew where the file was made from another model or by other code.
+    It is measured anew where the file was made from another model or by other code. Raises `MolaError` where it is damaged.
     """
-    import pandas as pd
-
     key: dict[str, Any] = {
         "code": code_hash("mola_core.models.layer_quality"),
         "model": digest(read_json(model / "model.json")["files"]),
     }
     if file.is_file():
-        content = read_json(file)
-        if {name: content.get(name) for name in key} == key:
-            return pd.DataFrame(content["matrices"])
+        made_of, frame = stored(file)
+        if made_of == key:
+            return frame
     frame = measure(model)
     write_json(file, key | {"matrices": frame.to_dict("records")})
     return frame
+
+
+def stored(file: Path) -> tuple[dict[str, Any], pd.DataFrame]:
+    """What `layer_quality` kept: the code and the model that it was made by and of, and the frame. Raises `MolaError` for a
+    damaged file."""
+    import pandas as pd
+
+    content = read_json(file)
+    try:
+        frame = pd.DataFrame(content.pop("matrices"))[["layer", "module", *ESTIMATES]]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise MolaError(f"{file}: damaged; remove it and run again") from None
+    return content, frame

@@ -8,7 +8,7 @@ import pandas as pd
 
 from mola_core.analysis.experts.left_out import DIVERGED, LeftOut, told, with_file
 from mola_core.errors import MolaError
-from mola_core.files import atomic_write
+from mola_core.files import atomic_write, read_table
 from mola_core.methods.registry import adapter_config_without_model
 from mola_core.runs.layout import KNOCK_OUT, Layout
 from mola_core.study.study import Cell, Study
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 FIGURES = ("knock_out",)
 """`figures/<name>.{svg,png}`."""
 WITHOUT = "without knock-out"
+FIX = "remove the file and run `mola knockout` again"
 
 
 def knocked_out_cells(study: Study) -> list[Cell]:
@@ -40,16 +41,14 @@ def losses(layout: Layout) -> tuple[pd.DataFrame, LeftOut]:
     )
     for cell in cells:
         file = layout.cell(cell) / KNOCK_OUT
-        frame = pd.read_csv(file, dtype={"part": str}, keep_default_na=False, na_values=[""])
+        frame = read_table(file, FIX, dtype={"part": str}, keep_default_na=False, na_values=[""])
         if lacking := {"part", "documents", "accuracy", "likelihood"} - set(frame.columns):
-            raise MolaError(
-                f"{file}: no column {min(lacking)}; remove the file and run `mola knockout` again"
-            )
+            raise MolaError(f"{file}: no column {min(lacking)}; {FIX}")
         if frame.empty:
             left_out[DIVERGED].append(cell)
             continue
         if "none" not in set(frame["part"]):
-            raise MolaError(f"{file}: no row `none`; remove the file and run `mola knockout` again")
+            raise MolaError(f"{file}: no row `none`; {FIX}")
         whole = frame[frame["part"] == "none"].iloc[0]
         for name in ("accuracy", "likelihood"):
             frame[f"{name}_lost"] = 100 * (whole[name] - frame[name])

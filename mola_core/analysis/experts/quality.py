@@ -9,7 +9,8 @@ import pandas as pd
 from mola_core.analysis.experts.redundancy import ATTENTION
 from mola_core.analysis.reference.numbers import FOLDER
 from mola_core.errors import MolaError
-from mola_core.files import atomic_write, read_json
+from mola_core.files import atomic_write, read_table
+from mola_core.models.layer_quality import stored
 from mola_core.runs.layout import Layout
 from mola_core.study.study import Study
 
@@ -29,8 +30,7 @@ def layer_means(layout: Layout) -> pd.DataFrame:
     """
     if not layout.quality.is_file():
         raise MolaError(f"{layout.quality}: no such file; run `mola layers --study {layout.study.name}`")
-    matrices = pd.DataFrame(read_json(layout.quality)["matrices"])
-    return matrices.groupby("layer")[list(ESTIMATES)].mean().reset_index()
+    return stored(layout.quality)[1].groupby("layer")[list(ESTIMATES)].mean().reset_index()
 
 
 def layer_differences(redundancy: pd.DataFrame) -> pd.DataFrame:
@@ -78,7 +78,7 @@ def write(layout: Layout) -> bool:
     measured = layout.folder / "redundancy.parquet"
     differences = found = None
     if measured.is_file():
-        differences = layer_differences(pd.read_parquet(measured))
+        differences = layer_differences(read_table(measured, "run `mola redundancy` again"))
         found = correlations(scores, differences)
         with atomic_write(layout.folder / "quality.csv") as temporary:
             found.to_csv(temporary, index=False)

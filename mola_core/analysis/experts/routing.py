@@ -16,7 +16,7 @@ import pandas as pd
 from mola_core.analysis.experts.left_out import DIVERGED, LeftOut, told, with_file
 from mola_core.analysis.experts.redundancy import mola_cells
 from mola_core.errors import MolaError
-from mola_core.files import atomic_write
+from mola_core.files import atomic_write, read_table
 from mola_core.runs.layout import ROUTING, Layout
 from mola_core.study.study import Cell, Study
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 FIGURES = ("routing", "routing_load")
 """Figures of a study's routers: `figures/<name>.{svg,png}`."""
 WITHOUT = "without router statistics"
+FIX = "remove the file and run `mola routing` again"
 KEYS = ["task", "method", "seed", "layer", "module"]
 COLUMNS = {"layer", "module", "expert", "tokens", "chosen", "mean_weight"}
 
@@ -47,9 +48,9 @@ def read(layout: Layout) -> tuple[pd.DataFrame, LeftOut]:
     )
     for cell in cells:
         path = layout.cell(cell) / ROUTING
-        frame = pd.read_csv(path)
+        frame = read_table(path, FIX)
         if lacking := COLUMNS - set(frame.columns):
-            raise MolaError(f"{path}: no column {min(lacking)}; remove the file and run `mola routing` again")
+            raise MolaError(f"{path}: no column {min(lacking)}; {FIX}")
         if frame.empty:
             left_out[DIVERGED].append(cell)
             continue

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from mola_core.analysis.figures import registry
-from mola_core.runs.choice import TABLE
+from mola_core.files import read_table
+from mola_core.runs.choice import FIX, TABLE
 from mola_core.runs.layout import Layout
 
 FIGURES = registry.names("study")
@@ -12,8 +13,6 @@ FIGURES = registry.names("study")
 
 def study_data(layout: Layout, folder: Path) -> registry.StudyData:
     """What `collect` wrote into `folder`. Raises `MolaError` where it is missing."""
-    import pandas as pd
-
     from mola_core.analysis.collect import read_cells, read_curves, recorded_experts
     from mola_core.analysis.score_files import load_scores
     from mola_core.analysis.scores import score_matrix
@@ -29,7 +28,7 @@ def study_data(layout: Layout, folder: Path) -> registry.StudyData:
         read_curves(folder),
         model_depth(cells, layer_matrices(layout.model)),
         recorded_experts(cells),
-        pd.read_csv(tries) if layout.study.tuning and tries.is_file() else None,
+        read_table(tries, FIX) if layout.study.tuning and tries.is_file() else None,
     )
 
 

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Collection, Iterable
 
 import pandas as pd
-import pyarrow.parquet as pq
 
 from mola_core.analysis.collect import evaluation_state
 from mola_core.analysis.paper.catalogue import (
@@ -17,6 +16,7 @@ from mola_core.analysis.paper.catalogue import (
 )
 from mola_core.analysis.reference import numbers as reference
 from mola_core.analysis.statistics import continual
+from mola_core.files import read_table
 from mola_core.runs.layout import Layout
 from mola_core.study.study import Cell
 
@@ -122,7 +122,7 @@ def _methods_in(layout: Layout, file: str, complete: Collection[str]) -> set[str
     path, names = layout.folder / file, reference.paper_names(layout.study)
     if not path.is_file():
         return set()
-    there = set(pq.read_table(path, columns=["method"])["method"].to_pylist())
+    there = set(read_table(path, "remove it and make it again", columns=["method"])["method"])
     return {names[label] for label in there & {*complete} & names.keys()}
 
 
