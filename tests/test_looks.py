@@ -120,6 +120,26 @@ def test_a_pair_that_is_not_there_takes_no_look(tmp_path, capsys):
     assert "holds the verdict that a study stated" in capsys.readouterr().err
 
 
+def test_other_data_are_no_second_look(tmp_path, capsys):
+    """In one folder: they would be counted as one, and what was written of the first would be lost."""
+    rows = named(draw(seed=3), a="mine", b="theirs")
+    rows.to_csv(tmp_path / "a.csv", index=False)
+    command = ["verdict", "--pair", "mine", "theirs", "--scores"]
+    assert main([*command, str(tmp_path / "a.csv")]) == 0
+    before = (tmp_path / "verdict.json").read_bytes()
+    for column, name in (("study", "another"), ("model", "another"), ("task", "only this one")):
+        rows.assign(**{column: name}).drop_duplicates(["method", "seed", "document"]).to_csv(
+            tmp_path / "b.csv", index=False
+        )
+        assert main([*command, str(tmp_path / "b.csv")]) == 2
+        assert f"--out: {tmp_path} holds the verdict on other scores" in capsys.readouterr().err
+    assert (tmp_path / "verdict.json").read_bytes() == before
+    more = named(draw(seed=4, seeds=4), a="mine", b="theirs")
+    more.to_csv(tmp_path / "a.csv", index=False)
+    assert main([*command, str(tmp_path / "a.csv")]) == 0
+    assert "look 2 of 1 planned" in capsys.readouterr().err
+
+
 def test_another_question_is_no_second_look(tmp_path):
     rows = draw(seed=3, depth=8)
     rows.to_parquet(tmp_path / "s.parquet")

@@ -3,8 +3,10 @@
 import copy
 import json
 import re
+import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from drawn_scores import FAST, draw, with_likelihood
@@ -31,6 +33,7 @@ from mola_core.analysis.tables.questions import questions_latex, shown_questions
 from mola_core.analysis.tables.render import latex_text, markdown_text
 from mola_core.cli import main
 from mola_core.runs.adapter_figures import ADAPTER_FIGURES
+from mola_core.runs.layout import Layout
 from mola_core.study.study import Study
 
 
@@ -62,9 +65,29 @@ def test_the_answer_comes_first_and_the_page_needs_no_network(layout, verdict):
     assert not re.search(r'(src|href)="(https?:)?//', page)
     assert "<script>alert" not in page and page.count("<script") == 1
     assert "root:" not in page
-    assert answer_sentence(verdict).replace("−", "-") in told(layout.folder).replace("−", "-")
+    assert answer_sentence(verdict).replace("−", "-") in told(layout).replace("−", "-")
     text = (layout.folder / "summary.md").read_text(encoding="utf-8")
     assert "![x]" not in text and text.index("## Answer") < text.index("## What was run")
+
+
+@pytest.mark.parametrize("changed", ["scores", "settings"])
+def test_a_verdict_on_other_scores_or_settings_is_no_answer(layout, verdict, tmp_path, changed):
+    folder = tmp_path / layout.folder.name
+    shutil.copytree(layout.folder, folder)
+    study = layout.study
+    if changed == "scores":
+        scores = pd.read_parquet(folder / "scores.parquet")
+        scores[scores.document != scores.document.iloc[0]].to_parquet(folder / "scores.parquet")
+    else:
+        study = study.model_copy(update={"verdict": study.verdict.model_copy(update={"margin": 3.0})})
+    later = Layout(study, tmp_path)
+    assert later.folder == folder
+    summary.write(later)
+    study_page.write(later)
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    assert "No verdict of these scores and settings" in page and 'class="answer"' not in page
+    assert "## Answer" not in (folder / "summary.md").read_text(encoding="utf-8")
+    assert "the verdict there is of other scores or settings" in told(later)
 
 
 @pytest.mark.parametrize(

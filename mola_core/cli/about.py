@@ -32,11 +32,14 @@ def where(arguments: argparse.Namespace) -> None:
         print(arguments.what())
         return
     from mola_core.analysis.pages.answer import told
+    from mola_core.runs.state import refuse_other
 
-    folder = study_layout(arguments).folder
+    layout = study_layout(arguments)
+    folder = layout.folder
     if not folder.is_dir():
         raise MolaError(f"{folder}: is not there yet; run the study, or name its --results")
-    answer = told(folder)
+    refuse_other(layout)
+    answer = told(layout)
     if answer:
         print(answer)
     print(f"Everything: {folder}")

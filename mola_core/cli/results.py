@@ -151,7 +151,7 @@ def summary(arguments: argparse.Namespace) -> None:
     study_page.write(layout)
     if arguments.all_made:
         write_json(layout.folder / ANALYSED, {"key": analysis_key(layout)})
-    print(told(layout.folder))
+    print(told(layout))
 
 
 def verify(arguments: argparse.Namespace) -> None:

@@ -29,6 +29,7 @@ def verdict(arguments: argparse.Namespace) -> None:
 
     Example: mola verdict --scores scores.csv --pair mine theirs --out verdict
     """
+    from mola_core.analysis.looks import FILE as LOOKS
     from mola_core.analysis.pages.answer import answer_sentences
     from mola_core.analysis.pages.study_page import write_verdict_page
     from mola_core.analysis.pages.verdict import write_verdict
@@ -46,10 +47,17 @@ def verdict(arguments: argparse.Namespace) -> None:
         out = arguments.out or arguments.scores.parent
         if (out / "cells.parquet").is_file():
             raise MolaError(f"--out: {out} holds the verdict that a study stated; name another folder")
-        found = write_verdict(arguments.scores, out, _verdict_settings(arguments), refuse_unknown=True)
+        found = write_verdict(arguments.scores, out, _verdict_settings(arguments), by_itself=True)
         write_verdict_page(out)
         for note in found["notes"]:
             print(note, file=sys.stderr)
+        looks = found["looks"]
+        if looks["taken"] > looks["planned"]:
+            print(
+                f"look {looks['taken']} of {looks['planned']} planned ({out / LOOKS}): the level is shared among them, so what it decides is a "
+                "hint; for scores that have nothing to do with those before, name another --out",
+                file=sys.stderr,
+            )
         for sentence in answer_sentences(found):
             print(sentence)
         return

@@ -1,5 +1,6 @@
 """What a study states about its verdict before it is run. Light: of libraries only pydantic is imported here."""
 
+import hashlib
 import re
 from typing import Annotated, Any, Literal
 
@@ -129,3 +130,8 @@ class VerdictSettings(Closed):
         if len(set(asked)) < len(asked):
             raise ValueError("two of them compare the same methods, and would be corrected as two; name one")
         return ids
+
+    @property
+    def sha256(self) -> str:
+        """Of all of them, by which a verdict says what it was asked."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()

@@ -153,7 +153,7 @@ def tell_answer():
 
     own = os.path.samefile(workflow.main_snakefile, snakefile())  # not another's module
     if own and workflow.is_main_process and not workflow.dryrun:
-        print(told(layout.folder), flush=True)
+        print(told(layout), flush=True)
 
 
 onsuccess:

@@ -1,12 +1,12 @@
 """The answer of a verdict in plain words: one sentence with its number and interval, for pages and the terminal."""
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from mola_core.analysis import verdict_fields as fields
 from mola_core.analysis.statistics.planner import MAX_SEEDS
+from mola_core.files import read_json, sha256_file
+from mola_core.runs.layout import Layout
 
 STAND_IN = "Stand-in results, which say nothing about a benchmark. "
 
@@ -156,13 +156,26 @@ def signed(value: float) -> str:
     return f"{value:+.2f}".replace("-", "−")
 
 
-def told(folder: Path) -> str:
+def current_verdict(layout: Layout) -> dict[str, Any] | None:
+    """The study's verdict.json; None where there is none, or where it answers other scores or settings than are there now."""
+    path, scores = layout.folder / "verdict.json", layout.folder / "scores.parquet"
+    if not path.is_file() or not scores.is_file():
+        return None
+    verdict = read_json(path)
+    if not isinstance(verdict, dict) or verdict.get("settings_sha256") != layout.study.verdict.sha256:
+        return None
+    return verdict if verdict.get("scores_sha256") == sha256_file(scores) else None
+
+
+def told(layout: Layout) -> str:
     """What the terminal shows when a study ends: the answer and where to read on; empty where there is no verdict."""
-    path = folder / "verdict.json"
-    if not path.is_file():
+    verdict = current_verdict(layout)
+    if verdict is None:
+        if (layout.folder / "verdict.json").is_file():
+            return "No answer yet: the verdict there is of other scores or settings. `mola verdict` answers these."
         return ""
-    lines = [answer_sentence(json.loads(path.read_text(encoding="utf-8")))]
-    page = folder / "index.html"
+    lines = [answer_sentence(verdict)]
+    page = layout.folder / "index.html"
     if page.is_file():
         lines.append(f"Read on: {page}")
     return "\n".join(lines)

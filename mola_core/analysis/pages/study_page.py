@@ -4,7 +4,6 @@ Everything on it is read from what `collect`, `tables`, `figures` and `verdict` 
 """
 
 import html
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,12 @@ from mola_core.analysis.figures import registry
 from mola_core.analysis.figures.study import study_data
 from mola_core.analysis.notices import missing_cells, notices
 from mola_core.analysis.pages import summary
-from mola_core.analysis.pages.answer import answer_sentence, beside_sentences, change_sentence
+from mola_core.analysis.pages.answer import (
+    answer_sentence,
+    beside_sentences,
+    change_sentence,
+    current_verdict,
+)
 from mola_core.analysis.pages.html import document, figure, folded, markdown_html, table
 from mola_core.analysis.tables.accuracy import (
     accuracy_notes,
@@ -30,7 +34,7 @@ from mola_core.analysis.tables.accuracy import (
 from mola_core.analysis.tables.parameters import layer_matrices
 from mola_core.analysis.tables.questions import shown_questions
 from mola_core.analysis.tables.render import EMPTY
-from mola_core.files import write_text
+from mola_core.files import read_json, write_text
 from mola_core.runs.adapter_figures import ADAPTER_FIGURES
 from mola_core.runs.layout import Layout
 
@@ -52,7 +56,7 @@ def write(layout: Layout) -> Path:
     folder = layout.folder
     study, cells = layout.study, read_cells(folder)
     missing = missing_cells(study, cells)
-    verdict = _read_verdict(folder)
+    verdict = current_verdict(layout)
     data = study_data(layout, folder)
     drawn = {
         entry.name: figure(folder, entry.name, entry.title, entry.caption(data))
@@ -65,7 +69,11 @@ def write(layout: Layout) -> Path:
         f'<p class="meta">{html.escape(_one_line(layout, cells))}</p>',
         *(f'<p class="notice" role="note">{html.escape(notice)}</p>' for notice in notices(study, missing)),
         "</header>",
-        *(_answer(folder, verdict) if verdict else ["<p>No verdict yet: run <code>mola verdict</code>.</p>"]),
+        *(
+            _answer(folder, verdict)
+            if verdict
+            else ["<p>No verdict of these scores and settings yet: run <code>mola verdict</code>.</p>"]
+        ),
         drawn.pop("accuracy_parameters"),
         _change(verdict),
         folded("Every question", _questions(verdict), opened=True),
@@ -101,8 +109,7 @@ def write(layout: Layout) -> Path:
 
 def write_verdict_page(folder: Path) -> Path:
     """Write `verdict.html` beside a verdict without a study: the same page with what a score file can tell."""
-    verdict = _read_verdict(folder)
-    assert verdict is not None, f"{folder}: no verdict.json"
+    verdict = read_json(folder / "verdict.json")
     body = [
         f'<header><h1>{html.escape(TITLE)}</h1><p class="meta">{html.escape(fields.data_line(verdict))}</p></header>',
         *_answer(folder, verdict),
@@ -118,11 +125,6 @@ def write_verdict_page(folder: Path) -> Path:
 def _write(path: Path, title: str, body: list[str]) -> Path:
     write_text(path, document(title, "<main>\n" + "\n".join(part for part in body if part) + "\n</main>"))
     return path
-
-
-def _read_verdict(folder: Path) -> dict[str, Any] | None:
-    path = folder / "verdict.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _one_line(layout: Layout, cells: pd.DataFrame) -> str:

@@ -1,6 +1,5 @@
 """`summary.md`, the study's page as text: the answer, what was run, what came out, and where everything is."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pandas as pd
 from mola_core.analysis.collect import read_cells
 from mola_core.analysis.figures import registry
 from mola_core.analysis.notices import missing_cells, notices
-from mola_core.analysis.pages.answer import answer_sentence, change_sentence
+from mola_core.analysis.pages.answer import answer_sentence, change_sentence, current_verdict
 from mola_core.analysis.paper.catalogue import ALL_PAPER_TABLES
 from mola_core.analysis.reference.numbers import task_title
 from mola_core.analysis.tables.accuracy import TABLES, accuracy_notes, accuracy_table, shown_accuracy
@@ -40,7 +39,7 @@ def write(layout: Layout) -> None:
     sections = [
         f"# {study.name}: {markdown_text(study.description)}",
         "  \n".join(f"> **{notice}**" for notice in notices(study, missing)),
-        _verdict(folder),
+        _verdict(layout),
         "## What was run",
         "\n".join(f"- {line}" for line in what_was_run(study, cells)),
         "## Accuracy (%)",
@@ -206,18 +205,17 @@ def _answer(scores: pd.Series, untrained: float | None, chance: float, documents
     return f"{above} of {len(scores)} methods" if above else "no"
 
 
-def _verdict(folder: Path) -> str:
+def _verdict(layout: Layout) -> str:
     """The answer in a sentence, the forest plot, what would change it and every question, where there is a verdict."""
-    path = folder / "verdict.json"
-    if not path.is_file():
+    verdict = current_verdict(layout)
+    if verdict is None:
         return ""
-    verdict = json.loads(path.read_text(encoding="utf-8"))
     change = change_sentence(verdict)
     parts = [
         "## Answer",
         f"**{markdown_text(answer_sentence(verdict))}**",
         "![Every question with its interval](figures/verdict-forest.svg)"
-        if _is(folder, "figures/verdict-forest.svg")
+        if _is(layout.folder, "figures/verdict-forest.svg")
         else "",
         f"**What would change it:** {change}" if change else "",
         pipe_table(shown_questions(verdict).map(markdown_text)) if verdict["questions"] else "",

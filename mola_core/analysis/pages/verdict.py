@@ -5,10 +5,11 @@ from pathlib import Path
 
 from mola_core.analysis.looks import Record
 from mola_core.analysis.score_files import load_scores
-from mola_core.analysis.scores import require_methods, score_matrix
+from mola_core.analysis.scores import ScoreMatrix, require_methods, score_matrix
 from mola_core.analysis.statistics.decide import decide
 from mola_core.analysis.statistics.records import Verdict
-from mola_core.files import sha256_file, write_json, write_text
+from mola_core.errors import MolaError
+from mola_core.files import read_json, sha256_file, write_json, write_text
 from mola_core.study.verdict import VerdictSettings
 
 
@@ -25,7 +26,7 @@ def write_verdict(
     record: Path | None = None,
     stand_in: bool = False,
     seeds_shared: bool = True,
-    refuse_unknown: bool = False,
+    by_itself: bool = False,
     notices: Sequence[str] = (),
 ) -> Verdict:
     """Write verdict.json, verdict.md, figures/ and tables/questions.* into `out` for a score file; returns the verdict.
@@ -33,8 +34,9 @@ def write_verdict(
     The look is added to the record there (`looks.FILE`), or in the folder `record`. `parameters` (method -> trainable parameters) are noted beside
     the methods; `floors` are as `decide` takes them; `first_cell` is when a study's first cell was finished (ISO
     8601), without which nothing is said to have been stated beforehand, and `stated_of` the study's tasks and seeds; `stand_in` marks results of built-in rows or a
-    random model, `notices` stand on figures and tables; `seeds_shared` is as `decide` takes it; with `refuse_unknown` a pair of
-    which a method is not in the scores is an error. Same file, same settings, same record: same bytes. Raises `MolaError` for a score file that is not one.
+    random model, `notices` stand on figures and tables; `seeds_shared` is as `decide` takes it. For a file `by_itself`, without a
+    study, a pair of which a method is not in the scores is an error, and so is an `out` with the verdict of other data. Same file, same settings, same
+    record: same bytes. Raises `MolaError` for a score file that is not one.
     """
     from mola_core.analysis.figures import verdict as drawing
     from mola_core.analysis.pages.verdict_text import verdict_page
@@ -43,8 +45,9 @@ def write_verdict(
     scores, out = Path(scores), Path(out)
     settings = settings or VerdictSettings()
     matrix = score_matrix(load_scores(scores))
-    if refuse_unknown:
+    if by_itself:
         require_methods(matrix, settings.pairs)
+        _refuse_other_data(matrix, out)
     known = {"shapes": shapes, "floors": floors, "seeds_shared": seeds_shared}
     verdict = decide(matrix, settings, **known)
     looks = Record(record or out)
@@ -62,3 +65,18 @@ def write_verdict(
     drawing.draw_verdict(verdict, out / "figures", notices)
     write_questions(verdict, out / "tables", notices)
     return verdict
+
+
+def _refuse_other_data(matrix: ScoreMatrix, out: Path) -> None:
+    """Raise `MolaError` where `out` holds a verdict on other data: it would be lost, and these taken for a second look at those."""
+    path = out / "verdict.json"
+    if not path.is_file():
+        return
+    data = read_json(path)["data"]
+    tasks = {block.name for block in matrix.blocks}
+    same = data["studies"] == list(matrix.studies) and data["models"] == list(matrix.models)
+    if not same or not {*data["tasks"]} <= tasks:
+        raise MolaError(
+            f"--out: {out} holds the verdict on other scores (study {', '.join(data['studies'])}, model {', '.join(data['models'])}, tasks "
+            f"{', '.join(data['tasks'])}); name another folder"
+        )

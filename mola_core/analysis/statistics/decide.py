@@ -9,7 +9,6 @@ itself: differences where there are none, and equivalence where there is a diffe
 every other question and endpoint another: what is explored never moves what is stated.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -135,7 +134,7 @@ def decide(
             },
         },
         "settings": settings.model_dump(mode="json"),
-        "settings_sha256": hashlib.sha256(settings.model_dump_json().encode()).hexdigest(),
+        "settings_sha256": settings.sha256,
     }
 
 
