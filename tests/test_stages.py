@@ -141,21 +141,27 @@ def test_a_sample_has_each_source_in_proportion(count):
     assert count == 100 or chosen != proportional_sample(sources, count, seed=2)
 
 
+def of_directory(root, documents, *files):
+    """A study whose instruction rows are those of the files."""
+    (root / "openorca").mkdir(exist_ok=True)
+    for number, rows in enumerate(files):
+        pq.write_table(pa.Table.from_pylist(rows), root / "openorca" / f"{number}.parquet")
+    content = load_study("smoke").model_dump(mode="json", exclude_none=True)
+    data = {"source": "directory", "root": str(root)}
+    return Study.model_validate(content | {"data": data, "instruction": {"documents": documents}})
+
+
 def test_instruction_rows_of_a_directory(tmp_path, bench):
     rows = [
         {
             "id": f"{'flan' if i % 4 else 'cot'}.{i}",
             "system_prompt": "",
             "question": f"q{i}",
-            "response": "r" * i,
+            "response": "r" * (i + 1),
         }
         for i in range(80)
     ]
-    (tmp_path / "openorca").mkdir()
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "openorca" / "1M.parquet")
-    data = {"source": "directory", "root": str(tmp_path)}
-    content = load_study("smoke").model_dump(mode="json", exclude_none=True)
-    study = Study.model_validate(content | {"data": data, "instruction": {"documents": 20}})
+    study = of_directory(tmp_path, 20, rows)
     layout = Layout(study, tmp_path)
     prepare_instruction(study, tmp_path / "rows")
     fingerprint = read_json(tmp_path / "rows" / "fingerprint.json")
@@ -172,14 +178,36 @@ def test_instruction_rows_of_a_directory(tmp_path, bench):
         assert document.prompt_length == 0
         assert len(document.tokens) == 30 or document.tokens[-1] == tokenizer.eos_token_id
     before = layout.data(INSTRUCTION)
-    pq.write_table(pa.Table.from_pylist(rows[:40]), tmp_path / "openorca" / "1M.parquet")
+    short = of_directory(tmp_path, 41, rows[:40])
     assert layout.data(INSTRUCTION) != before, "other files, another folder"
-    short = Study.model_validate(content | {"data": data, "instruction": {"documents": 41}})
     with pytest.raises(MolaError, match="documents: 41, but the source has 40 rows"):
         prepare_instruction(short, tmp_path / "short")
     shutil.rmtree(tmp_path / "openorca")
     with pytest.raises(MolaError, match="no parquet file"):
         layout.data(INSTRUCTION)
+
+
+ORCA = {"id": "flan.1", "system_prompt": "", "question": "Why?", "response": "So."}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([ORCA, ORCA | {"question": None}], "row 1 has no text in column 'question'; fill it"),
+        ([ORCA | {"question": None}], "row 0 has no text in column 'question'"),
+        ([ORCA, ORCA, ORCA | {"response": ""}], "row 2 has no text in column 'response'"),
+        ([ORCA | {"response": " \n"}, ORCA], "row 0 has no text in column 'response'"),
+        ([ORCA | {"id": None}, ORCA], "row 0 has no text in column 'id'"),
+        ([ORCA | {"response": 7}], "has int64 in column 'response'; write text"),
+        ([{"id": "flan.1", "question": "Why?"}], "has no column 'response'"),
+    ],
+)
+def test_instruction_rows_without_text_are_refused(tmp_path, rows, message):
+    """An empty cell would be trained on as the word None."""
+    study = of_directory(tmp_path, 1, [ORCA], rows)
+    with pytest.raises(MolaError, match=f"instruction rows: .*1.parquet:? {message}"):
+        prepare_instruction(study, tmp_path / "rows")
+    assert not (tmp_path / "rows").exists()
 
 
 def test_a_cell_continues_from_its_parent(bench):

@@ -48,7 +48,8 @@ def instruction_identity(study: Study) -> dict[str, Any]:
 def prepare_instruction(study: Study, folder: str | Path) -> None:
     """Write `train.parquet` (id, question, response) and `fingerprint.json` into `folder`, whole or not at all.
 
-    Raises `MolaError` where the source cannot be read, lacks a column or has fewer rows than are asked for.
+    Raises `MolaError` where the source cannot be read, lacks a column, has a row without text or fewer rows than are
+    asked for.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -56,9 +57,6 @@ def prepare_instruction(study: Study, folder: str | Path) -> None:
     settings = study.instruction
     assert settings is not None
     table, origin = _read(study)
-    for column in COLUMNS:
-        if column not in table.column_names:
-            raise MolaError(f"instruction rows: no column {column!r}; name the columns as OpenOrca does")
     if table.num_rows < settings.documents:
         raise MolaError(
             f"instruction.documents: {settings.documents}, but the source has {table.num_rows} rows; lower it"
@@ -66,7 +64,7 @@ def prepare_instruction(study: Study, folder: str | Path) -> None:
     sources = [str(name).split(".")[0] for name in table["id"].to_pylist()]
     chosen = proportional_sample(sources, settings.documents, settings.seed)
     # Through Python values: sources differ in their string types.
-    table = pa.Table.from_pylist(table.select(COLUMNS).take(pa.array(chosen)).to_pylist())
+    table = pa.Table.from_pylist(table.take(pa.array(chosen)).to_pylist())
     counts = {name: [sources[row] for row in chosen].count(name) for name in sorted(set(sources))}
     with atomic_write(folder) as temporary:
         temporary.mkdir()
@@ -110,12 +108,41 @@ def _read(study: Study) -> tuple[pyarrow.Table, dict[str, Any]]:
         return pa.Table.from_pylist(_builtin(study.instruction.documents)), {}
     if isinstance(source, DirectoryData):
         try:
-            return pa.concat_tables([pq.read_table(file) for file in _files(source)]), {"dataset": "openorca"}
+            found = {str(file): pq.read_table(file) for file in _files(source)}
+            for table in found.values():
+                table.validate(full=True)  # of text that is no UTF-8
         except (pa.ArrowException, OSError) as error:
             raise MolaError(
                 f"instruction rows: {source.root}/openorca cannot be read ({error}); replace it"
             ) from None
+        parts = [_texts(table, where) for where, table in found.items()]
+        return pa.concat_tables(parts), {"dataset": "openorca"}
     return _from_hub(source)
+
+
+def _texts(table: pyarrow.Table, where: str) -> pyarrow.Table:
+    """The columns that are used, as text. Raises `MolaError` where one is not there, or a row of it says nothing."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for column in COLUMNS:
+        if column not in table.column_names:
+            raise MolaError(
+                f"instruction rows: {where} has no column {column!r}; name the columns as OpenOrca does"
+            )
+        kind = table[column].type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)):
+            raise MolaError(f"instruction rows: {where} has {kind} in column {column!r}; write text")
+    texts = table.select(COLUMNS).cast(pa.schema([(column, pa.large_string()) for column in COLUMNS]))
+    for column in COLUMNS:
+        row = pc.index(pc.fill_null(pc.match_substring_regex(texts[column], r"\S"), False), False).as_py()
+        if row >= 0:
+            raise MolaError(
+                f"instruction rows: {where}: row {row} has no text in column {column!r}; fill it, or read the rows without it "
+                "from a folder (data_root)"
+            )
+    return texts
 
 
 def _files(source: DirectoryData) -> list[Path]:
@@ -131,7 +158,7 @@ def _files(source: DirectoryData) -> list[Path]:
 def _from_hub(source: HubData) -> tuple[pyarrow.Table, dict[str, Any]]:
     loaded, revision = fetch_dataset(INSTRUCTION, HUB_ID, None, {}, source.revisions.get(INSTRUCTION))
     table = loaded["train"].select_columns(list(COLUMNS)).with_format("arrow")[:]
-    return table, {"dataset": HUB_ID, "revision": revision}
+    return _texts(table, HUB_ID), {"dataset": HUB_ID, "revision": revision}
 
 
 def _builtin(count: int) -> list[dict[str, Any]]:
