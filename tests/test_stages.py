@@ -151,7 +151,7 @@ def of_directory(root, documents, *files):
     return Study.model_validate(content | {"data": data, "instruction": {"documents": documents}})
 
 
-def test_instruction_rows_of_a_directory(tmp_path, bench):
+def test_instruction_rows_of_a_directory(tmp_path, bench, capsys):
     rows = [
         {
             "id": f"{'flan' if i % 4 else 'cot'}.{i}",
@@ -169,6 +169,9 @@ def test_instruction_rows_of_a_directory(tmp_path, bench):
     tokenizer = bench().base.tokenizer
     write_examples(INSTRUCTION, "choice", tmp_path / "rows", tmp_path / "examples", tokenizer, 30, "")
     found = read_examples(tmp_path / "examples", "train")
+    whole = [len(encode_text(tokenizer, example.completion, 1000).tokens) for example in found]
+    cut = sum(tokens > 30 for tokens in whole)
+    assert cut > 0 and f"{cut} of 20 texts of train lose their end" in capsys.readouterr().err
     documents = [encode_text(tokenizer, example.completion, 30) for example in found]
     table = pq.read_table(tmp_path / "rows" / "train.parquet").to_pylist()
     for document, row in zip(documents, table, strict=True):

@@ -115,7 +115,9 @@ def remarks(record: dict[str, Any]) -> list[str]:
         lines.append(f"{record['dropped']} of them were left out of training")
     for part, facts in record["parts"].items():
         if facts["cut"]:
-            lines.append(f"{facts['cut']} of {facts['documents']} prompts of {part} lose their beginning")
+            # A text that is trained on as a whole is cut where a prompt is not.
+            text, lost = ("texts", "end") if record["task"] == INSTRUCTION else ("prompts", "beginning")
+            lines.append(f"{facts['cut']} of {facts['documents']} {text} of {part} lose their {lost}")
         if facts.get("twins"):
             lines.append(
                 f"in {facts['twins']} of {facts['documents']} documents of {part} another option is the same as the right "
