@@ -125,6 +125,15 @@ def test_noise_that_tasks_share_is_in_the_interval_of_their_mean():
     assert shared[2] - shared[1] > 1.5 * (alone[2] - alone[1])
 
 
+def test_a_size_that_data_decide_is_the_mean_of_the_cells(layout):
+    data = drawn(layout)
+    cells = data.cells.copy()
+    ours = cells["method"] == "lora-r40"
+    cells.loc[ours, "trainable_parameters"] = np.linspace(1_000, 3_000, ours.sum()).astype(int)
+    figure = accuracy_parameters.draw(dataclasses.replace(data, cells=cells))
+    assert "2 k" in [label.get_text() for label in figure.axes[0].get_xticklabels()]
+
+
 def test_methods_of_one_size_share_a_group():
     sizes = {
         "lora-r64": 159_907_840,

@@ -144,6 +144,28 @@ def test_a_count_that_differs_from_its_closed_form_is_refused(layout):
         tables.parameter_table(layout.study, cells, layer_matrices(layout.model))
 
 
+def test_sizes_that_data_decide_are_a_range(tmp_path):
+    """EVA shares ranks out by what it sees, so that each cell trains another number of parameters."""
+    config = {"peft_type": "LORA", "r": 8, "init_lora_weights": "eva", "eva_config": {"rho": 3.0}}
+    eva = {"method": "peft", "name": "eva-r8", "config": config}
+    layout = simulate(tmp_path, make_study(methods=["base", eva, "lora-r4"], seeds=[0, 1]), documents=40)
+    collect.write(layout)
+    cells = collect.read_cells(layout.folder)
+    cells.loc[cells.method == "eva-r8", "trainable_parameters"] = [49_152, 49_664, 49_152, 49_792]
+    cells.to_parquet(layout.folder / "cells.parquet", index=False)
+    (layout.folder / "collected.json").unlink()
+    for write in (tables.write, summary.write):
+        write(layout)
+    for name, column in (("accuracy", "trainable_parameters"), ("parameters", "trained")):
+        assert " 49,152 to 49,792 |" in (layout.folder / "tables" / f"{name}.md").read_text()
+        row = pd.read_csv(layout.folder / "tables" / f"{name}.csv").set_index("method").loc["eva-r8"]
+        assert row[[column, f"{column}_from", f"{column}_to"]].tolist() == [49_440, 49_152, 49_792]
+    assert "49,152 to 49,792" in (layout.folder / "summary.md").read_text()
+    cells.loc[cells.method == "lora-r4", "trainable_parameters"] += [0, 1, 0, 0]
+    with pytest.raises(MolaError, match="lora-r4: trainable parameters: the cells differ"):
+        tables.accuracy_table(layout.study, cells)
+
+
 def test_without_the_base_models_files_the_closed_form_is_empty(layout):
     (layout.model / "model.safetensors").unlink()
     tables.write(layout)

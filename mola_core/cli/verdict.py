@@ -79,14 +79,14 @@ def verdict(arguments: argparse.Namespace) -> None:
         return
     collected_layout(arguments)
     every = read_cells(layout.folder)
-    cells = every.drop_duplicates("method").set_index("method")
+    sizes = every.groupby("method", sort=False)["trainable_parameters"].mean().dropna()
     variants = [method.label for method in layout.study.methods if method.own_settings]
     write_verdict(
         layout.folder / "scores.parquet",
         out,
         layout.study.verdict,
         shapes={**recorded_experts(every), **dict.fromkeys(variants)},
-        parameters={str(name): int(count) for name, count in cells["trainable_parameters"].dropna().items()},
+        parameters={str(name): round(mean) for name, mean in sizes.items()},
         floors={str(task): float(share) for task, share in chance_levels(every).items()},
         first_cell=str(every["finished"].min()),
         stated_of=(layout.study.tasks, layout.study.seeds),

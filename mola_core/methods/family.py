@@ -26,6 +26,8 @@ VIRTUAL_TOKENS = {"PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT
 """PEFT types that put trained vectors in front of the tokens."""
 NEEDS_DATA = {"eva", "lora_ga"}
 """Values of `init_lora_weights` that look at batches of the training first."""
+RANKS_BY_DATA = {"eva"}
+"""Those of them that share ranks out among modules by what they see."""
 IN_BASE = ("pissa", "olora", "lora_ga")
 """Beginnings of `init_lora_weights` that take the start out of the base weights."""
 LayerSizes = Sequence[Mapping[str, tuple[int, int]]]

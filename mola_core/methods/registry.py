@@ -23,6 +23,7 @@ from mola_core.methods import families
 from mola_core.methods.family import (
     IN_BASE,
     NEEDS_DATA,
+    RANKS_BY_DATA,
     Family,
     LayerNumbers,
     LayerSizes,
@@ -223,3 +224,11 @@ def needs_data(settings: MethodSettings, adapter: AdapterSettings) -> bool:
     """Whether the method's start looks at batches of the training first (EVA, LoRA-GA)."""
     config = adapter_config_without_model(settings, adapter)
     return config.get("peft_type") == "LORA" and config.get("init_lora_weights") in NEEDS_DATA
+
+
+def size_hangs_on_data(settings: MethodSettings, adapter: AdapterSettings) -> bool:
+    """Whether a cell's data decide how many parameters the method trains: where they choose ranks (EVA), or experts of
+    layers that are not alike."""
+    config = adapter_config_without_model(settings, adapter)
+    ranks = config.get("peft_type") == "LORA" and config.get("init_lora_weights") in RANKS_BY_DATA
+    return ranks or parse_method(settings).allocation is not None

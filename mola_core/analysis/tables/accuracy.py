@@ -13,7 +13,7 @@ from mola_core.analysis.tables.parameters import Sizes, closed_form, layer_matri
 from mola_core.analysis.tables.render import EMPTY, count, percent, write_table
 from mola_core.errors import MolaError
 from mola_core.methods.family import BASE
-from mola_core.methods.registry import layer_experts, parse_method
+from mola_core.methods.registry import layer_experts, parse_method, size_hangs_on_data
 from mola_core.runs.layout import Layout
 from mola_core.shapes import budget
 from mola_core.study.study import Study
@@ -72,7 +72,7 @@ def accuracy_table(study: Study, cells: pd.DataFrame) -> pd.DataFrame:
 
     Columns for each task: `<task>` (mean over seeds), `_sd` (standard deviation over seeds, of two or more),
     `_seeds`, `_documents` and `_paper`; then `mean` over tasks, its `mean_sd` and `mean_paper`, empty unless every
-    task is there; trainable parameters, their share of the base model's, and seeds.
+    task is there; trainable parameters (`_counted`), their share of the base model's, and seeds.
     """
     rows = [_majority_row(study, cells)]
     for label in row_labels(study):
@@ -88,9 +88,7 @@ def accuracy_table(study: Study, cells: pd.DataFrame) -> pd.DataFrame:
             row[f"{task}_documents"] = _one(own.loc[own["task"] == task, "documents"])
             row[f"{task}_paper"] = _paper(study, label, task)
         row |= _means(study, row, by_seed.dropna())
-        row["trainable_parameters"] = _one(
-            own["trainable_parameters"], f"method {label}: trainable parameters"
-        )
+        row |= _counted(study, label, own, "trainable_parameters")
         row["share"] = _share(row["trainable_parameters"], cells)
         row["seeds"] = by_seed.notna().any(axis=1).sum()
         rows.append(row)
@@ -101,9 +99,10 @@ def in_percent(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     """The accuracy table as its CSV has it: percent, columns task by task, without columns that are empty throughout."""
     keys = [key for task in [*study.tasks, "mean"] for key in (task, f"{task}_sd", f"{task}_paper")]
     shares = (100 * table[[*keys, "share"]].astype(float)).round(4)
-    counts = table[["trainable_parameters", "seeds"]].astype("Int64")
+    counts = table[["trainable_parameters", *_ends("trainable_parameters"), "seeds"]].astype("Int64")
     whole = pd.concat([table["method"], shares, counts], axis=1)
-    return whole.drop(columns=[key for key in keys if key.endswith("_paper") and whole[key].isna().all()])
+    optional = [key for key in keys if key.endswith("_paper")] + _ends("trainable_parameters")
+    return whole.drop(columns=[key for key in optional if whole[key].isna().all()])
 
 
 def _means(study: Study, row: dict[str, Any], complete: pd.DataFrame) -> dict[str, Any]:
@@ -139,6 +138,29 @@ def _one(values: pd.Series, what: str = "documents") -> Any:
     return found[0].item() if len(found) else None
 
 
+def _counted(study: Study, label: str, own: pd.DataFrame, name: str) -> dict[str, Any]:
+    """Trainable parameters of a method's cells as `name`; their mean where data decide them in each cell, and then the
+    least and the most as `_ends`. Raises `MolaError` where they differ otherwise."""
+    found = own["trainable_parameters"].dropna()
+    by_data = label in study.method_by_label and size_hangs_on_data(
+        study.method_by_label[label], study.adapter
+    )
+    if not by_data or found.nunique() < 2:
+        return {name: _one(found, f"method {label}: trainable parameters")} | dict.fromkeys(_ends(name))
+    ends = (int(found.min()), int(found.max()))
+    return {name: round(found.mean()), **dict(zip(_ends(name), ends, strict=True))}
+
+
+def _ends(name: str) -> list[str]:
+    return [f"{name}_from", f"{name}_to"]
+
+
+def _shown_count(row: dict[str, Any], name: str) -> str:
+    """A count as it is read: `49,152`, or `49,152 to 49,792`."""
+    ends = [row[key] for key in _ends(name) if pd.notna(row.get(key))]
+    return " to ".join(map(count, ends or [row[name]]))
+
+
 def _share(trainable: int | None, cells: pd.DataFrame) -> float | None:
     base = _one(cells["base_parameters"], "base_parameters")
     return None if trainable is None or base is None else trainable / base
@@ -155,7 +177,7 @@ def shown_accuracy(study: Study, table: pd.DataFrame) -> pd.DataFrame:
             shown[reference.task_title(task)] = _shown(row, task) + seeds
         if len(study.tasks) > 1:
             shown["Mean"] = _shown(row, "mean")
-        shown["Parameters"] = count(row["trainable_parameters"])
+        shown["Parameters"] = _shown_count(row, "trainable_parameters")
         shown["Share %"] = percent(row["share"])
         shown["Seeds"] = EMPTY if pd.isna(row["seeds"]) else f"{row['seeds']:.0f}"
         rows.append(shown)
@@ -189,27 +211,29 @@ def accuracy_notes(study: Study, cells: pd.DataFrame) -> list[str]:
 
 
 def parameter_table(study: Study, cells: pd.DataFrame, layers: Sizes) -> pd.DataFrame:
-    """One row a method: experts (or rank) per layer, budget, parameters in closed form and as trained, share.
+    """One row a method: experts (or rank) per layer, budget, parameters in closed form and as trained (`_counted`), share.
 
     Raises `MolaError` where the two counts differ: then the adapter is not what the study says it is.
     """
     rows = []
     for label in row_labels(study):
-        trained = _one(
-            cells.loc[cells["method"] == label, "trainable_parameters"], f"method {label}: parameters"
-        )
+        counted = _counted(study, label, cells[cells["method"] == label], "trained")
+        trained = counted["trained"]
         expected = closed_form(study, label, layers) if layers and label in study.method_by_label else None
-        if trained is not None and expected is not None and trained != expected:
+        ends = [each for each in counted.values() if each is not None]
+        if expected is not None and any(each != expected for each in ends):
             raise MolaError(
-                f"method {label}: {trained:,} trained parameters, but its closed form gives {expected:,}; "
+                f"method {label}: {_shown_count(counted, 'trained')} trained parameters, but its closed form gives {expected:,}; "
                 "the adapter is not the study's: delete the method's cells and run them again"
             )
         rows.append(
             {"method": label, **_capacity(study, label, cells, layers)}
-            | {"closed_form": expected, "trained": trained, "share": _share(trained, cells)}
+            | {"closed_form": expected, **counted, "share": _share(trained, cells)}
         )
     frame = pd.DataFrame(rows)
-    return frame.astype({name: "Int64" for name in ("budget", "closed_form", "trained")})
+    ends_of = _ends("trained")
+    frame = frame.astype({name: "Int64" for name in ("budget", "closed_form", "trained", *ends_of)})
+    return frame.drop(columns=[name for name in ends_of if frame[name].isna().all()])
 
 
 def _capacity(study: Study, label: str, cells: pd.DataFrame, layers: Sizes) -> dict[str, Any]:
@@ -267,7 +291,7 @@ def shown_parameters(table: pd.DataFrame) -> pd.DataFrame:
                 "Rank": row["rank"] if isinstance(row["rank"], str) else count(row["rank"]),
                 "Budget": count(row["budget"]),
                 "Closed form": count(row["closed_form"]),
-                "Trained": count(row["trained"]),
+                "Trained": _shown_count(row, "trained"),
                 "Share %": percent(row["share"]),
             }
         )

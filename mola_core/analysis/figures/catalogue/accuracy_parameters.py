@@ -55,8 +55,11 @@ def draw(data: StudyData) -> Figure:
     panels: list[tuple[str, list[str]]] = [(task_title(task), [task]) for task in study.tasks]
     if len(panels) > 1:
         panels.insert(0, ("Mean over tasks", study.tasks))
-    trained = cells[cells["trainable_parameters"] > 0].groupby("method")["trainable_parameters"].first()
-    groups = size_groups({label: int(trained[label]) for label in study.method_by_label if label in trained})
+    # Data may decide the size of each cell: the mean.
+    trained = cells[cells["trainable_parameters"] > 0].groupby("method")["trainable_parameters"].mean()
+    groups = size_groups(
+        {label: round(trained[label]) for label in study.method_by_label if label in trained}
+    )
     if not groups:
         return words("No method of this study is trained.")
     entries = sum(len(group.methods) for group in groups)
