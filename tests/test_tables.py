@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from safetensors.numpy import save_file
 from simulated_study import make_study, simulate
 
 from mola_core.analysis import collect
-from mola_core.analysis.notices import notices
+from mola_core.analysis.notices import continual_notices, notices
 from mola_core.analysis.pages import summary
 from mola_core.analysis.paper import catalogue, comparison
 from mola_core.analysis.paper import tables as paper_tables
@@ -181,6 +182,29 @@ def test_notices():
     assert f"first {study.evaluation.documents:,} documents" in said
     assert f"Incomplete: 2 of {len(study.cells())} cells" in said
     assert notices(load_study("llama2-7b")) == []
+
+
+def test_limits_of_a_stage_are_said_of_what_it_decides(tmp_path):
+    cells = {"training": {"warmup_steps": 1, "max_steps": 2}}
+    chains = {"continual": {"max_steps": 3}}
+    study = make_study(model=LLAMA, methods=["base", "mola-2468"], seeds=[0], **cells, **chains)
+    layout = simulate(tmp_path, study, documents=20)
+    collect.write(layout)
+    tables.write(layout)
+    paper_tables.write(layout)
+    folder = layout.folder / "tables"
+    assert "Limited run: at most 2 steps." in (folder / "accuracy.md").read_text()
+    assert "at most 3 steps" not in (folder / "accuracy.md").read_text()
+    assert "Limited run: at most 3 steps." in (folder / "paper-5.md").read_text()
+    for path in (folder / "paper-5.md", layout.folder / "figures/continual.svg"):
+        words = " ".join(re.sub("<[^>]*>", "", path.read_text()).split())
+        assert "at most 3 steps." in words and "at most 2 steps" not in words
+    first = {"instruction": {"documents": 8, "max_steps": 4}}
+    study = make_study(data=HUB, **first, **chains)
+    expected = "Limited run: tuned on 8 instructions first, on instructions at most 4 steps"
+    assert f"{expected}." in notices(study)
+    assert f"{expected}, at most 3 steps." in continual_notices(study, None)
+    assert not any("Limited" in line for line in notices(make_study(data=HUB, instruction={})))
 
 
 def test_rendering():

@@ -4,18 +4,39 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from mola_core.study.sections import InstructionSettings, TrainingSettings
 from mola_core.study.study import Cell, Study
 
 
 def notices(study: Study, missing: Sequence[Cell] = ()) -> list[str]:
     """One sentence for each reason why the numbers are less than a benchmark's; empty for a full study."""
+    found = _limited(study, study.training)
+    if missing:
+        found.append(
+            f"Incomplete: {len(missing)} of {len(study.cells())} cells are missing; they are left empty."
+        )
+    return found
+
+
+def continual_notices(study: Study, frame: pd.DataFrame | None) -> list[str]:
+    """`notices` of continual learning, whose trainings have limits of their own, and its chains that are not in `frame`."""
+    training = study.continual.training(study.training) if study.continual else study.training
+    return _limited(study, training) + ([] if frame is None else _missing_chains(study, frame))
+
+
+def _limited(study: Study, training: TrainingSettings) -> list[str]:
+    """Stand-ins, and the limits of what is trained with these settings."""
     found = []
     if study.data.source == "builtin":
         found.append("Stand-in data: built-in generated rows, not the benchmarks whose names they carry.")
     if study.model.source == "random":
         found.append("Stand-in model: a tiny random Llama; its accuracies mean nothing.")
-    training, evaluation = study.training, study.evaluation
+    instruction, evaluation = study.instruction, study.evaluation
     limits = []
+    if instruction and instruction.documents < InstructionSettings().documents:
+        limits.append(f"tuned on {instruction.documents:,} instructions first")
+    if instruction and instruction.max_steps:
+        limits.append(f"on instructions at most {instruction.max_steps:,} steps")
     if training.documents:
         limits.append(f"trained on the first {training.documents:,} documents")
     if training.max_steps:
@@ -24,14 +45,10 @@ def notices(study: Study, missing: Sequence[Cell] = ()) -> list[str]:
         limits.append(f"evaluated on the first {evaluation.documents:,} documents")
     if limits:
         found.append("Limited run: " + ", ".join(limits) + ".")
-    if missing:
-        found.append(
-            f"Incomplete: {len(missing)} of {len(study.cells())} cells are missing; they are left empty."
-        )
     return found
 
 
-def missing_chains(study: Study, frame: pd.DataFrame) -> list[str]:
+def _missing_chains(study: Study, frame: pd.DataFrame) -> list[str]:
     """What to say of the chains of continual learning that have no row in `frame` (columns method, seed)."""
     chains = dict.fromkeys((cell.method, cell.seed) for cell in study.continual_cells())
     there = set(zip(frame["method"], frame["seed"], strict=True))

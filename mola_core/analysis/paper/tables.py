@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from mola_core.analysis.collect import read_cells
-from mola_core.analysis.notices import missing_cells, missing_chains, notices
+from mola_core.analysis.notices import continual_notices, missing_cells, notices
 from mola_core.analysis.paper.catalogue import (
     ACCURACY_TABLES,
     ALL_PAPER_TABLES,
@@ -55,7 +55,7 @@ def write(layout: Layout) -> None:
     ours = None
     if frame is not None:
         ours = frame.assign(method=frame["method"].map(reference.paper_names(study))).dropna(subset="method")
-    chains = [] if frame is None else missing_chains(study, frame)
+    said_of_chains = continual_notices(study, frame)
     for number, builder in [(5, op_and_pd), (6, continual_detail)]:
         if f"paper-{number}" not in wanted:
             continue
@@ -63,12 +63,12 @@ def write(layout: Layout) -> None:
         title = f"Table {number} of {reference.PAPER}: {CONTINUAL_TABLES[number]}"
         shown = _pivoted(numbers.assign(column=numbers["column"].replace({"op": "OP", "pd": "PD"})))
         note = _CONTINUAL_NOTE if number == 5 else _LEGEND
-        own = said + chains + other_model(study, numbers)
+        own = said_of_chains + other_model(study, numbers)
         write_table(folder, f"paper-{number}", title, _wide(numbers), shown, own, [note])
     if frame is not None:
         from mola_core.analysis.figures import continual as continual_plot
 
-        continual_plot.write_figure(frame, results / "figures", notices(study) + chains)
+        continual_plot.write_figure(frame, results / "figures", said_of_chains)
 
 
 def other_model(study: Study, numbers: pd.DataFrame) -> list[str]:
