@@ -1,6 +1,5 @@
 """`mola export`: what a receiver gets of a finished cell; modes of files; and `mola init`: a study file from names."""
 
-import dataclasses
 import json
 import re
 import shutil
@@ -12,12 +11,17 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from model_folders import directory
+from smoke_study import smoke
 
 from mola_core import cli
 from mola_core.errors import MolaError
-from mola_core.files import MODE, atomic_write
+from mola_core.files import MODE, atomic_write, read_json, write_json
 from mola_core.locations import STUDIES
+from mola_core.runs.cell import CellRunner
 from mola_core.runs.export import export_adapter
+from mola_core.runs.layout import Layout
+from mola_core.runs.prepare import prepare_all
 from mola_core.study.draft import METHODS, SETTINGS, write_draft
 from mola_core.study.loading import load_study
 
@@ -98,15 +102,16 @@ def test_a_receiver_loads_what_was_trained(bench, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_a_lora_of_a_hub_model_names_id_and_commit(bench, tmp_path, monkeypatch):
-    runner = bench(**SMALL)
-    cell = runner.study.cell("cola", "lora-r4", 0)
-    monkeypatch.setattr(type(runner.study.model), "on_hub", ("org/tiny", "0" * 40))
-    runner.run(cell)
+def test_a_lora_of_a_hub_model_names_id_and_commit(tiny, tmp_path, monkeypatch):
     own = tmp_path / "model"
-    shutil.copytree(runner.layout.model, own)
+    shutil.copytree(tiny, own, ignore=shutil.ignore_patterns("model.json"))
     (own / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
-    layout = dataclasses.replace(runner.layout, model_folder=own)
+    model = directory(own)
+    layout = Layout(smoke(**SMALL).model_copy(update={"model": model}), tmp_path)
+    cell = layout.study.cell("cola", "lora-r4", 0)
+    monkeypatch.setattr(type(model), "on_hub", ("org/tiny", "0" * 40))
+    prepare_all(layout)
+    CellRunner(layout).run(cell)
     folder = export_adapter(layout, cell.path, tmp_path / "mine")
     config = json.loads((folder / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("org/tiny", "0" * 40)
@@ -120,6 +125,11 @@ def test_a_lora_of_a_hub_model_names_id_and_commit(bench, tmp_path, monkeypatch)
     config = json.loads((other / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("org/copy", None)
     assert "in float32, of which `org/copy` is to be a copy" in (other / "README.md").read_text()
+    record = read_json(layout.model / "model.json")
+    del record["licence"]  # of an earlier version
+    write_json(layout.model / "model.json", record)
+    export_adapter(layout, cell.path, tmp_path / "unknown")
+    assert "base model: not known here" in (tmp_path / "unknown" / "README.md").read_text()
 
 
 def test_modes_are_the_user_s_whatever_a_library_sets(tmp_path):

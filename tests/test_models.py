@@ -367,6 +367,7 @@ def hub(tiny, tmp_path, monkeypatch) -> Path:
     (cache / "blobs").mkdir()
     shutil.copytree(tiny, tmp_path / "repository", ignore=shutil.ignore_patterns("model.json"))
     (tmp_path / "repository/modeling_tiny.py").write_text("raise SystemExit")
+    (tmp_path / "repository/README.md").write_text("---\nlanguage: en\nlicense: 'mit'\n---\n# Tiny\n")
     for file in (tmp_path / "repository").iterdir():
         blob = cache / "blobs" / sha256_file(file)
         file.rename(blob)
@@ -377,6 +378,29 @@ def hub(tiny, tmp_path, monkeypatch) -> Path:
     return cache
 
 
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\nlicense: apache-2.0\n---\n", "apache-2.0"),
+        ("---\r\nlicense: other\r\n---\r\ntext", "other"),
+        ("# Tiny\n\nlicense: mit\n", None),
+        ("---\nlanguage: en\n---\nlicense: mit\n---\n", None),
+        ("---\nlicense: mit\nbase_model: [x\n", None),
+        ("---\nlicense: 'a b'\n---\n", None),
+        (None, None),
+    ],
+)
+def test_a_licence_is_what_the_head_of_the_models_card_names(tiny, tmp_path, card, licence):
+    shutil.copytree(tiny, tmp_path / "own", ignore=shutil.ignore_patterns("model.json"))
+    before = model_identity(directory(tmp_path / "own"))
+    if card:
+        (tmp_path / "own/README.md").write_bytes(card.encode())
+    prepare_model(directory(tmp_path / "own"), tmp_path / "prepared")
+    record = read_json(tmp_path / "prepared/model.json")
+    assert (record["licence"], record["identity"]) == (licence, before)
+    verify_model(tmp_path / "prepared")
+
+
 @pytest.mark.parametrize("offline", [True, False])
 def test_hub_model_in_the_cache_needs_no_network(hub, tiny, tmp_path, monkeypatch, offline):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
@@ -384,6 +408,7 @@ def test_hub_model_in_the_cache_needs_no_network(hub, tiny, tmp_path, monkeypatc
     fingerprint = read_json(tmp_path / "prepared/model.json")
     assert fingerprint["identity"] == {"source": "hub", "id": "a/tiny", "revision": COMMIT}
     assert fingerprint["files"] == read_json(tiny / "model.json")["files"]
+    assert (fingerprint["licence"], read_json(tiny / "model.json")["licence"]) == ("mit", None)
     shutil.rmtree(hub)
     verify_model(tmp_path / "prepared")
     assert not (tmp_path / "prepared/modeling_tiny.py").exists()

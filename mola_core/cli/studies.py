@@ -159,4 +159,4 @@ def declare(verbs: Verbs) -> None:
     given.add_argument("cell", metavar="CELL", help="TASK/METHOD/seedN")
     given.add_argument("folder", type=path, metavar="DIR", help="folder to write; must not exist")
     given.add_argument("--base-model", help="hub id of the base model, where the study does not name one")
-    given.add_argument("--license", help="licence of the base model, where its folder does not name one")
+    given.add_argument("--license", help="licence of the base model, where its own card does not name one")

@@ -23,7 +23,7 @@ from mola_core.files import (
     sha256_file,
     write_json,
 )
-from mola_core.models.sources import check_folder, fetch_model, model_files
+from mola_core.models.sources import check_folder, fetch_model, licence_of, model_files
 from mola_core.module_names import is_named, place_of
 from mola_core.records import versions
 from mola_core.study.sections import DirectoryModel, HubModel, ModelSource
@@ -82,6 +82,7 @@ def prepare_model(source: ModelSource, folder: str | Path) -> None:
             "identity": identity,
             "depth": _depth(target),
             "files": {file.name: sha256_file(file) for file in model_files(target)},
+            "licence": licence_of(source),
             "versions": versions(),
         }
         write_json(target / FINGERPRINT, fingerprint)

