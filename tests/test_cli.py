@@ -95,6 +95,13 @@ def test_each_verb_gives_an_example_that_its_parser_takes(verb, capsys):
         ("calibrate --out file.csv", "mola calibrate: argument --out: file.csv is no folder; name another"),
         ("verdict --scores file.csv --out file.csv", "mola verdict: argument --out: file.csv is no folder"),
         (
+            "export cola/mola-2468/seed0 file.csv/mine --study smoke --results nosuch",
+            "mola export: argument DIR: file.csv is no folder, so nothing can stand in it; name another",
+        ),
+        ("pack --study smoke --out file.csv/a/b", "mola pack: argument --out: file.csv is no folder, so"),
+        ("import x --out file.csv/a.parquet", "mola import: argument --out: file.csv is no folder, so"),
+        ("status --results file.csv/results", "mola status: argument --results: file.csv is no folder, so"),
+        (
             "pack --study smoke --out nosuch --python-version banana",
             "mola pack: --python-version 'banana': write two numbers",
         ),

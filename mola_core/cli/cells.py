@@ -12,9 +12,9 @@ from mola_core.cli.options import (
     model_options,
     named_cell,
     owned,
-    path,
     study_layout,
     study_options,
+    written,
 )
 from mola_core.errors import MolaError, OutOfTime
 
@@ -178,10 +178,10 @@ def declare(verbs: Verbs) -> None:
     )
     running.add_argument("--drop-adapters", action="store_true", help="keep scores and records only")
     running.add_argument(
-        "--archive", type=path, help="pack the finished cells' small files into this .tar.gz"
+        "--archive", type=written, help="pack the finished cells' small files into this .tar.gz"
     )
     packing = verbs.add(pack, study_options, model_options)
-    packing.add_argument("--out", type=path, required=True, help="folder to write; must not exist")
+    packing.add_argument("--out", type=written, required=True, help="folder to write; must not exist")
     packing.add_argument(
         "--part-mb",
         type=at_least(0.001, float),

@@ -97,9 +97,18 @@ def path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def written(text: str) -> Path:
+    """The type of an option that names a file or folder to be written."""
+    named = path(text)
+    above = next((parent for parent in named.parents if parent.exists()), named.parent)
+    if above.exists() and not above.is_dir():
+        raise argparse.ArgumentTypeError(f"{above} is no folder, so nothing can stand in it; name another")
+    return named
+
+
 def folder(text: str) -> Path:
     """The type of an option that names a folder, which may be there or not."""
-    named = path(text)
+    named = written(text)
     if named.exists() and not named.is_dir():
         raise argparse.ArgumentTypeError(f"{text} is no folder; name another")
     return named

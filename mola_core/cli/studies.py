@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mola_core.cli.options import Verbs, at_least, path, study_layout, study_options
+from mola_core.cli.options import Verbs, at_least, study_layout, study_options, written
 
 if TYPE_CHECKING:
     from mola_core.runs.progress import CellProgress
@@ -137,7 +137,7 @@ def export(arguments: argparse.Namespace) -> None:
 
 def declare(verbs: Verbs) -> None:
     new = verbs.add(init)
-    new.add_argument("file", type=path, metavar="NAME", help="name of the study, or the file to write")
+    new.add_argument("file", type=written, metavar="NAME", help="name of the study, or the file to write")
     new.add_argument("--model", required=True, help="a folder, a hub id, or a shipped study's name")
     new.add_argument(
         "--revision", help="commit of the model on the hub (default: today's, if the hub answers)"
@@ -157,6 +157,6 @@ def declare(verbs: Verbs) -> None:
     asked.add_argument("--format", choices=["text", "json"], default="text", help="json: one object")
     given = verbs.add(export, study_options)
     given.add_argument("cell", metavar="CELL", help="TASK/METHOD/seedN")
-    given.add_argument("folder", type=path, metavar="DIR", help="folder to write; must not exist")
+    given.add_argument("folder", type=written, metavar="DIR", help="folder to write; must not exist")
     given.add_argument("--base-model", help="hub id of the base model, where the study does not name one")
     given.add_argument("--license", help="licence of the base model, where its own card does not name one")

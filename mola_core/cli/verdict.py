@@ -17,6 +17,7 @@ from mola_core.cli.options import (
     results_layout,
     study_layout,
     study_options,
+    written,
 )
 from mola_core.errors import MolaError
 
@@ -193,7 +194,7 @@ def declare(verbs: Verbs) -> None:
         "--metric", default="acc", help="what says that an answer is right (default: %(default)s)"
     )
     importing.add_argument("--filter", help="whose answers count, where lm-eval read them by several filters")
-    importing.add_argument("--out", type=path, required=True, help="the score file, .parquet")
+    importing.add_argument("--out", type=written, required=True, help="the score file, .parquet")
     judging = verbs.add(verdict, study_options)
     judging.add_argument("--scores", type=path, help="any score matrix, Parquet or CSV, instead of a study's")
     judging.add_argument(
