@@ -183,7 +183,7 @@ def test_instruction_rows_of_a_directory(tmp_path, bench, capsys):
     before = layout.data(INSTRUCTION)
     short = of_directory(tmp_path, 41, rows[:40])
     assert layout.data(INSTRUCTION) != before, "other files, another folder"
-    with pytest.raises(MolaError, match="documents: 41, but the source has 40 rows"):
+    with pytest.raises(MolaError, match="documents: 41, but the source has 40 rows with text"):
         prepare_instruction(short, tmp_path / "short")
     shutil.rmtree(tmp_path / "openorca")
     with pytest.raises(MolaError, match="no parquet file"):
@@ -196,21 +196,31 @@ ORCA = {"id": "flan.1", "system_prompt": "", "question": "Why?", "response": "So
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([ORCA, ORCA | {"question": None}], "row 1 has no text in column 'question'; fill it"),
-        ([ORCA | {"question": None}], "row 0 has no text in column 'question'"),
-        ([ORCA, ORCA, ORCA | {"response": ""}], "row 2 has no text in column 'response'"),
-        ([ORCA | {"response": " \n"}, ORCA], "row 0 has no text in column 'response'"),
         ([ORCA | {"id": None}, ORCA], "row 0 has no text in column 'id'"),
         ([ORCA | {"response": 7}], "has int64 in column 'response'; write text"),
         ([{"id": "flan.1", "question": "Why?"}], "has no column 'response'"),
     ],
 )
-def test_instruction_rows_without_text_are_refused(tmp_path, rows, message):
-    """An empty cell would be trained on as the word None."""
+def test_columns_of_instruction_rows_that_are_not_text_are_refused(tmp_path, rows, message):
     study = of_directory(tmp_path, 1, [ORCA], rows)
     with pytest.raises(MolaError, match=f"instruction rows: .*1.parquet:? {message}"):
         prepare_instruction(study, tmp_path / "rows")
     assert not (tmp_path / "rows").exists()
+
+
+def test_instruction_rows_that_say_nothing_are_left_out_and_told(tmp_path, capsys):
+    """An empty cell would be trained on as the word None."""
+    empty = [{"question": None}, {"question": ""}, {"response": " \n"}, {"response": None}]
+    study = of_directory(tmp_path, 2, [ORCA, *(ORCA | each for each in empty)], [ORCA])
+    prepare_instruction(study, tmp_path / "rows")
+    assert "4 of 6 have no question or no response and are left out" in capsys.readouterr().err
+    kept = pq.read_table(tmp_path / "rows" / "train.parquet").to_pylist()
+    assert [row["question"] for row in kept] == ["Why?"] * 2
+    assert read_json(tmp_path / "rows" / "fingerprint.json")["left_out"] == 4
+    with pytest.raises(MolaError, match="documents: 3, but the source has 2 rows with text"):
+        prepare_instruction(
+            of_directory(tmp_path, 3, [ORCA, *(ORCA | each for each in empty)], [ORCA]), tmp_path / "more"
+        )
 
 
 def test_a_cell_continues_from_its_parent(bench):

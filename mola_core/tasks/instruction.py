@@ -7,6 +7,8 @@ cot.
 
 from __future__ import annotations
 
+import functools
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,18 +50,25 @@ def instruction_identity(study: Study) -> dict[str, Any]:
 def prepare_instruction(study: Study, folder: str | Path) -> None:
     """Write `train.parquet` (id, question, response) and `fingerprint.json` into `folder`, whole or not at all.
 
-    Raises `MolaError` where the source cannot be read, lacks a column, has a row without text or fewer rows than are
-    asked for.
+    Rows without a question or a response are left out, which is told and recorded. Raises `MolaError` where the source cannot
+    be read, lacks a column or has fewer rows than are asked for.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     settings = study.instruction
     assert settings is not None
-    table, origin = _read(study)
+    every, origin = _read(study)
+    table = every.filter(_says_something(every, "question", "response"))
+    left_out = every.num_rows - table.num_rows
+    if left_out:
+        print(
+            f"instruction rows: {left_out:,} of {every.num_rows:,} have no question or no response and are left out",
+            file=sys.stderr,
+        )
     if table.num_rows < settings.documents:
         raise MolaError(
-            f"instruction.documents: {settings.documents}, but the source has {table.num_rows} rows; lower it"
+            f"instruction.documents: {settings.documents}, but the source has {table.num_rows} rows with text; lower it"
         )
     sources = [str(name).split(".")[0] for name in table["id"].to_pylist()]
     chosen = proportional_sample(sources, settings.documents, settings.seed)
@@ -74,6 +83,7 @@ def prepare_instruction(study: Study, folder: str | Path) -> None:
             "source": study.data.source,
             **origin,
             "stand_in": study.data.source == "builtin",
+            "left_out": left_out,
             "sources": counts,
             "splits": {"train": {"rows": table.num_rows, "sha256": rows_sha256(table)}},
         }
@@ -121,7 +131,7 @@ def _read(study: Study) -> tuple[pyarrow.Table, dict[str, Any]]:
 
 
 def _texts(table: pyarrow.Table, where: str) -> pyarrow.Table:
-    """The columns that are used, as text. Raises `MolaError` where one is not there, or a row of it says nothing."""
+    """The columns that are used, as text. Raises `MolaError` where one is not there or no text, and for a row without an id."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -135,14 +145,18 @@ def _texts(table: pyarrow.Table, where: str) -> pyarrow.Table:
         if not any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)):
             raise MolaError(f"instruction rows: {where} has {kind} in column {column!r}; write text")
     texts = table.select(COLUMNS).cast(pa.schema([(column, pa.large_string()) for column in COLUMNS]))
-    for column in COLUMNS:
-        row = pc.index(pc.fill_null(pc.match_substring_regex(texts[column], r"\S"), False), False).as_py()
-        if row >= 0:
-            raise MolaError(
-                f"instruction rows: {where}: row {row} has no text in column {column!r}; fill it, or read the rows without it "
-                "from a folder (data_root)"
-            )
+    row = pc.index(_says_something(texts, "id"), False).as_py()
+    if row >= 0:
+        raise MolaError(f"instruction rows: {where}: row {row} has no text in column 'id'; fill it")
     return texts
+
+
+def _says_something(table: pyarrow.Table, *columns: str) -> pyarrow.ChunkedArray:
+    """For each row whether all of `columns` hold more than blanks."""
+    import pyarrow.compute as pc
+
+    masks = [pc.fill_null(pc.match_substring_regex(table[column], r"\S"), False) for column in columns]
+    return functools.reduce(pc.and_, masks)
 
 
 def _files(source: DirectoryData) -> list[Path]:
