@@ -55,7 +55,7 @@ def caption(verdict: Mapping[str, Any]) -> str:
         "documents, paired, for these tasks (fixed); colour and marker are the answer, after correction among the "
         "hypotheses or among all exploratory questions. Right of zero favours the first name, left of it the second. A "
         "slope over depth is shown as the difference that it makes between the outermost shapes. Shaded: differences "
-        f"below {verdict['settings']['margin']:g} points, which the study takes as none."
+        f"below the margin of {verdict['settings']['margin']:g}, which the study takes as none."
     )
 
 
