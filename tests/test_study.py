@@ -15,6 +15,7 @@ from mola_core.errors import MolaError
 from mola_core.methods.settings import MethodSettings
 from mola_core.study import loading
 from mola_core.study.loading import STUDIES, load_study
+from mola_core.study.sections import TrainingSettings
 from mola_core.study.study import Cell, Study
 
 ROOT = Path(__file__).parents[1]
@@ -597,3 +598,46 @@ def test_one_adapter_under_two_names_is_refused():
     smoke(
         methods=["mola-5555", {"method": "mola-5555", "name": "r4", "rank": 4}, "random-20-1", "random-20-2"]
     )
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("mola-5555", {"method": "mola", "experts": 5}),
+        ("mola-2468", {"method": "mola-2468", "rank": 8}),
+        ("mola-2468", {"method": "mola-2468", "learning_rate": 1e-2}),
+        ("lora-r8", {"method": "lora-r8", "alpha": 16}),
+    ],
+)
+def test_settings_that_say_what_the_study_says_make_no_other_adapter(first, second):
+    adapter, training = {"rank": 8, "alpha": 16}, {"learning_rate": 1e-2}
+    methods = [first, second | {"name": "same"}]
+    with pytest.raises(ValueError, match="methods: same is the same adapter as"):
+        smoke(methods=methods, adapter=adapter, training=training)
+    other = [first, {"method": first, "name": "other", "alpha": 7}]
+    smoke(methods=other, adapter=adapter, training=training)
+
+
+def test_a_tuned_rate_and_one_that_is_set_are_two():
+    methods = ["mola-2468", {"method": "mola-2468", "name": "set", "learning_rate": 1e-2}]
+    smoke(
+        methods=methods,
+        training={"learning_rate": 1e-2},
+        tuning={"learning_rates": [1e-2, 1e-3], "seeds": [9]},
+    )
+
+
+def test_epochs_are_the_number_that_is_written():
+    """0.57 · 100 is 56.99… in binary."""
+    for epochs, batches in ((0.57, 57), (0.29, 29), (1.13, 113), (1.15, 115), (0.5, 50), (3, 300)):
+        assert TrainingSettings(epochs=epochs, batch_size=1, micro_batch_size=1).steps(100) == batches
+
+
+def test_a_rate_of_a_stage_that_no_method_takes_is_refused():
+    own = {"method": "mola-2468", "learning_rate": 1e-3}
+    stage = {"epochs": 1, "documents": 40, "learning_rate": 1e-4}
+    with pytest.raises(
+        ValueError, match="instruction.learning_rate: every method of it has a learning_rate of"
+    ):
+        smoke(tasks=["cola"], methods=["base", own], instruction=stage)
+    smoke(tasks=["cola"], methods=["base", own, "mola-8642"], instruction=stage)

@@ -38,11 +38,11 @@ def _limited(study: Study, training: TrainingSettings) -> list[str]:
     if instruction and instruction.max_steps:
         limits.append(f"on instructions at most {instruction.max_steps:,} steps")
     if training.documents:
-        limits.append(f"trained on the first {training.documents:,} documents")
+        limits.append(f"trained on at most the first {training.documents:,} documents of a task")
     if training.max_steps:
         limits.append(f"at most {training.max_steps:,} steps")
     if evaluation.documents:
-        limits.append(f"evaluated on the first {evaluation.documents:,} documents")
+        limits.append(f"evaluated on at most the first {evaluation.documents:,} documents of a task")
     if limits:
         found.append("Limited run: " + ", ".join(limits) + ".")
     return found

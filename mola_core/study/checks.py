@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from mola_core.errors import MolaError
 from mola_core.methods.family import VIRTUAL_TOKENS
 from mola_core.methods.registry import (
+    adapter_config,
     adapter_config_without_model,
     family_of,
     parse_method,
@@ -19,7 +20,7 @@ from mola_core.methods.registry import (
     takes_start_from_base,
 )
 from mola_core.methods.settings import MethodSettings
-from mola_core.shapes import budget, experts_per_layer
+from mola_core.shapes import budget
 from mola_core.study.sections import (
     CLOZE,
     INSTRUCTION,
@@ -160,13 +161,17 @@ def _without_start(study: Study) -> Iterator[str]:
 def _same_adapters(study: Study) -> Iterator[str]:
     """Two names for one training: it would be trained twice and count twice in slopes and ranks."""
     known: dict[str, str] = {}
+    depth = max((method.listed_layers() or 0 for method in study.methods), default=0) or NOMINAL_DEPTH
     for method in study.methods:
         parsed = parse_method(method)
         if parsed.allocation is not None:
             continue  # what data or a number of its own choose is known later
-        own = method.model_dump(mode="json", exclude={"method", "name"})
-        shape = parsed.shape and experts_per_layer(parsed.shape, NOMINAL_DEPTH)
-        same = json.dumps([[parsed.kind, shape] if shape else method.method, own])
+        try:
+            config = adapter_config(method, method.adapter(study.adapter), depth)
+        except ValueError:
+            continue  # lists of other lengths, which are complained of elsewhere
+        rate = method.learning_rate or (None if study.tuning else study.training.learning_rate)
+        same = json.dumps([config or method.method, rate, method.loraplus_ratio], sort_keys=True)
         if known.setdefault(same, method.label) != method.label:
             yield f"methods: {method.label} is the same adapter as {known[same]}; leave one of them out"
 
@@ -180,6 +185,12 @@ def _stages(study: Study) -> Iterator[str]:
         if documents is not None or settings.max_steps is not None:
             problem = settings.steps_problem(documents or 0, study.section_of(cell))
             yield from [problem] if problem else []
+    for section in (study.instruction, study.continual):
+        if section and section.learning_rate is not None:
+            stage = INSTRUCTION if section is study.instruction else "continual"
+            trained = {cell.method for cell in cells if study.section_of(cell) == stage}
+            if all(study.method_by_label[name].learning_rate is not None for name in trained):
+                yield f"{stage}.learning_rate: every method of it has a learning_rate of its own, which stands; leave one out"
     for name in {cell.method for cell in cells if study.parent(cell)}:
         yield from _continued(study, study.method_by_label[name])
 

@@ -4,6 +4,7 @@ Every class is closed: an unknown key is an error.
 """
 
 import math
+from fractions import Fraction
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -225,7 +226,9 @@ class TrainingSettings(Closed):
 
     def steps(self, documents: int) -> int:
         """Optimiser steps of a training on so many documents; the last batch of an epoch may be smaller."""
-        return self.max_steps or int(self.last_epoch * -(-documents // self.batch_size))
+        # As the number is written: 0.57 · 100 is 56.99… in binary.
+        epochs = Fraction(str(self.last_epoch))
+        return self.max_steps or math.floor(epochs * -(-documents // self.batch_size))
 
     def steps_problem(self, documents: int, section: str = "training") -> str | None:
         """Why so many documents cannot be trained on with these settings, which `section` of the study gives; or None."""
@@ -274,7 +277,7 @@ class StageSettings(Closed):
     warmup_steps: Annotated[int, Field(ge=0, le=1_000_000_000)] | None = None
     """In place of `training.warmup_steps`."""
     learning_rate: Rate | None = None
-    """In place of `training.learning_rate`."""
+    """In place of `training.learning_rate`; a method's own stands here too, a tuned one is for the study's tasks only."""
 
     def training(self, settings: TrainingSettings) -> TrainingSettings:
         """`settings` with the stage's own in their place."""
