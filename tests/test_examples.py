@@ -98,7 +98,7 @@ def test_documents_in_two_splits_are_counted(prepared_bench, tmp_path, monkeypat
         "make_examples",
         lambda task, split, documents: plain(task, "train", documents)[:5] + plain(task, split, documents),
     )
-    monkeypatch.setattr(rendering, "_clusters", lambda task, rows, split, count: [None] * count)
+    monkeypatch.setattr(rendering, "_clusters", lambda *arguments: [None] * len(arguments[-1]))
     record = write(prepared_bench, tmp_path / "examples", "scienceqa")
     assert record["shared"]["train and evaluation"] == 5
     assert "5 documents stand in train and evaluation" in capsys.readouterr().err

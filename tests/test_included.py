@@ -252,18 +252,32 @@ def test_documents_that_belong_together_are_told_by_a_column(tmp_path, rows, fol
         assert "task colours: metadata" in capsys.readouterr().err
 
 
-def test_documents_that_are_left_out_cannot_be_told_apart(tmp_path, rows, folder, capsys):
-    (folder / "deeper" / "prompts.py").write_text(
-        CODE + "def some(docs):\n    return docs.select(range(1 + len(docs) // 2))\n"
-    )
+@pytest.mark.parametrize("kept", [True, False])
+def test_documents_keep_their_group_where_code_orders_and_leaves_out(tmp_path, rows, folder, capsys, kept):
+    """The groups were those of the rows in their places before."""
+    label = "" if kept else ".rename_column('label', 'right')"
+    code = f"""
+def some(docs):
+    docs = docs.filter(lambda doc: '4' not in doc['question'])
+    return docs.select(range(len(docs))[::-1]){label}
+"""
+    (folder / "deeper" / "prompts.py").write_text(CODE + code)
     own = "include: ../_base.yaml\ntask: shades\ndoc_to_text: '{{question}}'\nprocess_docs: !function prompts.some\n"
-    (folder / "deeper" / "shades.yaml").write_text(own + "metadata: {cluster: label}\n")
+    own += "metadata: {cluster: label}\n" + ("" if kept else "doc_to_target: right\n")
+    (folder / "deeper" / "shades.yaml").write_text(own)
     options = [*study(tmp_path, rows, "shades"), "--include", str(folder), "--include-functions"]
-    assert main(["run", *options]) == 2
-    assert (
-        "task shades: metadata.cluster: process_docs makes 9 documents of 16 rows of train"
-        in capsys.readouterr().err
-    )
+    asked = main(["model", *options]) or main(["data", *options]) or main(["examples", *options])
+    if kept:
+        assert asked == 0
+        for part in ("train", "validation", "evaluation"):
+            table = pq.read_table(tmp_path / f"results/own/examples/shades/{part}.parquet").to_pylist()
+            assert table and all(row["cluster"] == str(row["answer"]) for row in table)
+        assert [row["prompt"][-7:] for row in table][:4] == ["7 even?", "6 even?", "5 even?", "3 even?"]
+    else:
+        assert asked == 2
+        assert (
+            "task shades: metadata.cluster: process_docs leaves column 'label' out" in capsys.readouterr().err
+        )
 
 
 def test_code_that_goes_by_pythons_hash_of_texts_is_found(tmp_path, rows, folder, capsys):

@@ -5,7 +5,7 @@ import itertools
 import json
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -130,12 +130,17 @@ def load_prepared(name: str, protocol: str, folder: Path, validated: bool = Fals
     return PreparedTask(config=config)
 
 
-def make_examples(task: ConfigurableTask, split: str, documents: int | None) -> list[Example]:
-    """See `mola_core.tasks.render`."""
+def documents_of(task: ConfigurableTask, split: str) -> Iterable[dict[str, Any]]:
+    """The documents of a split as the task's own process_docs leaves them. Raises `MolaError` where it has no such split."""
     docs = {"train": task.training_docs, "validation": task.validation_docs, "test": task.test_docs}[split]()
     if docs is None:
         raise MolaError(f"task {task.task_name}: it has no split {split!r}; choose another")
-    taken = list(itertools.islice(docs, documents))
+    return docs
+
+
+def make_examples(task: ConfigurableTask, split: str, documents: int | None) -> list[Example]:
+    """See `mola_core.tasks.render`."""
+    taken = list(itertools.islice(documents_of(task, split), documents))
     examples = []
     for row, doc in enumerate(taken):
         try:

@@ -7,12 +7,14 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mola_core.errors import MolaError
 from mola_core.tasks import (
     COLUMNS,
     PARTS,
+    Example,
+    cluster_of,
     evaluation_split,
     include,
     included,
@@ -20,6 +22,9 @@ from mola_core.tasks import (
     load_task,
 )
 from mola_core.tasks.rows import CLUSTER_FILE
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import ConfigurableTask
 
 
 def rendered(task: str, protocol: str, rows: Path) -> dict[str, list[dict[str, Any]]]:
@@ -74,11 +79,12 @@ def _rendered(task: str, protocol: str, rows: Path) -> dict[str, list[dict[str, 
     rendered = {}
     for part, examples in parts.items():
         if part == "validation" and carved:
-            everywhere = _clusters(task, rows, "train", len(parts["train"]))
+            everywhere = _clusters(plain, task, rows, "train", parts["train"])
             known = {one.document: cluster for one, cluster in zip(parts["train"], everywhere, strict=True)}
             clusters = [known.get(example.document) for example in examples]
         else:
-            clusters = _clusters(task, rows, sources[part], len(examples))
+            loaded = validated if part == "validation" else plain
+            clusters = _clusters(loaded, task, rows, sources[part], examples)
         rendered[part] = [
             {
                 **{name: getattr(example, name) for name in COLUMNS},
@@ -107,18 +113,26 @@ def _rendered_again(task: str, protocol: str, rows: Path) -> dict[str, list[dict
         os.environ |= {} if before is None else {"PYTHONHASHSEED": before}
 
 
-def _clusters(task: str, rows: Path, split: str, count: int) -> list[str | None]:
-    """The cluster of each row of a split; none where the source does not say."""
+def _clusters(
+    loaded: ConfigurableTask, task: str, rows: Path, split: str, examples: Sequence[Example]
+) -> list[str | None]:
+    """The cluster of each document of a split; none where the source does not say."""
     import pyarrow.parquet as pq
 
-    file = rows / CLUSTER_FILE.format(split)
-    clusters = pq.read_table(file)["cluster"].to_pylist() if file.is_file() else []
-    if clusters and len(clusters) != count:
+    from mola_core.tasks.loading import documents_of
+
+    column = None if is_own(task) else cluster_of(task)
+    if column is None or not loaded.config.process_docs:
+        file = rows / CLUSTER_FILE.format(split)
+        return pq.read_table(file)["cluster"].to_pylist() if file.is_file() else [None] * len(examples)
+    # A user's process_docs may leave rows out or put them in another order: what a document itself says counts.
+    documents = list(documents_of(loaded, split))
+    if not all(column in document for document in documents):
         raise MolaError(
-            f"task {task}: metadata.cluster: process_docs makes {count} documents of {len(clusters)} rows of {split}, so that "
-            "which belong together cannot be told; leave rows out of the files instead"
+            f"task {task}: metadata.cluster: process_docs leaves column {column!r} out, so that which documents belong "
+            "together cannot be told; let it keep the column"
         )
-    return clusters or [None] * count
+    return ["" if document[column] is None else str(document[column]) for document in documents]
 
 
 def _same(task: str, part: str, first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]) -> None:
