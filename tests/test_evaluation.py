@@ -12,6 +12,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
+    GPT2Config,
     JambaConfig,
     Lfm2Config,
     MambaConfig,
@@ -25,6 +27,7 @@ from mola_core.evaluation.harness import AnswerLM, evaluate
 from mola_core.evaluation.likelihoods import of_samples
 from mola_core.evaluation.unanswered import unanswered
 from mola_core.models.attention import window
+from mola_core.models.loading import UNLIMITED, positions
 from mola_core.runs.prepare import prepare_examples
 from mola_core.study.sections import EvaluationSettings
 from mola_core.tasks import Example, load_task, render
@@ -92,6 +95,42 @@ def test_prompts_beyond_a_window_are_not_cached(prepared_bench, kind, settings, 
         requests, disable_tqdm=True
     )
     assert [value for value, _ in ours] == pytest.approx([value for value, _ in stock], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        (BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=512), UNLIMITED),
+        (GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=64, vocab_size=512), 64),
+    ],
+    ids=["bloom", "gpt2"],
+)
+def test_prompts_are_cut_where_examples_count_them_as_cut(prepared_bench, tmp_path, config, limit):
+    """lm-eval cuts at 2,048 tokens where a config names no limit, and says nothing."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer = prepared_bench.base.tokenizer
+    prompt = "Is this a question? " * 240
+    arguments = {"pretrained": model, "tokenizer": tokenizer, "batch_size": 2, "device": "cpu"}
+    ours = AnswerLM(**arguments)
+    assert ours.max_length == positions(tmp_path) == limit
+    [(found, _)] = ours.loglikelihood([Instance("loglikelihood", {}, (prompt, " yes"), 0)])
+    answer = tokenizer(" yes", add_special_tokens=False).input_ids
+    tokens = tokenizer(prompt.rstrip(), add_special_tokens=False).input_ids
+    blank = tokenizer(" ", add_special_tokens=False).input_ids
+    tokens = [*tokens, *blank, *answer][-limit - 1 :]
+    assert len(tokens) == 65 or len(tokens) > 2100
+    with torch.inference_mode():
+        by_token = model(torch.tensor([tokens[:-1]])).logits[0].log_softmax(-1)
+    expected = sum(
+        by_token[place - 1, tokens[place]].item()
+        for place in range(len(tokens) - len(blank) - len(answer), len(tokens))
+    )
+    assert found == pytest.approx(expected, abs=1e-3)
+    if limit == UNLIMITED:
+        settings = {"until": ["?"], "max_gen_toks": 2}
+        assert len(ours.generate_until([Instance("generate_until", {}, (prompt, settings), 0)], True)) == 1
 
 
 @pytest.mark.parametrize(

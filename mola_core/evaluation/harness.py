@@ -17,6 +17,7 @@ from lm_eval.models.huggingface import HFLM
 from mola_core.errors import MolaError
 from mola_core.evaluation.unanswered import numbered
 from mola_core.models.attention import window
+from mola_core.models.loading import positions
 from mola_core.models.precision import computed_in
 from mola_core.models.tokens import adds_bos, split
 from mola_core.tasks.check import chance
@@ -43,6 +44,11 @@ class AnswerLM(HFLM):
     a batch begin with. Nothing is kept from one batch to the next: lm-eval's cache is keyed without the model.
     """
 
+    @property
+    def max_length(self) -> int:
+        """Where prompts are cut: at what their examples count as cut, not at lm-eval's 2,048 where a config names no limit."""
+        return positions(self.config)
+
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Log-likelihood of each request's option, its tokens cut as those of training are."""
         asked = [request.args for request in requests]
@@ -63,22 +69,20 @@ class AnswerLM(HFLM):
         """Log-likelihood of each token of each request's option, and whether each is the most likely one there."""
         inputs = [tuple((context + option)[-(self.max_length + 1) :][:-1]) for _, context, option in requests]
         served_by = _covering(inputs)
-        positions: dict[tuple[int, ...], list[int]] = {}
+        served: dict[tuple[int, ...], list[int]] = {}
         for index, row in enumerate(inputs):
-            positions.setdefault(served_by[row], []).append(index)
+            served.setdefault(served_by[row], []).append(index)
         # The last token before the options: logits are needed from there on.
-        answered = {
-            row: min(len(inputs[i]) - len(requests[i][2]) for i in at) for row, at in positions.items()
-        }
+        answered = {row: min(len(inputs[i]) - len(requests[i][2]) for i in at) for row, at in served.items()}
         # A document's options beside each other; the longest first: running out of memory shows at once.
-        passes = sorted(positions, key=lambda row: (-answered[row], row))
+        passes = sorted(served, key=lambda row: (-answered[row], row))
         results = [(torch.empty(0), False)] * len(requests)
         spoken = time.monotonic()
         for start in range(0, len(passes), self.batch_size):
             batch = passes[start : start + self.batch_size]
             logits = self._answer_logits(batch, [answered[row] for row in batch])
             for row, scores in zip(batch, logits, strict=True):
-                for index in positions[row]:
+                for index in served[row]:
                     option = torch.tensor(requests[index][2], device=scores.device)
                     end = len(scores) - (len(row) - len(inputs[index]))
                     likelihoods = scores[end - len(option) : end]

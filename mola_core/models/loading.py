@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 FINGERPRINT = "model.json"
+UNLIMITED = 2**31 - 1
+"""Positions of a model that has no last one; PyTorch warns of slices with larger numbers."""
 
 
 def model_identity(source: ModelSource, hash_cache: Path = HASH_CACHE) -> dict[str, Any]:
@@ -248,15 +250,16 @@ def load_config(folder: str | Path) -> "PreTrainedConfig":
         raise MolaError(f"{folder}: transformers cannot read this config ({one_line(error)})") from error
 
 
-def positions(folder: str | Path) -> int:
-    """Tokens that the model of a local folder takes at most; what lm-eval cuts at. No limit where its config names none."""
-    config = read_json(Path(folder) / "config.json")
-    sections = [config.get("text_config"), config]
-    for section in (each for each in sections if isinstance(each, dict)):
+def positions(model: "str | Path | PreTrainedConfig") -> int:
+    """Tokens that a model takes at most, by its config or that of its local folder; prompts of the evaluation are cut there.
+    `UNLIMITED` where the config names no number."""
+    config = load_config(model) if isinstance(model, str | Path) else model
+    for section in (getattr(config, "text_config", None), config):
         for name in ("n_positions", "max_position_embeddings", "n_ctx"):
-            if isinstance(section.get(name), int):
-                return int(section[name])
-    return sys.maxsize
+            found = getattr(section, name, None)
+            if isinstance(found, int):
+                return found
+    return UNLIMITED
 
 
 def stored_depth(folder: str | Path) -> int | None:
