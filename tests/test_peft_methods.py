@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftModel
@@ -16,6 +17,7 @@ from mola_core.methods.settings import SEVEN_MODULES, AdapterSettings, MethodSet
 from mola_core.models import building
 from mola_core.models.tokens import Encoded
 from mola_core.models.weights import continued_adapter, load_adapter, new_adapter, save_weights, unload
+from mola_core.runs import prepare
 from mola_core.study.effective import EffectiveTraining
 from mola_core.training.batches import LengthGrouped, first_micro_batches, left_pad
 from mola_core.training.trainer import train
@@ -519,3 +521,44 @@ def test_a_study_of_many_methods_is_trained_and_evaluated(bench):
         record = read_record(runner.layout.cell(cell) / "manifest.json")
         assert record["training"] is None or record["training"]["trainable_parameters"] > 0
     assert isinstance(runner.base.model, torch.nn.Module) and not isinstance(runner.base.model, PeftModel)
+
+
+@pytest.mark.parametrize(
+    ("methods", "room", "words"),
+    [
+        (
+            ["base", "prompt-tuning"],
+            39,
+            r"training\.max_length: 300, but the base model has 339 positions, of which",
+        ),
+        (["base", "prompt-tuning"], 40, None),
+        (["base", "llama-adapter"], 0, None),
+    ],
+)
+def test_virtual_tokens_take_positions_of_the_model(bench, monkeypatch, methods, room, words):
+    monkeypatch.setattr(prepare, "positions", lambda folder: 300 + room)
+    study = {"methods": methods, "seeds": [0], "tasks": ["cola"], "training": {"max_length": 300}}
+    if words is None:
+        assert bench(**study)
+    else:
+        with pytest.raises(MolaError, match=words):
+            bench(**study)
+
+
+def test_documents_to_evaluate_on_have_room_behind_virtual_tokens(bench, monkeypatch):
+    runner = bench(methods=["base"], seeds=[0], tasks=["cola"])
+    rows = pq.read_table(runner.layout.examples("cola") / "evaluation.parquet")
+    longest = max(rows["tokens"].to_pylist())
+    wide = {
+        "method": "peft",
+        "name": "wide",
+        "config": {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 50},
+    }
+    monkeypatch.setattr(prepare, "positions", lambda folder: longest + 49)
+    study = {"methods": ["base", "prompt-tuning", wide], "seeds": [0], "tasks": ["cola"]}
+    settings = {"max_length": longest - 2}
+    with pytest.raises(
+        MolaError, match=f"task cola: a document of evaluation has {longest} tokens, .*wide takes 50"
+    ):
+        bench(**study, training=settings)
+    assert bench(**study | {"methods": ["base", "prompt-tuning"]}, training=settings)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mola_core.errors import MolaError
 from mola_core.files import locked, read_json
+from mola_core.methods.registry import adapter_config_without_model
 from mola_core.models.loading import model_identity, positions
 from mola_core.runs.key import examples_identity
 from mola_core.runs.layout import Layout
@@ -81,6 +82,7 @@ def prepare_examples(layout: Layout, rows: str, tokenizer: Callable[[], PreTrain
                 settings.drop_shared,
             )
     check_steps(study, rows, rendered)
+    check_virtual_tokens(layout, rows, rendered)
 
 
 def check_steps(study: Study, rows: str, record: Mapping[str, Any]) -> None:
@@ -97,3 +99,34 @@ def check_steps(study: Study, rows: str, record: Mapping[str, Any]) -> None:
         problem = settings.steps_problem(documents, study.section_of(cell))
         if problem:
             raise MolaError(f"task {stage}: {problem}")
+
+
+def check_virtual_tokens(layout: Layout, rows: str, record: Mapping[str, Any]) -> None:
+    """Raise `MolaError` where the base model's positions do not suffice for the texts of `rows` behind the virtual tokens of
+    the study's methods (prompt tuning, p-tuning, prefix tuning).
+
+    `record` is that of the rows' examples.
+    """
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    study = layout.study
+    taken = {
+        method.label: adapter_config_without_model(method, study.adapter).get("num_virtual_tokens") or 0
+        for method in study.methods
+    }
+    method, count = max(taken.items(), key=lambda item: item[1])
+    if not count:
+        return
+    most = positions(layout.model)
+    why = f"but the base model has {most} positions, of which {method} takes {count} for virtual tokens"
+    longest = study.rendering_of(rows).max_length
+    if longest > most - count:
+        raise MolaError(f"training.max_length: {longest}, {why}; lower it, or their number")
+    for part in sorted(record["parts"].keys() - {"train"}):
+        table = pq.read_table(layout.examples(rows) / f"{part}.parquet", columns=["tokens"])
+        longest = pc.max(table["tokens"]).as_py() or 0
+        if longest > most - count:
+            raise MolaError(
+                f"task {rows}: a document of {part} has {longest} tokens, {why}; lower their number, or leave it out"
+            )
