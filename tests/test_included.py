@@ -237,6 +237,38 @@ def test_a_template_reads_its_document_and_runs_nothing(tmp_path, rows, folder, 
     assert not mark.exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "metric"),
+    [
+        ({"doc_to_choice": ["red", "green", "blue"], "metric_list": [{"metric": "f1"}]}, "f1"),
+        (
+            {
+                "doc_to_choice": "{{['red', 'green'] + ['blue'] * (question.split()[2] | int % 2)}}",
+                "metric_list": [{"metric": "brier_score"}],
+            },
+            "brier_score",
+        ),
+        ({"metric_list": [{"metric": "acc_norm", "aggregation": "bogus"}]}, "acc_norm"),
+        (
+            {"metric_list": [{"metric": name} for name in ("acc", "acc_norm", "f1", "mcc", "brier_score")]},
+            None,
+        ),
+    ],
+)
+def test_a_metric_that_cannot_be_computed_is_found_before_the_first_training(
+    tmp_path, rows, folder, capsys, changes, metric
+):
+    (folder / "colours.yaml").write_text(TASK + yaml.safe_dump(changes))
+    asked = main(["data", *study(tmp_path, rows), "--include", str(folder)])
+    assert asked == (0 if metric is None else 2)
+    if metric:
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert f"task colours: metric_list: lm-eval cannot compute {metric} of these documents (" in line
+        assert not (tmp_path / "results/data").exists() or not list(
+            (tmp_path / "results/data").glob("colours*")
+        )
+
+
 @pytest.mark.parametrize("wanted", ["label", "nosuch", 5, None])
 def test_documents_that_belong_together_are_told_by_a_column(tmp_path, rows, folder, capsys, wanted):
     metadata = {"cluster": wanted} if wanted else "x"

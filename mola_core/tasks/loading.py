@@ -19,7 +19,7 @@ from lm_eval import utils
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from mola_core.errors import MolaError
+from mola_core.errors import MolaError, one_line
 from mola_core.tasks import (
     SCORING,
     SPLIT_KEYS,
@@ -243,17 +243,30 @@ def _check_reading(task: ConfigurableTask, docs: Sequence[dict[str, Any]], split
 def _check_scoring(
     task: ConfigurableTask, docs: Sequence[dict[str, Any]], examples: Sequence[Example]
 ) -> None:
-    """Compare each document's right option with what lm-eval itself would count as right."""
+    """Compare each document's right option with what lm-eval itself would count as right, and compute each metric once."""
+    metrics: dict[str, list[Any]] = {}
     for row, (doc, example) in enumerate(zip(docs, examples, strict=True)):
         choices = len(task.doc_to_choice(doc))
         right = task.doc_to_text(doc) if task.multiple_input else example.answer
         for best, wanted in ((right, 1.0), ((right + 1) % choices, float(choices == 1))):
             answers = [(float(option == best), False) for option in range(choices)]
-            if task.process_results(doc, answers)["acc"] != wanted:
+            found = task.process_results(doc, answers)
+            for metric, value in found.items():
+                metrics.setdefault(metric, []).append(value)
+            if found["acc"] != wanted:
                 raise MolaError(
                     f"task {task.task_name}: row {row} to evaluate on: lm-eval counts option {best} as "
                     f"{'wrong' if wanted else 'right'}, its answer says otherwise; give each document one right option"
                 )
+    for metric, values in metrics.items():
+        try:
+            task.aggregation().get(metric, np.mean)(values)
+        except (
+            Exception
+        ) as error:  # scikit-learn's, NumPy's, or a TypeError of an aggregation that lm-eval does not know
+            raise MolaError(
+                f"task {task.task_name}: metric_list: lm-eval cannot compute {metric} of these documents ({one_line(error)}); remove it"
+            ) from None
 
 
 def golds_in_prompts(task: ConfigurableTask, documents: int | None) -> list[tuple[int, int]] | None:
