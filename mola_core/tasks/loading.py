@@ -261,9 +261,8 @@ def _check_scoring(
     for metric, values in metrics.items():
         try:
             task.aggregation().get(metric, np.mean)(values)
-        except (
-            Exception
-        ) as error:  # scikit-learn's, NumPy's, or a TypeError of an aggregation that lm-eval does not know
+        # scikit-learn's, NumPy's, or a TypeError of an aggregation that lm-eval does not know.
+        except Exception as error:
             raise MolaError(
                 f"task {task.task_name}: metric_list: lm-eval cannot compute {metric} of these documents ({one_line(error)}); remove it"
             ) from None
