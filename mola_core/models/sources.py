@@ -39,8 +39,7 @@ MODEL_FILES = (
     "chat_template.jinja",
 )
 """All that is ever taken from a hub repository or a folder."""
-CARD, CARD_HEAD = "README.md", 1 << 20
-"""A model card, and how far into it its head is looked for."""
+CARD = "README.md"
 LICENCE = r"[\w.+-]{1,60}"
 """A licence's short name, as `apache-2.0`."""
 PICKLES = ("*.bin", "*.pt", "*.pth")
@@ -68,23 +67,23 @@ def fetch_model(source: ModelSource, target: Path) -> None:
 def licence_of(source: ModelSource) -> str | None:
     """The licence that the head of the source's own model card names; None where it has no card (a wheel), or one that
     names none or cannot be had."""
+    import yaml
+    from huggingface_hub import hf_hub_download, metadata_load
+
     if isinstance(source, DirectoryModel):
         card = Path(source.path).expanduser() / CARD
     elif isinstance(source, HubModel):
-        from huggingface_hub import hf_hub_download
-
         try:
             card = Path(hf_hub_download(source.id, CARD, revision=source.revision))
         except Exception:  # as in `_from_hub`; without its card a model is as good
             return None
     else:
         return None
-    if not card.is_file():
+    try:
+        found = (metadata_load(card) or {}).get("license")
+    except (OSError, ValueError, yaml.YAMLError):  # none there, or none that can be read
         return None
-    with card.open(encoding="utf-8", errors="replace") as file:
-        head = re.match(r"---\n(.*?\n)---\s*$", file.read(CARD_HEAD), re.S | re.M)
-    found = re.search(rf"^license: *[\"']?({LICENCE})[\"']?\s*$", head[1], re.M) if head else None
-    return found[1] if found else None
+    return found if isinstance(found, str) and re.fullmatch(LICENCE, found) else None
 
 
 def model_files(folder: Path) -> list[Path]:
